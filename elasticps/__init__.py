@@ -1,0 +1,1 @@
+"""elasticps: an elastic parameter server for PyTorch."""

@@ -1,0 +1,84 @@
+"""The one hierarchy of errors. Each says what happened, where, and what to do about it.
+
+An error is raised where its cause is known and shown once, where the user is.
+"""
+
+from __future__ import annotations
+
+
+class ElasticError(Exception):
+    """Root of every error that elasticps raises on purpose.
+
+    ``what`` is one sentence. ``where`` names the file, node, block or address it is about,
+    ``field`` the offending input field, ``limit`` the bound it broke, ``hint`` the next step.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        field: str | None = None,
+        limit: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.field = field
+        self.limit = limit
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        if self.field:
+            text += f" (field {self.field})"
+        if self.limit:
+            text += f" (limit: {self.limit})"
+        if self.hint:
+            text += f"\n  hint: {self.hint}"
+        return text
+
+
+class UsageError(ElasticError):
+    """The user asked for something that cannot be: a bad flag, value or model. Exit code 2."""
+
+
+class WireError(ElasticError):
+    """A peer sent bytes that break the frame format. Its connection is closed, nothing else."""
+
+
+class PeerUnavailable(ElasticError):
+    """A peer refused the connection, reset it, or did not answer in time."""
+
+
+class StoreError(ElasticError):
+    """etcd answered with an error, or holds a value that is not ours."""
+
+
+class StoreUnavailable(StoreError):
+    """No etcd endpoint answered in time. The request may have taken effect."""
+
+
+class LeaseLost(StoreError):
+    """The lease ran out, here by our own clock or there by etcd's."""
+
+
+class FenceLost(StoreError):
+    """A fenced write was refused: another leader has been elected."""
+
+
+class WatchCompacted(StoreError):
+    """The watched revision was compacted away: list again and replace the state."""
+
+
+class PluginError(ElasticError):
+    """A plugin is missing, broken, or breaks its contract. Names distribution and entry point."""
+
+
+class JobFailed(ElasticError):
+    """The job ended without success. ``what`` carries the reason that the leader recorded."""
+
+
+class BlockUnavailable(ElasticError):
+    """No primary of a block answered within the time allowed."""
