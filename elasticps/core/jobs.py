@@ -1,0 +1,111 @@
+"""A job's life as the leader decides it: its state, why, and how many workers each node runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from elasticps.core.audit import Verdict
+from elasticps.core.ids import NodeId
+from elasticps.core.records import (
+    Failure,
+    JobSpec,
+    JobState,
+    JobStatus,
+    LivingWorker,
+    WorkerState,
+)
+
+
+def next_status(
+    spec: JobSpec,
+    status: JobStatus | None,
+    *,
+    slots: Mapping[NodeId, int],
+    workers: Sequence[LivingWorker],
+    cancelled: bool,
+    now_unix: float,
+) -> JobStatus:
+    """The status that follows; equal to ``status`` when nothing changes.
+
+    ``slots`` are the nodes that may run workers, and how many; ``workers`` the known lives.
+    """
+    if status is not None and status.state.final:
+        return status
+    status = status or JobStatus(state=JobState.PENDING, reason="")
+    status = msgspec.structs.replace(status, verdict=_verdict(workers))
+    if cancelled:
+        return _ended(status, JobState.CANCELLED, "cancelled by request", now_unix)
+    failed = [life for life in workers if life.record.state is WorkerState.FAILED]
+    if failed:
+        return _failed(status, min(failed, key=lambda life: life.worker), now_unix)
+    running = [life for life in workers if life.record.state is WorkerState.RUNNING]
+    succeeded = [life for life in workers if life.record.state is WorkerState.SUCCEEDED]
+    if succeeded and not running:
+        return _ended(status, JobState.SUCCEEDED, "all workers finished", now_unix)
+    if succeeded:
+        wanted = _count(running)
+        reason = f"{len(succeeded)} workers finished, {len(running)} still running"
+        return _running(status, wanted, reason)
+    wanted = _share(slots, spec.max_workers)
+    if not wanted:
+        reason = "waiting for a node that may run workers"
+        return msgspec.structs.replace(status, state=JobState.PENDING, reason=reason, workers={})
+    if len(running) < spec.start_workers and status.state is JobState.PENDING:
+        reason = f"waiting for workers: {len(running)} of {spec.start_workers} started"
+        return msgspec.structs.replace(
+            status, state=JobState.PENDING, reason=reason, workers=wanted
+        )
+    return _running(status, wanted, f"{len(running)} workers")
+
+
+def lost(status: JobStatus, reason: str, now_unix: float) -> JobStatus:
+    """The end of a job whose blocks are gone."""
+    return _ended(status, JobState.FAILED, reason, now_unix)
+
+
+def _running(status: JobStatus, wanted: dict[NodeId, int], reason: str) -> JobStatus:
+    return msgspec.structs.replace(status, state=JobState.RUNNING, reason=reason, workers=wanted)
+
+
+def _ended(status: JobStatus, state: JobState, reason: str, now_unix: float) -> JobStatus:
+    return msgspec.structs.replace(
+        status, state=state, reason=reason, workers={}, ended_unix=now_unix
+    )
+
+
+def _failed(status: JobStatus, life: LivingWorker, now_unix: float) -> JobStatus:
+    record = life.record
+    failure = Failure(
+        node=record.node, worker=life.uid, reason=record.reason, traceback=record.traceback
+    )
+    ended = _ended(status, JobState.FAILED, f"worker {life.uid}: {record.reason}", now_unix)
+    return msgspec.structs.replace(ended, failure=failure)
+
+
+def _verdict(workers: Sequence[LivingWorker]) -> Verdict:
+    total = Verdict()
+    for life in workers:
+        if life.record.verdict is not None:
+            total = total.plus(life.record.verdict)
+    return total
+
+
+def _count(workers: Sequence[LivingWorker]) -> dict[NodeId, int]:
+    counts: dict[NodeId, int] = {}
+    for life in workers:
+        counts[life.record.node] = counts.get(life.record.node, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _share(slots: Mapping[NodeId, int], most: int) -> dict[NodeId, int]:
+    """Every slot of every node, in node order, up to ``most`` workers."""
+    shares: dict[NodeId, int] = {}
+    left = most
+    for node in sorted(slots):
+        count = min(slots[node], left)
+        if count > 0:
+            shares[node] = count
+            left -= count
+    return shares

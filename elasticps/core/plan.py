@@ -1,0 +1,124 @@
+"""The plan: which server holds which replica of each block, and under which epoch.
+
+In etcd a plan is stored in parts of ``PART_BLOCKS`` entries. An entry that a write changes is
+stored with epoch 0, which means "the revision of this write": so etcd itself gives the epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from elasticps.core.ids import BlockId, PlanEpoch, ServerId
+from elasticps.errors import StoreError
+
+PART_BLOCKS = 2048
+THIS_WRITE = PlanEpoch(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One block's replicas. ``fresh`` marks the entry that creates the block: only under it may a
+    server that holds nothing act as primary."""
+
+    block: BlockId
+    primary: ServerId
+    in_sync: tuple[ServerId, ...] = ()
+    learners: tuple[ServerId, ...] = ()
+    epoch: PlanEpoch = THIS_WRITE
+    fresh: bool = False
+
+    @property
+    def holders(self) -> tuple[ServerId, ...]:
+        """The replicas that hold every acknowledged op: the primary first."""
+        return (self.primary, *self.in_sync)
+
+    @property
+    def servers(self) -> tuple[ServerId, ...]:
+        return (self.primary, *self.in_sync, *self.learners)
+
+    def rewritten(
+        self,
+        *,
+        primary: ServerId,
+        in_sync: tuple[ServerId, ...],
+        learners: tuple[ServerId, ...],
+    ) -> Entry:
+        """The same block with other replicas, under a new epoch, unless nothing differs."""
+        if (primary, in_sync, learners) == (self.primary, self.in_sync, self.learners):
+            return self
+        return replace(
+            self,
+            primary=primary,
+            in_sync=in_sync,
+            learners=learners,
+            epoch=THIS_WRITE,
+            fresh=False,
+        )
+
+
+class _StoredPart(msgspec.Struct, frozen=True):
+    first: int
+    servers: list[str]
+    entries: list[tuple[int, list[int], list[int], int, bool]]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_StoredPart)
+
+
+def part_of(block: BlockId) -> int:
+    return block // PART_BLOCKS
+
+
+def encode_part(entries: Sequence[Entry]) -> bytes:
+    """One part's entries, in block order, as compact msgpack."""
+    servers: dict[str, int] = {}
+
+    def index(server: ServerId) -> int:
+        return servers.setdefault(server, len(servers))
+
+    rows = [
+        (
+            index(entry.primary),
+            [index(server) for server in entry.in_sync],
+            [index(server) for server in entry.learners],
+            int(entry.epoch),
+            entry.fresh,
+        )
+        for entry in entries
+    ]
+    return _encoder.encode(_StoredPart(first=entries[0].block, servers=list(servers), entries=rows))
+
+
+def decode_part(value: bytes, revision: int) -> tuple[Entry, ...]:
+    """The entries of a stored part whose key was last written at ``revision``.
+
+    Raises StoreError when the value is not a plan part that elasticps wrote.
+    """
+    try:
+        stored = _decoder.decode(value)
+        servers = [ServerId(name) for name in stored.servers]
+        return tuple(
+            Entry(
+                block=BlockId(stored.first + offset),
+                primary=servers[primary],
+                in_sync=tuple(servers[index] for index in in_sync),
+                learners=tuple(servers[index] for index in learners),
+                epoch=PlanEpoch(epoch or revision),
+                fresh=fresh,
+            )
+            for offset, (primary, in_sync, learners, epoch, fresh) in enumerate(stored.entries)
+        )
+    except (msgspec.MsgspecError, IndexError) as error:
+        raise StoreError(f"not a plan part: {error}", field="plan") from error
+
+
+def parts(entries: Iterable[Entry]) -> dict[int, tuple[Entry, ...]]:
+    """Entries by the part that stores them."""
+    by_part: dict[int, list[Entry]] = {}
+    for entry in entries:
+        by_part.setdefault(part_of(entry.block), []).append(entry)
+    return {part: tuple(group) for part, group in by_part.items()}

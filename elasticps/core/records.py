@@ -1,0 +1,161 @@
+"""What is stored in etcd, one struct a key, and how a value that is not ours is refused."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TypeVar
+
+import msgspec
+
+from elasticps.core.audit import Verdict
+from elasticps.core.blocks import DEFAULT_BLOCK_BYTES
+from elasticps.core.ids import BlockId, JobName, NodeId, PlanEpoch, ServerId, WorkerId
+from elasticps.errors import StoreError
+
+
+class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One life of a shard server and where it listens (wire addresses)."""
+
+    server: ServerId
+    tcp: str
+    unix: str
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A registered daemon. ``machine`` tells whether a Unix socket of it can be reached."""
+
+    node: NodeId
+    incarnation: str
+    machine: str
+    http: str
+    version: str
+    weight: float = 1.0
+    zone: str = ""
+    labels: dict[str, str] = {}
+    worker_slots: int = 1
+    servers: tuple[ServerRecord, ...] = ()
+
+
+class DrainRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator's or a leaving daemon's wish. ``stay``: the daemon goes on, holding nothing."""
+
+    stay: bool = False
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What was submitted; never changed afterwards."""
+
+    name: JobName
+    argv: tuple[str, ...]
+    cwd: str
+    env: dict[str, str] = {}
+    strategy: str = "data-parallel"
+    start_workers: int = 1
+    max_workers: int = 1024
+    replicas: int = 1
+    block_bytes: int = DEFAULT_BLOCK_BYTES
+    audit: bool = False
+    submitted_unix: float = 0.0
+
+
+class JobState(Enum):
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def final(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose fault a job's end is: the first worker that failed, and its traceback."""
+
+    node: NodeId
+    worker: str
+    reason: str
+    traceback: str = ""
+
+
+class Movement(msgspec.Struct, frozen=True, kw_only=True):
+    """What migrations have cost a job so far.
+
+    ``snapshot_bytes`` is what crossed the wire (values and optimizer state); ``value_bytes`` the
+    blocks' own size; ``least_value_bytes`` what a perfectly divisible plan would have moved.
+    """
+
+    blocks: int = 0
+    value_bytes: int = 0
+    snapshot_bytes: int = 0
+    least_value_bytes: int = 0
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Written by the leader alone. ``reason`` says why the state is what it is."""
+
+    state: JobState
+    reason: str
+    workers: dict[NodeId, int] = {}
+    sites: tuple[ServerId, ...] = ()
+    movement: Movement = Movement()
+    verdict: Verdict = Verdict()
+    failure: Failure | None = None
+    ended_unix: float | None = None
+
+
+class WorkerState(Enum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    LEFT = "left"
+    FAILED = "failed"
+    KILLED = "killed"
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One life of a worker; the revision that created its key is its WorkerId."""
+
+    node: NodeId
+    state: WorkerState = WorkerState.RUNNING
+    reason: str = ""
+    traceback: str = ""
+    verdict: Verdict | None = None
+
+
+class CaughtUpRow(msgspec.Struct, frozen=True, array_like=True):
+    """A primary's promise: ``learner`` holds all of ``block`` and is waited for since ``epoch``."""
+
+    block: BlockId
+    learner: ServerId
+    epoch: PlanEpoch
+    snapshot_bytes: int
+
+
+class ReportRecord(msgspec.Struct, frozen=True):
+    """All promises of one node's servers for one job."""
+
+    rows: tuple[CaughtUpRow, ...]
+
+
+RecordType = TypeVar("RecordType", bound=msgspec.Struct)
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    return msgspec.json.encode(record)
+
+
+def decode(value: bytes, record_type: type[RecordType], key: str) -> RecordType:
+    """Raises StoreError, naming key and field, when ``value`` is not such a record."""
+    try:
+        return msgspec.json.decode(value, type=record_type)
+    except msgspec.MsgspecError as error:
+        raise StoreError(f"not a {record_type.__name__}: {error}", where=key) from error
+
+
+class LivingWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's key as the cluster sees it."""
+
+    worker: WorkerId
+    uid: str
+    record: WorkerRecord

@@ -1,0 +1,222 @@
+"""The replica's part that every replicated thing shares: role, epoch, version, and its peers.
+
+A primary streams a snapshot and then every op to its peers. It answers a client only when every
+peer that the plan counts on has applied the op. A learner that has caught up is *promised*: from
+then on it is waited for like an in-sync backup, until a later plan says otherwise. Only that
+makes it safe for the leader to promote it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from elasticps.core.audit import mix
+from elasticps.core.ids import PlanEpoch, ServerId
+from elasticps.core.plan import Entry
+
+
+class Role(Enum):
+    NONE = "none"
+    LEARNER = "learner"
+    IN_SYNC = "in-sync"
+    PRIMARY = "primary"
+
+
+class Check(Enum):
+    """Why a request cannot be served here and now; OK when it can."""
+
+    OK = "ok"
+    FENCED = "fenced"
+    BEHIND = "behind"
+    UNKNOWN = "unknown"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Send ``peer`` the whole state as of now; every later op follows on the same stream."""
+
+    peer: ServerId
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the stream to ``peer``: it is no replica of this block any more."""
+
+    peer: ServerId
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """Tell the leader that ``peer`` holds everything and is waited for from now on."""
+
+    peer: ServerId
+    epoch: PlanEpoch
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer a request that waited for its op to be durable, or to learn that it will not be."""
+
+    request: object
+    check: Check
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """This server is no replica of the block any more: drop its memory."""
+
+
+Action = Snapshot | Stop | CaughtUp | Answer | Free
+
+
+@dataclass(slots=True)
+class _Peer:
+    acked: int = -1
+    in_sync: bool = False
+    promised: bool = False
+
+
+@dataclass(slots=True)
+class Replication:
+    """One block's replication state on server ``me``."""
+
+    me: ServerId
+    role: Role = Role.NONE
+    epoch: PlanEpoch = PlanEpoch(0)
+    version: int = 0
+    history: int = 0
+    holds_state: bool = False
+    peers: dict[ServerId, _Peer] = field(default_factory=dict)
+    _waiting: list[tuple[int, object]] = field(default_factory=list)
+
+    def adopt(self, entry: Entry) -> list[Action]:
+        """Take the role that ``entry`` gives this server. Older entries change nothing."""
+        if entry.epoch <= self.epoch:
+            return []
+        self.epoch = entry.epoch
+        self.role = self._role_in(entry)
+        if self.role is Role.PRIMARY:
+            return self._lead(entry)
+        actions: list[Action] = [Stop(peer) for peer in self.peers]
+        actions += [Answer(request, Check.FENCED) for _, request in self._waiting]
+        self.peers.clear()
+        self._waiting.clear()
+        if self.role is Role.NONE:
+            self.holds_state = False
+            actions.append(Free())
+        return actions
+
+    def _role_in(self, entry: Entry) -> Role:
+        if entry.primary == self.me:
+            if entry.fresh:
+                self.holds_state = True
+            # A primary without state would serve a fresh block in place of a lost one.
+            return Role.PRIMARY if self.holds_state else Role.NONE
+        if self.me in entry.in_sync:
+            return Role.IN_SYNC
+        return Role.LEARNER if self.me in entry.learners else Role.NONE
+
+    def _lead(self, entry: Entry) -> list[Action]:
+        wanted = (*entry.in_sync, *entry.learners)
+        actions: list[Action] = [Stop(peer) for peer in self.peers if peer not in wanted]
+        kept = {peer: self.peers[peer] for peer in wanted if peer in self.peers}
+        for peer in wanted:
+            state = kept.setdefault(peer, _Peer())
+            state.in_sync = peer in entry.in_sync
+            if peer not in self.peers:
+                actions.append(Snapshot(peer))
+            elif state.promised and not state.in_sync:
+                actions.append(CaughtUp(peer, self.epoch))
+        self.peers = kept
+        return actions + self._released()
+
+    def check(self, epoch: PlanEpoch) -> Check:
+        """May a client's request under ``epoch`` be served by this replica?"""
+        if epoch < self.epoch:
+            return Check.FENCED
+        if epoch > self.epoch:
+            return Check.BEHIND
+        return Check.OK if self.role is Role.PRIMARY else Check.UNKNOWN
+
+    # -- the primary's side ---------------------------------------------------------------------
+
+    def record(self, digest: int) -> int:
+        """Count an op that the primary has just applied; returns the block's new version."""
+        assert self.role is Role.PRIMARY
+        return self._advance(digest)
+
+    def acked(self, peer: ServerId, version: int) -> list[Action]:
+        """``peer`` has applied everything up to ``version``."""
+        state = self.peers.get(peer)
+        if state is None:
+            return []
+        state.acked = max(state.acked, version)
+        actions: list[Action] = []
+        if state.acked == self.version and not state.promised:
+            state.promised = True
+            if not state.in_sync:
+                actions.append(CaughtUp(peer, self.epoch))
+        return actions + self._released()
+
+    def restarted(self, peer: ServerId) -> None:
+        """The stream to ``peer`` broke: it starts over with a snapshot. The promise stands."""
+        state = self.peers.get(peer)
+        if state is not None:
+            state.acked = -1
+
+    @property
+    def promised_learners(self) -> list[ServerId]:
+        """Learners that hold everything and are waited for, though the plan does not say so yet."""
+        return [name for name, peer in self.peers.items() if peer.promised and not peer.in_sync]
+
+    @property
+    def durable(self) -> int:
+        """The newest version that every counted replica has applied."""
+        waited = [peer.acked for peer in self.peers.values() if peer.in_sync or peer.promised]
+        return min([self.version, *waited])
+
+    def answer_when_durable(self, request: object) -> list[Action]:
+        """Answer ``request`` once the present version is durable, or FENCED if deposed first."""
+        self._waiting.append((self.version, request))
+        return self._released()
+
+    def _released(self) -> list[Action]:
+        durable = self.durable
+        ready = [request for version, request in self._waiting if version <= durable]
+        self._waiting = [item for item in self._waiting if item[0] > durable]
+        return [Answer(request, Check.OK) for request in ready]
+
+    # -- the backup's side ----------------------------------------------------------------------
+
+    def _check_stream(self, epoch: PlanEpoch) -> Check:
+        if epoch < self.epoch:
+            return Check.FENCED
+        if epoch > self.epoch:
+            return Check.BEHIND
+        return Check.OK if self.role in (Role.LEARNER, Role.IN_SYNC) else Check.UNKNOWN
+
+    def check_snapshot(self, epoch: PlanEpoch) -> Check:
+        return self._check_stream(epoch)
+
+    def install(self, version: int, history: int) -> None:
+        """A snapshot's state has replaced this replica's."""
+        self.version, self.history, self.holds_state = version, history, True
+
+    def check_op(self, epoch: PlanEpoch, version: int) -> Check:
+        """May the op that makes ``version`` be applied next? CONFLICT: a gap, send a snapshot."""
+        verdict = self._check_stream(epoch)
+        if verdict is not Check.OK:
+            return verdict
+        in_order = self.holds_state and version <= self.version + 1
+        return Check.OK if in_order else Check.CONFLICT
+
+    def follow(self, digest: int) -> int:
+        """Count an op that a backup has just applied; returns the new version."""
+        return self._advance(digest)
+
+    def _advance(self, digest: int) -> int:
+        self.version += 1
+        self.history = mix(self.history ^ digest)
+        return self.version

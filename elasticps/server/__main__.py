@@ -1,0 +1,3 @@
+from elasticps.server.main import main
+
+main()

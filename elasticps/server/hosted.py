@@ -1,0 +1,141 @@
+"""What a block of parameters and a job's ledger share on a server: a role, peers and requests."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+from elasticps.core.ids import BlockId, JobKey, ServerId
+from elasticps.core.plan import Entry
+from elasticps.core.records import CaughtUpRow
+from elasticps.core.replication import (
+    Action,
+    Answer,
+    CaughtUp,
+    Check,
+    Free,
+    Replication,
+    Snapshot,
+    Stop,
+)
+from elasticps.errors import PeerUnavailable
+from elasticps.wire.connection import Connection
+from elasticps.wire.frame import Header, Status
+from elasticps.wire.messages import OpMeta, SnapshotMeta
+
+STATUS_OF = {
+    Check.OK: Status.OK,
+    Check.FENCED: Status.FENCED,
+    Check.BEHIND: Status.BEHIND,
+    Check.UNKNOWN: Status.UNKNOWN,
+    Check.CONFLICT: Status.CONFLICT,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A client's request that can be answered now or later."""
+
+    connection: Connection
+    header: Header
+
+    def answer(self, status: Status, meta: bytes = b"", payload: bytes | None = None) -> None:
+        # A caller that is gone asks again over its next connection.
+        with contextlib.suppress(PeerUnavailable):
+            self.connection.send(self.header.reply(status), meta, payload)
+
+
+class Streams(Protocol):
+    """The replica streams of one server, as a hosted thing uses them."""
+
+    def open(self, hosted: Hosted, peer: ServerId) -> None: ...
+
+    def close(self, hosted: Hosted, peer: ServerId) -> None: ...
+
+    def publish(self, hosted: Hosted, op: OpMeta, payload: memoryview | None) -> None: ...
+
+    def promises_changed(self, job: JobKey) -> None: ...
+
+
+class Hosted(ABC):
+    """One replica on this server: the shell around its ``Replication``."""
+
+    def __init__(self, job: JobKey, block: BlockId, streams: Streams) -> None:
+        self.job = job
+        self.id = block
+        self.snapshot_bytes: dict[ServerId, int] = {}
+        self._streams = streams
+
+    @property
+    @abstractmethod
+    def replication(self) -> Replication: ...
+
+    @property
+    @abstractmethod
+    def nbytes_held(self) -> int:
+        """Bytes of memory that the replica's state takes."""
+
+    @abstractmethod
+    def snapshot(self) -> tuple[SnapshotMeta, bytes]:
+        """The whole state as of now, copied."""
+
+    @abstractmethod
+    def install(self, meta: SnapshotMeta, payload: memoryview) -> None:
+        """Replace the state by a snapshot. Raises WireError when it does not fit."""
+
+    @abstractmethod
+    def follow(self, op: OpMeta, payload: memoryview | None) -> None:
+        """Apply the next op as a backup. Raises WireError when it does not fit."""
+
+    @abstractmethod
+    def answer_durable(self, request: Request) -> None:
+        """Answer a request whose op is now held by every counted replica."""
+
+    @abstractmethod
+    def refuse_waiting(self) -> None:
+        """This server does not lead any more: answer every parked request FENCED."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Drop the state: this server is no replica any more."""
+
+    def adopt(self, entry: Entry) -> None:
+        """Take the plan's word on this replica's role."""
+        self.perform(self.replication.adopt(entry))
+
+    def acked(self, peer: ServerId, version: int) -> None:
+        self.perform(self.replication.acked(peer, version))
+
+    def perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Snapshot(peer=peer):
+                self._streams.open(self, peer)
+            case Stop(peer=peer):
+                self._streams.close(self, peer)
+            case CaughtUp():
+                self._streams.promises_changed(self.job)
+            case Answer(request=Request() as request, check=Check.OK):
+                self.answer_durable(request)
+            case Answer(request=Request() as request, check=check):
+                request.answer(STATUS_OF[check])
+            case Free():
+                self.refuse_waiting()
+                self.free()
+
+    def promises(self) -> list[CaughtUpRow]:
+        """The learners that this primary waits for since the present epoch."""
+        return [
+            CaughtUpRow(self.id, peer, self.replication.epoch, self.snapshot_bytes.get(peer, 0))
+            for peer in self.replication.promised_learners
+        ]
+
+    def refusal(self, header: Header) -> Status | None:
+        """Why a client's request cannot be served here and now; None when it can."""
+        check = self.replication.check(header.plan_epoch)
+        return None if check is Check.OK else STATUS_OF[check]

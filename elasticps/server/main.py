@@ -1,0 +1,162 @@
+"""The shard server's process: ``python -m elasticps.server``, started by its daemon."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import secrets
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+import torch
+import uvloop
+
+from elasticps.core.ids import NodeId, ServerId, server_of
+from elasticps.core.records import ServerRecord
+from elasticps.server.peers import Peers
+from elasticps.server.session import Lease, Session
+from elasticps.server.table import Table
+from elasticps.wire.address import Address
+from elasticps.wire.connection import Connection, connect
+from elasticps.wire.control import ControlEnd, tell
+from elasticps.wire.listener import listen
+from elasticps.wire.messages import (
+    AliveWorkers,
+    Control,
+    DropJob,
+    JobInfo,
+    PlanUpdate,
+    Promises,
+    ServerHello,
+    Servers,
+    ServeUntil,
+    Stop,
+)
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+LOAD_PERIOD_S = 1.0
+MAX_PROMISES_QUEUED = 1024
+
+
+class ShardServer:
+    """Hosts what the daemon's messages say, until the daemon says Stop or is gone."""
+
+    def __init__(self, cluster: str, me: ServerId, tasks: asyncio.TaskGroup) -> None:
+        self.lease = Lease()
+        self.stopped = asyncio.Event()
+        self.promises: asyncio.Queue[Promises] = asyncio.Queue(MAX_PROMISES_QUEUED)
+        self.peers = Peers(cluster, me)
+        self.table = Table(me, tasks, self.peers, self.promises)
+
+    def on_message(self, conn: Connection, message: Control) -> None:
+        match message:
+            case ServeUntil():
+                self.lease.deadline = message.deadline
+            case Servers():
+                self.peers.update(message)
+            case JobInfo():
+                self.table.job_info(message)
+            case PlanUpdate():
+                self.table.plan_update(message)
+            case AliveWorkers():
+                self.table.alive_workers(message)
+            case DropJob():
+                self.table.drop_job(message.job)
+            case Stop():
+                log.info("stopping: %s", message.reason)
+                self.stopped.set()
+            case _:
+                log.error("a %s is not for a shard server", type(message).__name__)
+
+    def on_closed(self, conn: Connection) -> None:
+        if not self.stopped.is_set():
+            log.error("the daemon is gone")
+            self.stopped.set()
+
+    async def report(self, daemon: Connection) -> None:
+        """Send promises as they change, and the load once a second."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._report_promises(daemon))
+            tasks.create_task(self._report_load(daemon))
+
+    async def _report_promises(self, daemon: Connection) -> None:
+        while True:
+            tell(daemon, await self.promises.get())
+            await daemon.writable()
+
+    async def _report_load(self, daemon: Connection) -> None:
+        while True:
+            tell(daemon, self.table.load())
+            await asyncio.sleep(LOAD_PERIOD_S)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Listen, say hello to the daemon, and serve until told to stop."""
+    me = server_of(NodeId(options.node), secrets.token_hex(4))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            server = ShardServer(options.cluster, me, tasks)
+            stop_on_signals(server.stopped)
+            await _serve(options, me, server, tasks)
+            raise _Stopped
+    except* _Stopped:
+        log.info("stopped")
+
+
+class _Stopped(Exception):
+    """Ends the task group: the server was told to stop."""
+
+
+async def _serve(
+    options: argparse.Namespace, me: ServerId, server: ShardServer, tasks: asyncio.TaskGroup
+) -> None:
+    def session(_: Connection) -> Session:
+        return Session(options.cluster, server.table, server.lease)
+
+    tcp_address, unix_address = Address.parse(options.tcp), Address.parse(options.unix)
+    control = ControlEnd(server.on_message, server.on_closed)
+    async with (
+        listen(tcp_address, session) as tcp,
+        listen(unix_address, session) as unix,
+        await connect(
+            Address.parse(options.control), timeout_s=CONNECT_TIMEOUT_S, dispatcher=control
+        ) as daemon,
+    ):
+        record = ServerRecord(server=me, tcp=str(tcp.address), unix=str(unix.address))
+        tell(daemon, ServerHello(record))
+        await first_of(server.stopped.wait(), server.report(daemon))
+    server.peers.abort()
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Wait until one is done, cancel the others, and raise what it raised."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def stop_on_signals(stopped: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="elasticps.server", description=__doc__)
+    for name in ("control", "cluster", "node", "tcp", "unix"):
+        parser.add_argument(f"--{name}", required=True)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    # One loop, one thread: several servers a machine share its cores, not each all of them.
+    torch.set_num_threads(1)
+    uvloop.run(serve(options))

@@ -1,0 +1,205 @@
+"""One data connection to a worker or another server: frames in, checked, and passed on."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from elasticps.core.replication import Check
+from elasticps.errors import WireError
+from elasticps.server.hosted import STATUS_OF, Hosted, Request
+from elasticps.server.parameter_block import ParameterBlock
+from elasticps.server.table import Table
+from elasticps.server.tensor_block import MAX_STATE_FACTOR
+from elasticps.wire.connection import Connection
+from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
+from elasticps.wire.messages import (
+    HelloMeta,
+    OpMeta,
+    PullMeta,
+    PushMeta,
+    RefusalMeta,
+    SnapshotMeta,
+    StateMeta,
+    VersionMeta,
+    decode,
+    encode,
+)
+from elasticps.wire.tensors import bytes_of
+
+STATE_SLACK = 64 * 1024
+_CLIENT_KINDS = frozenset({Kind.PUSH, Kind.PULL, Kind.INIT, Kind.LEDGER, Kind.STATE, Kind.STATUS})
+
+
+class Lease:
+    """How long the node's lease lets this server serve, on CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self.deadline = 0.0
+
+    @property
+    def expired(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+
+class Session:
+    """The server's end of one connection (a ``wire.connection.Dispatcher``)."""
+
+    def __init__(self, cluster: str, table: Table, lease: Lease) -> None:
+        self._cluster = cluster
+        self._table = table
+        self._lease = lease
+        self._caller = ""
+        self._incoming: torch.Tensor | None = None
+
+    def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
+        """Memory for a payload that its block can take; a block that is not here drops it."""
+        if not self._caller:
+            raise WireError("a payload before hello", field="kind")
+        hosted = self._table.replica(header.job, header.block)
+        if hosted is None:
+            self._incoming = None
+            return None
+        self._check_length(header, hosted)
+        self._incoming = torch.empty(header.payload_length, dtype=torch.uint8)
+        return bytes_of(self._incoming)
+
+    def _check_length(self, header: Header, hosted: Hosted) -> None:
+        if not isinstance(hosted, ParameterBlock):
+            raise WireError("a ledger takes no payload", field="payload_length", limit="0")
+        size, block = header.payload_length, hosted.nbytes
+        if header.kind is Kind.PUSH and size != block:
+            raise WireError(
+                f"a gradient of {size} bytes for block {header.block}",
+                field="payload_length",
+                limit=f"exactly {block}",
+            )
+        if size > block * MAX_STATE_FACTOR + STATE_SLACK:
+            raise WireError(
+                f"{size} bytes for a block of {block}",
+                field="payload_length",
+                limit=f"{MAX_STATE_FACTOR} times the block",
+            )
+
+    def received(
+        self, conn: Connection, header: Header, meta: bytes, payload: memoryview | None
+    ) -> None:
+        incoming, self._incoming = self._incoming, None
+        request = Request(conn, header)
+        if header.kind is Kind.HELLO:
+            self._hello(request, meta)
+        elif not self._caller:
+            raise WireError("a request before hello", field="kind")
+        elif header.kind in _CLIENT_KINDS:
+            self._client(request, meta, payload, incoming)
+        elif header.kind in (Kind.SNAPSHOT, Kind.OP):
+            self._replicate(request, meta, payload)
+        else:
+            raise WireError(f"{header.kind.name} is not for a shard server", field="kind")
+
+    def closed(self, conn: Connection) -> None:
+        self._incoming = None
+
+    def _hello(self, request: Request, meta: bytes) -> None:
+        hello = decode(meta, HelloMeta)
+        if hello.cluster != self._cluster or not hello.caller:
+            raise WireError(
+                f"a caller of cluster {hello.cluster!r}", field="cluster", limit=self._cluster
+            )
+        self._caller = hello.caller
+        request.answer(Status.OK)
+
+    # -- workers --------------------------------------------------------------------------------
+
+    def _client(
+        self,
+        request: Request,
+        meta: bytes,
+        payload: memoryview | None,
+        incoming: torch.Tensor | None,
+    ) -> None:
+        header = request.header
+        if self._lease.expired:
+            request.answer(Status.NOT_SERVING)
+            return
+        broken = self._table.broken(header.job)
+        if broken:
+            request.answer(Status.REFUSED, encode(RefusalMeta(broken)))
+            return
+        hosted = self._table.replica(header.job, header.block)
+        dropped = header.payload_length > 0 and payload is None
+        if hosted is None or dropped:
+            request.answer(Status.UNKNOWN)
+            return
+        refusal = hosted.refusal(header)
+        if refusal is not None:
+            request.answer(refusal)
+            return
+        if header.kind is Kind.LEDGER:
+            self._ledger(request, meta)
+        elif isinstance(hosted, ParameterBlock):
+            self._block(hosted, request, meta, payload, incoming)
+        else:
+            raise WireError(f"{header.kind.name} is not for a ledger", field="block")
+
+    def _ledger(self, request: Request, meta: bytes) -> None:
+        ledger = self._table.ledger(request.header.job)
+        if ledger is None:
+            raise WireError("a ledger command for a block", field="block", limit="0")
+        ledger.command(request, meta)
+
+    def _block(
+        self,
+        block: ParameterBlock,
+        request: Request,
+        meta: bytes,
+        payload: memoryview | None,
+        incoming: torch.Tensor | None,
+    ) -> None:
+        kind = request.header.kind
+        if kind is Kind.PUSH:
+            if incoming is None and not request.header.flags & FLAG_EMPTY:
+                raise WireError("a push without its gradient", field="payload_length")
+            block.push(request, decode(meta, PushMeta), incoming)
+        elif kind is Kind.PULL:
+            block.pull(request, decode(meta, PullMeta))
+        elif kind is Kind.INIT:
+            if payload is None:
+                raise WireError("an initial value without its numbers", field="payload_length")
+            block.initialize(request, decode(meta, StateMeta), payload)
+        elif kind is Kind.STATE:
+            block.state(request)
+        else:
+            block.audit(request)
+
+    # -- other servers --------------------------------------------------------------------------
+
+    def _replicate(self, request: Request, meta: bytes, payload: memoryview | None) -> None:
+        header = request.header
+        hosted = self._table.replica(header.job, header.block)
+        if hosted is None or (header.payload_length > 0 and payload is None):
+            # The peer leads under a plan that has not reached this server yet.
+            request.answer(Status.BEHIND)
+            return
+        if header.kind is Kind.SNAPSHOT:
+            self._snapshot(hosted, request, meta, payload)
+        else:
+            self._op(hosted, request, meta, payload)
+
+    def _snapshot(
+        self, hosted: Hosted, request: Request, meta: bytes, payload: memoryview | None
+    ) -> None:
+        check = hosted.replication.check_snapshot(request.header.plan_epoch)
+        if check is Check.OK:
+            hosted.install(decode(meta, SnapshotMeta), payload or memoryview(b""))
+        request.answer(STATUS_OF[check], encode(VersionMeta(hosted.replication.version)))
+
+    def _op(
+        self, hosted: Hosted, request: Request, meta: bytes, payload: memoryview | None
+    ) -> None:
+        op = decode(meta, OpMeta)
+        check = hosted.replication.check_op(request.header.plan_epoch, op.version)
+        if check is Check.OK and op.version > hosted.replication.version:
+            hosted.follow(op, payload)
+        request.answer(STATUS_OF[check], encode(VersionMeta(hosted.replication.version)))

@@ -1,0 +1,145 @@
+"""Replica streams: from a primary to one peer, a snapshot first and then every op, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from elasticps.core.ids import BlockId, JobKey, ServerId
+from elasticps.errors import ElasticError
+from elasticps.server.hosted import Hosted
+from elasticps.server.peers import Peers
+from elasticps.wire.connection import Connection
+from elasticps.wire.frame import Header, Kind, Status
+from elasticps.wire.messages import OpMeta, encode
+
+log = logging.getLogger(__name__)
+
+MAX_OPS_QUEUED = 32
+"""Ops that a slow learner may lag behind before it gets a new snapshot instead."""
+DELIVER_TIMEOUT_S = 30.0
+FIRST_RETRY_S = 0.005
+LAST_RETRY_S = 0.2
+
+
+class _Broken(ElasticError):
+    """This stream cannot go on from where it is; it starts over with a snapshot."""
+
+
+class _Stream:
+    """One block's way to one peer."""
+
+    def __init__(self, hosted: Hosted, peer: ServerId, peers: Peers) -> None:
+        self._hosted = hosted
+        self._peer = peer
+        self._peers = peers
+        self._ops: deque[tuple[OpMeta, memoryview | None]] = deque()
+        self._overflowed = False
+        self._has_ops = asyncio.Event()
+
+    def publish(self, op: OpMeta, payload: memoryview | None) -> None:
+        if len(self._ops) >= MAX_OPS_QUEUED:
+            self._overflowed = True
+            self._ops.clear()
+        if not self._overflowed:
+            self._ops.append((op, payload))
+        self._has_ops.set()
+
+    async def run(self) -> None:
+        retry_s = FIRST_RETRY_S
+        while True:
+            try:
+                connection = await self._peers.connection(self._peer)
+                await self._send_snapshot(connection)
+                retry_s = FIRST_RETRY_S
+                while True:
+                    await self._send_next(connection)
+            except ElasticError as error:
+                log.info("stream block=%s peer=%s: %s", self._hosted.id, self._peer, error)
+                self._hosted.replication.restarted(self._peer)
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    async def _send_snapshot(self, connection: Connection) -> None:
+        self._ops.clear()
+        self._overflowed = False
+        meta, payload = self._hosted.snapshot()
+        self._hosted.snapshot_bytes[self._peer] = len(payload) + len(meta.ledger)
+        await self._deliver(connection, Kind.SNAPSHOT, encode(meta), memoryview(payload))
+        self._hosted.acked(self._peer, meta.version)
+
+    async def _send_next(self, connection: Connection) -> None:
+        while not self._ops and not self._overflowed:
+            self._has_ops.clear()
+            await self._has_ops.wait()
+        if self._overflowed:
+            raise _Broken("the peer fell behind")
+        op, payload = self._ops.popleft()
+        await self._deliver(connection, Kind.OP, encode(op), payload)
+        self._hosted.acked(self._peer, op.version)
+
+    async def _deliver(
+        self, connection: Connection, kind: Kind, meta: bytes, payload: memoryview | None
+    ) -> None:
+        """Send until the peer has seen this primary's plan and has applied what was sent."""
+        retry_s = FIRST_RETRY_S
+        while True:
+            header = Header(
+                kind,
+                job=self._hosted.job,
+                block=self._hosted.id,
+                plan_epoch=self._hosted.replication.epoch,
+            )
+            reply = await connection.request(
+                header, meta, payload or None, timeout_s=DELIVER_TIMEOUT_S
+            )
+            if reply.header.status is Status.OK:
+                return
+            if reply.header.status is not Status.BEHIND:
+                raise _Broken(f"the peer answered {reply.header.status.name}")
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+
+class ReplicaStreams:
+    """All replica streams of one server; each is a task of ``tasks``."""
+
+    def __init__(
+        self,
+        tasks: asyncio.TaskGroup,
+        peers: Peers,
+        promises_changed: Callable[[JobKey], None],
+    ) -> None:
+        self._tasks = tasks
+        self._peers = peers
+        self._promises_changed = promises_changed
+        self._streams: dict[tuple[JobKey, BlockId], dict[ServerId, _Stream]] = {}
+        self._running: dict[_Stream, asyncio.Task[None]] = {}
+
+    def open(self, hosted: Hosted, peer: ServerId) -> None:
+        stream = _Stream(hosted, peer, self._peers)
+        self._streams.setdefault((hosted.job, hosted.id), {})[peer] = stream
+        self._running[stream] = self._tasks.create_task(
+            stream.run(), name=f"stream {hosted.job}:{hosted.id} to {peer}"
+        )
+
+    def close(self, hosted: Hosted, peer: ServerId) -> None:
+        streams = self._streams.get((hosted.job, hosted.id), {})
+        stream = streams.pop(peer, None)
+        if stream is not None:
+            self._running.pop(stream).cancel()
+        if not streams:
+            self._streams.pop((hosted.job, hosted.id), None)
+
+    def close_all(self, hosted: Hosted) -> None:
+        for peer in list(self._streams.get((hosted.job, hosted.id), {})):
+            self.close(hosted, peer)
+
+    def publish(self, hosted: Hosted, op: OpMeta, payload: memoryview | None) -> None:
+        for stream in self._streams.get((hosted.job, hosted.id), {}).values():
+            stream.publish(op, payload)
+
+    def promises_changed(self, job: JobKey) -> None:
+        self._promises_changed(job)

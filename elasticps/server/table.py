@@ -1,0 +1,183 @@
+"""All that one shard server hosts, by job and block, kept as the plan says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from elasticps.api.optimizer import Optimizer
+from elasticps.api.plugins import OPTIMIZERS, load
+from elasticps.core.blocks import Block, partition
+from elasticps.core.ids import LEDGER, BlockId, JobKey, ServerId
+from elasticps.core.plan import Entry
+from elasticps.core.replication import Role
+from elasticps.errors import ElasticError, WireError
+from elasticps.server.hosted import Hosted
+from elasticps.server.ledger_host import LedgerHost
+from elasticps.server.parameter_block import ParameterBlock
+from elasticps.server.peers import Peers
+from elasticps.server.streams import ReplicaStreams
+from elasticps.server.tensor_block import TensorBlock
+from elasticps.wire.messages import AliveWorkers, JobInfo, PlanUpdate, Promises, ServerLoad
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Job:
+    info: JobInfo
+    blocks: tuple[Block, ...] = ()
+    plugin: Optimizer | None = None
+    broken: str = ""
+    alive: AliveWorkers | None = None
+    hosted: dict[BlockId, Hosted] = field(default_factory=dict)
+
+
+class Table:
+    """The hosted blocks and ledgers of one server. ``outbox`` takes promises for the daemon."""
+
+    def __init__(
+        self,
+        me: ServerId,
+        tasks: asyncio.TaskGroup,
+        peers: Peers,
+        outbox: asyncio.Queue[Promises],
+    ) -> None:
+        self._me = me
+        self._outbox = outbox
+        self._streams = ReplicaStreams(tasks, peers, self._promises_changed)
+        self._jobs: dict[JobKey, _Job] = {}
+        self._stale_promises: set[JobKey] = set()
+
+    # -- the daemon's word ----------------------------------------------------------------------
+
+    def job_info(self, info: JobInfo) -> None:
+        job = self._jobs.setdefault(info.job, _Job(info))
+        job.info = info
+        if info.model is None or job.blocks:
+            return
+        job.blocks = partition(info.model)
+        try:
+            job.plugin = load(OPTIMIZERS, info.model.optimizer, Optimizer)  # type: ignore[type-abstract]
+        except ElasticError as error:
+            job.broken = str(error)
+            log.error("job=%s optimizer: %s", info.name, error)
+
+    def plan_update(self, update: PlanUpdate) -> None:
+        job = self._jobs.get(update.job)
+        if job is None:
+            log.error("a plan for job %s, which is not known here", update.job)
+            return
+        for row in update.rows:
+            mine = self._me in (row.primary, *row.in_sync, *row.learners)
+            if mine or row.block in job.hosted:
+                entry = Entry(
+                    block=row.block,
+                    primary=row.primary,
+                    in_sync=row.in_sync,
+                    learners=row.learners,
+                    epoch=row.epoch,
+                    fresh=row.fresh,
+                )
+                self._adopt(job, entry)
+        self._promises_changed(update.job)
+
+    def _adopt(self, job: _Job, entry: Entry) -> None:
+        hosted = job.hosted.get(entry.block)
+        if hosted is None:
+            try:
+                hosted = job.hosted[entry.block] = self._made(job, entry.block)
+            except Exception as error:  # an optimizer plugin may raise anything; its job alone ends
+                job.broken = f"{type(error).__name__}: {error}"
+                log.exception("job=%s block=%s cannot be made", job.info.name, entry.block)
+                return
+        hosted.adopt(entry)
+        if hosted.replication.role is Role.NONE:
+            del job.hosted[entry.block]
+        elif isinstance(hosted, LedgerHost) and job.alive is not None:
+            hosted.observe(job.alive.workers, job.alive.revision)
+
+    def _made(self, job: _Job, block: BlockId) -> Hosted:
+        info = job.info
+        if block == LEDGER:
+            return LedgerHost(info.job, info.start_workers, self._me, self._streams)
+        assert info.model is not None
+        assert job.plugin is not None
+        piece = job.blocks[block - 1]
+        parameter = info.model.parameters[piece.parameter]
+        tensor = TensorBlock(piece, parameter, info.model, job.plugin)
+        return ParameterBlock(info.job, tensor, self._me, self._streams)
+
+    def alive_workers(self, message: AliveWorkers) -> None:
+        job = self._jobs.get(message.job)
+        if job is None:
+            return
+        job.alive = message
+        ledger = job.hosted.get(LEDGER)
+        if isinstance(ledger, LedgerHost):
+            ledger.observe(message.workers, message.revision)
+
+    def drop_job(self, key: JobKey) -> None:
+        job = self._jobs.pop(key, None)
+        if job is None:
+            return
+        for hosted in job.hosted.values():
+            self._streams.close_all(hosted)
+            hosted.refuse_waiting()
+
+    # -- look-up for sessions -------------------------------------------------------------------
+
+    def broken(self, job: JobKey) -> str:
+        """Why this server cannot serve a job at all; empty when it can."""
+        known = self._jobs.get(job)
+        return known.broken if known else ""
+
+    def ledger(self, job: JobKey) -> LedgerHost | None:
+        hosted = self._hosted(job, LEDGER)
+        return hosted if isinstance(hosted, LedgerHost) else None
+
+    def block(self, job: JobKey, block: BlockId) -> ParameterBlock | None:
+        hosted = self._hosted(job, block)
+        return hosted if isinstance(hosted, ParameterBlock) else None
+
+    def replica(self, job: JobKey, block: BlockId) -> Hosted | None:
+        return self._hosted(job, block)
+
+    def _hosted(self, job: JobKey, block: BlockId) -> Hosted | None:
+        known = self._jobs.get(job)
+        return known.hosted.get(block) if known else None
+
+    # -- reports to the daemon ------------------------------------------------------------------
+
+    def _promises_changed(self, job: JobKey) -> None:
+        if not self._stale_promises:
+            asyncio.get_running_loop().call_soon(self._send_promises)
+        self._stale_promises.add(job)
+
+    def _send_promises(self) -> None:
+        for key in sorted(self._stale_promises):
+            rows = tuple(row for hosted in self._all(key) for row in hosted.promises())
+            self._put(Promises(key, rows))
+        self._stale_promises.clear()
+
+    def _put(self, promises: Promises) -> None:
+        if self._outbox.full():
+            raise WireError("the daemon does not read what this server reports", field="promises")
+        self._outbox.put_nowait(promises)
+
+    def _all(self, key: JobKey) -> Iterable[Hosted]:
+        job = self._jobs.get(key)
+        return job.hosted.values() if job else ()
+
+    def load(self) -> ServerLoad:
+        hosted = [item for key in self._jobs for item in self._all(key)]
+        blocks = [item for item in hosted if isinstance(item, ParameterBlock)]
+        ledgers = [item for item in hosted if isinstance(item, LedgerHost)]
+        return ServerLoad(
+            blocks=len(hosted),
+            bytes_held=sum(item.nbytes_held for item in hosted),
+            pushes=sum(item.pushes for item in blocks),
+            rounds=max((item.round for item in ledgers), default=0),
+        )

@@ -1,0 +1,138 @@
+"""A block's numbers: its value, its optimizer with its state, and both as bytes that can move."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from elasticps.api.optimizer import Optimizer
+from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter
+from elasticps.errors import PluginError, WireError
+from elasticps.wire.messages import StateMeta, TensorMeta
+from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
+
+VALUE = "value"
+MAX_STATE_FACTOR = 16
+"""No optimizer here keeps more than a few tensors of its parameter's size."""
+
+
+class TensorBlock:
+    """Elements of one parameter on one server, with the optimizer that updates them.
+
+    An element-wise optimizer sees a flat tensor, any other the whole parameter in its shape.
+    """
+
+    def __init__(self, block: Block, parameter: Parameter, model: Model, plugin: Optimizer) -> None:
+        self.block = block
+        shape = (block.numel,) if model.elementwise else parameter.shape
+        self._dtype = dtype_named(parameter.dtype)
+        self._value = torch.zeros(shape, dtype=self._dtype)
+        group = {"params": [self._value], **with_tuples(model.groups[parameter.group])}
+        self._optimizer = plugin.create([group], with_tuples(model.options))
+        self._hyper: Hyperparameters = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the value alone."""
+        return self.block.nbytes
+
+    @property
+    def nbytes_held(self) -> int:
+        """Bytes of the value and of the optimizer's tensors."""
+        return self.nbytes + sum(tensor.nbytes for _, tensor in self._state_tensors())
+
+    def value_bytes(self) -> bytes:
+        """A copy of the value: a reply must not change under the socket that sends it."""
+        return bytes_of(self._value).tobytes()
+
+    def gradient_from(self, payload: torch.Tensor) -> torch.Tensor:
+        """Received bytes (a uint8 tensor of ``nbytes``) as a gradient of the value's shape."""
+        return payload.view(self._dtype).view(self._value.shape)
+
+    def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
+        """One optimizer step under ``hyper``; None means that no worker had a gradient."""
+        self._use(hyper)
+        if gradient is None:
+            return
+        self._value.grad = gradient
+        self._optimizer.step()
+        self._value.grad = None
+
+    def _use(self, hyper: Hyperparameters) -> None:
+        if hyper:
+            self._hyper = {**self._hyper, **hyper}
+            self._optimizer.param_groups[0].update(with_tuples(hyper))
+
+    def dump(self) -> tuple[StateMeta, bytes]:
+        """Value and optimizer state, copied out as one payload with its description."""
+        tensors = [(VALUE, self._value), *self._state_tensors()]
+        rows = tuple(
+            TensorMeta(key, dtype_name(tensor.dtype), tuple(tensor.shape), tensor.nbytes)
+            for key, tensor in tensors
+        )
+        payload = b"".join(bytes_of(tensor.contiguous()) for _, tensor in tensors)
+        return StateMeta(tensors=rows, scalars=self._state_scalars(), hyper=self._hyper), payload
+
+    def load(self, meta: StateMeta, payload: memoryview) -> None:
+        """Replace value and optimizer state by what ``dump`` made; raises WireError otherwise."""
+        tensors = dict(_unpacked(meta, payload))
+        value = tensors.pop(VALUE, None)
+        if value is None or value.nbytes != self.nbytes or value.dtype != self._dtype:
+            raise WireError("the value does not fit the block", field="tensors")
+        self._value.copy_(value.view(self._value.shape))
+        self._use(meta.hyper)
+        if tensors or meta.scalars:
+            self._optimizer.state[self._value] = {**tensors, **meta.scalars}
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._optimizer.state.get(self._value, {})
+        return state
+
+    def _state_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        return [(key, item) for key, item in self._state().items() if torch.is_tensor(item)]
+
+    def _state_scalars(self) -> dict[str, float | int | bool | None]:
+        scalars = {key: item for key, item in self._state().items() if not torch.is_tensor(item)}
+        for key, item in scalars.items():
+            if not isinstance(item, float | int | bool | None):
+                name = type(self._optimizer).__name__
+                raise PluginError(
+                    f"its state {key} is a {type(item).__name__}, which cannot move with a block",
+                    where=name,
+                    field=key,
+                    limit="tensors and plain numbers",
+                )
+        return scalars
+
+
+def _unpacked(meta: StateMeta, payload: memoryview) -> list[tuple[str, torch.Tensor]]:
+    """The tensors that ``meta`` describes, copied out of ``payload``."""
+    tensors = []
+    offset = 0
+    for row in meta.tensors:
+        _check_row(row, len(payload) - offset)
+        tensor = torch.empty(row.shape, dtype=dtype_named(row.dtype))
+        bytes_of(tensor)[:] = payload[offset : offset + row.nbytes]
+        tensors.append((row.key, tensor))
+        offset += row.nbytes
+    if offset != len(payload):
+        raise WireError("bytes left over after the last tensor", field="payload_length")
+    return tensors
+
+
+def _check_row(row: TensorMeta, available: int) -> None:
+    """Nothing is allocated for a tensor whose description does not fit the bytes at hand."""
+    try:
+        width = dtype_named(row.dtype).itemsize
+    except ValueError as error:
+        raise WireError(f"tensor {row.key}: {error}", field="dtype") from error
+    sized = min(row.shape, default=0) >= 0 and math.prod(row.shape) * width == row.nbytes
+    if not sized or row.nbytes > available:
+        raise WireError(f"tensor {row.key} does not fit its bytes", field="nbytes")
+
+
+def with_tuples(hyper: Hyperparameters) -> Hyperparameters:
+    """Lists back to tuples: the wire has no tuples, and torch compares betas with them."""
+    return {key: tuple(item) if isinstance(item, list) else item for key, item in hyper.items()}

@@ -1,0 +1,332 @@
+"""One connection, the same at both ends: requests, replies and unasked frames over TCP or Unix.
+
+Payload memory is not copied. What goes out is read from the caller's memory, which must not change
+until the reply is here, ``writable()`` has returned, or the connection is lost; a request that
+failed or was cancelled may leave its payload on the way out, so there too await ``writable()``.
+What comes in is received straight into the memory that the receiver names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, Self, cast
+
+import msgspec
+
+from elasticps.errors import ElasticError, PeerUnavailable, WireError
+from elasticps.wire.address import Address
+from elasticps.wire.frame import FLAG_PAYLOAD_CHECKSUM, MAX_PAYLOAD, Header, checksum, pack
+from elasticps.wire.inflight import InFlight, Pending, Reply
+from elasticps.wire.parser import FrameParser
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+UNIX_BUFFER = 4 << 20
+"""Bytes asked for each kernel buffer of a Unix socket, which doubles its speed. TCP is left alone:
+the kernel's own tuning is faster than a fixed size, and asking turns it off."""
+MAX_REPLY = 1 << 20
+"""Bytes of a reply's payload that are received into fresh memory, unless the request says more."""
+CLOSE_TIMEOUT_S = 5.0
+
+
+class Dispatcher(Protocol):
+    """Where a connection's requests and unasked frames go.
+
+    What ``destination`` and ``received`` raise closes that connection: an ElasticError quietly
+    (see ``Connection.error``), anything else as a bug, through the loop's exception handler.
+    """
+
+    def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
+        """Memory for the payload to come, of ``header.payload_length`` bytes; None to drop it."""
+        ...
+
+    def received(
+        self, conn: Connection, header: Header, meta: bytes, payload: memoryview | None
+    ) -> None:
+        """One whole frame. Answer it from here or later, but never from ``destination``."""
+        ...
+
+    def closed(self, conn: Connection) -> None:
+        """The connection is lost: no payload memory is written to any more."""
+        ...
+
+
+OnConnect = Callable[["Connection"], Dispatcher | None]
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A connection that belongs to one event loop. Made by ``connect`` and ``listen``.
+
+    ``where`` names the peer. ``error`` says why the connection ended, None after an orderly end.
+    """
+
+    def __init__(
+        self,
+        where: Address,
+        on_connect: OnConnect,
+        on_lost: Callable[[Connection], None] | None = None,
+        *,
+        checksum_payloads: bool,
+        max_payload: int,
+    ) -> None:
+        self.where = where
+        self.error: ElasticError | None = None
+        self._on_connect = on_connect
+        self._on_lost = on_lost
+        self._checksum_payloads = checksum_payloads
+        self._dispatcher: Dispatcher | None = None
+        self._parser = FrameParser(self, max_payload=max_payload)
+        self._in_flight = InFlight()
+        self._turn = asyncio.Lock()
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self._lost = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # Sending
+
+    async def request(
+        self,
+        header: Header,
+        meta: bytes = b"",
+        payload: Buffer | None = None,
+        *,
+        into: Buffer | None = None,
+        max_reply: int = MAX_REPLY,
+        timeout_s: float,
+    ) -> Reply:
+        """Send a request and wait for its reply; any number may be in flight.
+
+        A reply's payload is received into ``into`` when it has exactly that many bytes, otherwise
+        into fresh memory of at most ``max_reply`` bytes. Once this has returned, raised or been
+        cancelled, nothing is written to ``into`` any more: a late reply is dropped.
+
+        Raises PeerUnavailable when the connection is lost or no reply came within ``timeout_s``
+        (the request may have taken effect), WireError when the reply breaks a limit.
+        """
+        view = None if into is None else _writable(into)
+        pending = Pending(kind=header.kind, into=view, max_reply=max_reply)
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._turn:
+                    await self.writable()
+                    self._write(header, self._in_flight.add(pending), meta, payload)
+                return await pending.answer
+        except TimeoutError:
+            raise PeerUnavailable(
+                "no answer in time", where=str(self.where), limit=f"{timeout_s} s"
+            ) from None
+        finally:
+            self._in_flight.remove(pending)
+            if pending.receiving:
+                self._parser.discard_payload()
+
+    def send(self, header: Header, meta: bytes = b"", payload: Buffer | None = None) -> None:
+        """Send a reply (``header.reply()`` of its request) or an unasked frame, without waiting.
+
+        Whoever sends much awaits ``writable`` in between. Raises PeerUnavailable when closed,
+        WireError when a limit is broken (nothing is sent then).
+        """
+        self._check_open()
+        self._write(header, header.request, meta, payload)
+
+    async def writable(self) -> None:
+        """Wait until the kernel has taken all that was sent before: its memory is free to change.
+
+        This is the back-pressure of a peer that reads slowly. Raises PeerUnavailable when closed.
+        """
+        await self._can_write.wait()
+        self._check_open()
+
+    def _write(self, header: Header, number: int, meta: bytes, payload: Buffer | None) -> None:
+        view = None if payload is None else _bytes_of(payload)
+        flags = header.flags & ~FLAG_PAYLOAD_CHECKSUM
+        digest = 0
+        if view is not None and self._checksum_payloads:
+            flags |= FLAG_PAYLOAD_CHECKSUM
+            digest = checksum(view)
+        filled = msgspec.structs.replace(
+            header,
+            flags=flags,
+            request=number,
+            payload_length=0 if view is None else len(view),
+            payload_checksum=digest,
+        )
+        head = pack(filled, meta)
+        if view is None:
+            self._transport.write(head)
+        else:
+            self._transport.writelines((head, view))
+
+    def _check_open(self) -> None:
+        if self._lost.is_set() or self._transport.is_closing():
+            raise self._unavailable()
+
+    def _unavailable(self) -> PeerUnavailable:
+        what = "the connection is closed" if self.error is None else self.error.what
+        return PeerUnavailable(what, where=str(self.where))
+
+    # Life
+
+    def pause_reading(self) -> None:
+        """Receive nothing until ``resume_reading``; the peer's ``writable`` comes to wait."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent yet is dropped. Idempotent, and cannot block."""
+        self._transport.abort()
+
+    async def aclose(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Send what is queued, then close; abort if the peer has not taken it in ``timeout_s``.
+
+        Idempotent. What is in flight fails with PeerUnavailable.
+        """
+        self._transport.close()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._lost.wait()
+        finally:
+            self.abort()
+        await self._lost.wait()
+
+    def _fail(self, error: ElasticError) -> None:
+        if self.error is None:
+            self.error = error
+        self._transport.abort()
+
+    # What the event loop calls (asyncio.BufferedProtocol)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        # With no slack, "may write" also means "holds nobody's memory"; the kernel has the buffers.
+        self._transport.set_write_buffer_limits(high=0)
+        try:
+            self._tune(self._transport.get_extra_info("socket"))
+            self._dispatcher = self._on_connect(self)
+        except ElasticError as error:
+            self._fail(error)
+        except BaseException:
+            self._transport.abort()
+            raise
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.error is None and exc is not None:
+            self.error = PeerUnavailable(f"the connection was lost: {exc}", where=str(self.where))
+        self._lost.set()
+        self._can_write.set()
+        self._parser.discard_payload()
+        self._in_flight.fail_all(self._unavailable())
+        try:
+            if self._dispatcher is not None:
+                self._dispatcher.closed(self)
+        finally:
+            if self._on_lost is not None:
+                self._on_lost(self)
+
+    def eof_received(self) -> None:
+        if not self._parser.between_frames:
+            what = "the peer closed in the middle of a frame"
+            self._fail(PeerUnavailable(what, where=str(self.where)))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._parser.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            self._parser.buffer_updated(nbytes)
+        except ElasticError as error:
+            self._fail(error)
+
+    def pause_writing(self) -> None:
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        self._can_write.set()
+
+    def _tune(self, sock: socket.socket) -> None:
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNIX_BUFFER)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.where = Address.tcp(*sock.getpeername()[:2])
+
+    # What the parser calls (elasticps.wire.parser.Sink)
+
+    def destination(self, header: Header, meta: bytes) -> memoryview | None:
+        if header.is_reply:
+            return self._in_flight.destination(header)
+        return self._receiver().destination(self, header, meta)
+
+    def frame(self, header: Header, meta: bytes, payload: memoryview | None) -> None:
+        if header.is_reply:
+            self._in_flight.settle(header, meta, payload)
+        else:
+            self._receiver().received(self, header, meta, payload)
+
+    def _receiver(self) -> Dispatcher:
+        if self._dispatcher is None:
+            raise WireError("a request where only replies are expected", field="flags")
+        return self._dispatcher
+
+
+async def connect(
+    address: Address,
+    *,
+    timeout_s: float,
+    dispatcher: Dispatcher | None = None,
+    checksum_payloads: bool = False,
+    max_payload: int = MAX_PAYLOAD,
+) -> Connection:
+    """A connection to the listener at ``address``; ``async with`` it, or ``aclose`` it.
+
+    ``dispatcher`` takes what the peer sends unasked; without one, that is a WireError.
+    Raises PeerUnavailable when nobody answers there within ``timeout_s``.
+    """
+    loop = asyncio.get_running_loop()
+
+    def protocol() -> Connection:
+        return Connection(
+            address,
+            lambda _: dispatcher,
+            checksum_payloads=checksum_payloads,
+            max_payload=max_payload,
+        )
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            if address.transport == "unix":
+                _, conn = await loop.create_unix_connection(protocol, address.path)
+            else:
+                _, conn = await loop.create_connection(protocol, address.host, address.port)
+    except TimeoutError:
+        raise PeerUnavailable(
+            "no connection in time", where=str(address), limit=f"{timeout_s} s"
+        ) from None
+    except (OSError, UnicodeError) as error:
+        raise PeerUnavailable(f"cannot connect: {error}", where=str(address)) from error
+    return conn
+
+
+def _bytes_of(buffer: Buffer) -> memoryview | None:
+    view = memoryview(buffer)
+    return view.cast("B") if view.nbytes else None
+
+
+def _writable(buffer: Buffer) -> memoryview | None:
+    if memoryview(buffer).readonly:
+        raise ValueError("a reply cannot be received into read-only memory")
+    return _bytes_of(buffer)

@@ -1,0 +1,179 @@
+"""The accepting end: one listening socket, TCP or Unix, and the connections that came by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from elasticps.errors import ElasticError, UsageError, WireError
+from elasticps.wire.address import Address
+from elasticps.wire.connection import Connection, Dispatcher, OnConnect
+from elasticps.wire.frame import MAX_PAYLOAD
+
+BACKLOG = 512
+
+OnError = Callable[[Connection, ElasticError], None]
+
+
+def listen(
+    address: Address,
+    on_connect: OnConnect,
+    *,
+    on_error: OnError | None = None,
+    checksum_payloads: bool = False,
+    max_payload: int = MAX_PAYLOAD,
+) -> Listener:
+    """A listener at ``address``, open inside ``async with``; leaving closes its connections too.
+
+    ``on_connect`` gives each new connection its dispatcher (an ElasticError it raises refuses the
+    connection). ``on_error`` is told of each connection that ended in an error. Entering raises
+    UsageError when the address is taken or cannot be had.
+    """
+    return Listener(
+        address,
+        on_connect,
+        on_error,
+        checksum_payloads=checksum_payloads,
+        max_payload=max_payload,
+    )
+
+
+class Listener:
+    """See ``listen``. ``address`` has the real port; ``wire_errors`` counts broken streams."""
+
+    def __init__(
+        self,
+        address: Address,
+        on_connect: OnConnect,
+        on_error: OnError | None,
+        *,
+        checksum_payloads: bool,
+        max_payload: int,
+    ) -> None:
+        self.address = address
+        self.wire_errors = 0
+        self.connections: set[Connection] = set()
+        self._on_connect = on_connect
+        self._on_error = on_error
+        self._checksum_payloads = checksum_payloads
+        self._max_payload = max_payload
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        if self.address.transport == "unix":
+            sock = _bind_unix(self.address)
+            self._inode = _inode(self.address.path)
+            self._server: asyncio.Server = await loop.create_unix_server(
+                self._protocol, sock=sock, backlog=BACKLOG
+            )
+        else:
+            sock = await _bind_tcp(self.address)
+            self.address = Address.tcp(self.address.host, sock.getsockname()[1])
+            self._server = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._closing = True
+        self._server.close()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for conn in self.connections:
+                    group.create_task(conn.aclose())
+            await self._server.wait_closed()
+        finally:
+            if self.address.transport == "unix":
+                _remove(self.address.path, self._inode)
+
+    def _protocol(self) -> Connection:
+        return Connection(
+            self.address,
+            self._joined,
+            self._left,
+            checksum_payloads=self._checksum_payloads,
+            max_payload=self._max_payload,
+        )
+
+    def _joined(self, conn: Connection) -> Dispatcher | None:
+        self.connections.add(conn)
+        if self._closing:
+            conn.abort()
+            return None
+        return self._on_connect(conn)
+
+    def _left(self, conn: Connection) -> None:
+        self.connections.discard(conn)
+        if isinstance(conn.error, WireError):
+            self.wire_errors += 1
+        if conn.error is not None and self._on_error is not None:
+            self._on_error(conn, conn.error)
+
+
+async def _bind_tcp(address: Address) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, kind, proto, _, where = found[0]
+        sock = socket.socket(family, kind, proto)
+    except (OSError, UnicodeError) as error:
+        raise _refused(address, error) from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+    except OSError as error:
+        sock.close()
+        raise _refused(address, error) from error
+    return sock
+
+
+def _bind_unix(address: Address) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        _replace_stale(address)
+        sock.bind(address.path)
+        # Nobody can connect before listen(), so there is no moment with a wider mode.
+        Path(address.path).chmod(stat.S_IRUSR | stat.S_IWUSR)
+    except OSError as error:
+        sock.close()
+        raise _refused(address, error) from error
+    except UsageError:
+        sock.close()
+        raise
+    return sock
+
+
+def _replace_stale(address: Address) -> None:
+    """Remove the socket file of a listener that is gone; UsageError for anything else there."""
+    try:
+        mode = os.lstat(address.path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError("a file that is no socket is there", where=str(address), field="path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(address.path) != errno.ECONNREFUSED:
+            raise UsageError("another process listens there", where=str(address), field="path")
+    Path(address.path).unlink()
+
+
+def _inode(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
+def _remove(path: str, inode: tuple[int, int]) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if _inode(path) == inode:
+            Path(path).unlink()
+
+
+def _refused(address: Address, error: Exception) -> UsageError:
+    return UsageError(f"cannot listen: {error}", where=str(address), field="address")

@@ -1,0 +1,309 @@
+"""The message catalogue: the bounded msgpack part of each frame, as typed structs.
+
+Data-plane frames carry the numbers in the header and these structs for what is not fixed; control
+frames (daemon to child and back, on one machine) carry one ``Control`` message and no payload.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from elasticps.core.audit import Tally, Verdict
+from elasticps.core.blocks import Hyperparameters, Model
+from elasticps.core.ids import (
+    BlockId,
+    Generation,
+    JobKey,
+    JobName,
+    NodeId,
+    PlanEpoch,
+    Round,
+    Seq,
+    ServerId,
+    WorkerId,
+)
+from elasticps.core.records import CaughtUpRow, ServerRecord
+from elasticps.core.replica import Applied, Commit
+from elasticps.errors import WireError
+
+# -- data plane ---------------------------------------------------------------------------------
+
+
+class HelloMeta(msgspec.Struct, frozen=True):
+    """First on every data connection: which cluster and who calls (a worker or a server)."""
+
+    cluster: str
+    caller: str
+
+
+class PushMeta(msgspec.Struct, frozen=True, array_like=True):
+    """``weight``: how many samples the gradient is the mean of."""
+
+    generation: Generation
+    weight: float
+    hyper: Hyperparameters
+
+
+class PullMeta(msgspec.Struct, frozen=True, array_like=True):
+    commit: Commit | None
+
+
+class ValueMeta(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    round: Round
+
+
+class TensorMeta(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor within a payload, in order."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class StateMeta(msgspec.Struct, frozen=True):
+    """A block's numbers as one payload: the value first, then the optimizer's tensors.
+
+    ``scalars`` is the optimizer state that is not a tensor; ``hyper`` the options last used.
+    """
+
+    tensors: tuple[TensorMeta, ...]
+    scalars: dict[str, float | int | bool | None] = {}
+    hyper: Hyperparameters = {}
+
+
+class SnapshotMeta(msgspec.Struct, frozen=True):
+    """Everything a learner needs of a block. ``ledger`` is the state of block 0 instead."""
+
+    version: int
+    history: int
+    round: Round = Round(0)
+    generation: Generation = Generation(0)
+    initialized: bool = False
+    applied: dict[WorkerId, Applied] = {}
+    state: StateMeta | None = None
+    ledger: bytes = b""
+
+
+class OpMeta(msgspec.Struct, frozen=True):
+    """One replicated op: a committed round (its mean gradient is the payload), an initial value,
+    or a ledger command. It makes ``version``."""
+
+    version: int
+    round: Round = Round(0)
+    generation: Generation = Generation(0)
+    pushes: tuple[tuple[WorkerId, Seq], ...] = ()
+    hyper: Hyperparameters = {}
+    initial: StateMeta | None = None
+    command: bytes = b""
+
+
+class VersionMeta(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+
+
+class AuditMeta(msgspec.Struct, frozen=True, array_like=True):
+    """What a block has applied of the asking worker."""
+
+    applied: Tally
+
+
+class RefusalMeta(msgspec.Struct, frozen=True):
+    reason: str
+
+
+# -- control channel ----------------------------------------------------------------------------
+
+
+class PlanRow(msgspec.Struct, frozen=True, array_like=True):
+    """A plan entry on its way to a child."""
+
+    block: BlockId
+    primary: ServerId
+    in_sync: tuple[ServerId, ...]
+    learners: tuple[ServerId, ...]
+    epoch: PlanEpoch
+    fresh: bool
+
+
+class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """To a child: a job exists. ``model`` is None until its first worker has described it."""
+
+    job: JobKey
+    name: JobName
+    start_workers: int
+    strategy: str
+    model: Model | None
+
+
+class PlanUpdate(msgspec.Struct, frozen=True, tag=True):
+    job: JobKey
+    rows: tuple[PlanRow, ...]
+
+
+class Servers(msgspec.Struct, frozen=True, tag=True):
+    """Where the living shard servers listen; replaces what was known. ``local``: same machine."""
+
+    servers: tuple[ServerRecord, ...]
+    local: frozenset[ServerId] = frozenset()
+
+
+class ServeUntil(msgspec.Struct, frozen=True, tag=True):
+    """The node's lease as a CLOCK_MONOTONIC deadline: past it a shard server refuses to serve."""
+
+    deadline: float
+
+
+class AliveWorkers(msgspec.Struct, frozen=True, tag=True):
+    """To the server that leads the ledger: the job's living workers as etcd has them."""
+
+    job: JobKey
+    workers: tuple[WorkerId, ...]
+    revision: int
+
+
+class DropJob(msgspec.Struct, frozen=True, tag=True):
+    job: JobKey
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """Leave now. ``reason`` is for the log."""
+
+    reason: str
+
+
+class Retire(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: finish the round under way, then leave the job."""
+
+    reason: str
+
+
+class ServerHello(msgspec.Struct, frozen=True, tag=True):
+    """From a shard server: it listens, and who it is."""
+
+    record: ServerRecord
+
+
+class Promises(msgspec.Struct, frozen=True, tag=True):
+    """From a shard server: all learners of a job's blocks that it holds in sync now."""
+
+    job: JobKey
+    rows: tuple[CaughtUpRow, ...]
+
+
+class ServerLoad(msgspec.Struct, frozen=True, tag=True):
+    """From a shard server, at most once a second: what it holds and has done."""
+
+    blocks: int
+    bytes_held: int
+    pushes: int
+    rounds: int
+
+
+class WorkerHello(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: the uid that its environment gave it."""
+
+    uid: str
+
+
+class Welcome(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: who it is."""
+
+    worker: WorkerId
+    job: JobKey
+    node: NodeId
+    cluster: str
+    audit: bool
+    block_bytes: int
+
+
+class Describe(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: the job's model. The first one counts; the rest must be equal."""
+
+    model: Model
+
+
+class Rejected(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: its last request cannot be granted, and why."""
+
+    reason: str
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """From a worker, a few times a second: where it is."""
+
+    round: Round
+    generation: Generation
+    rank: int
+    world: int
+    metrics: dict[str, float] = {}
+    step_s: float = 0.0
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: how its life ended. ``left``: it was asked to retire."""
+
+    left: bool
+    verdict: Verdict | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: the user's script raised."""
+
+    reason: str
+    traceback: str
+
+
+Control = (
+    JobInfo
+    | PlanUpdate
+    | Servers
+    | ServeUntil
+    | AliveWorkers
+    | DropJob
+    | Stop
+    | Retire
+    | ServerHello
+    | Promises
+    | ServerLoad
+    | WorkerHello
+    | Welcome
+    | Describe
+    | Rejected
+    | Progress
+    | Finished
+    | Failed
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_control = msgspec.msgpack.Decoder(Control)
+_decoders: dict[type[msgspec.Struct], msgspec.msgpack.Decoder[msgspec.Struct]] = {}
+
+MetaType = TypeVar("MetaType", bound=msgspec.Struct)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(meta: bytes, message_type: type[MetaType]) -> MetaType:
+    """Raises WireError, naming the offending part, when ``meta`` is not such a message."""
+    decoder = _decoders.get(message_type)
+    if decoder is None:
+        decoder = _decoders[message_type] = msgspec.msgpack.Decoder(message_type)
+    try:
+        return decoder.decode(meta)  # type: ignore[return-value]
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not a {message_type.__name__}: {error}", field="meta") from error
+
+
+def decode_control(meta: bytes) -> Control:
+    """Raises WireError when ``meta`` is no control message."""
+    try:
+        message: Control = _control.decode(meta)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not a control message: {error}", field="meta") from error
+    return message
