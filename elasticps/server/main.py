@@ -15,7 +15,6 @@ import uvloop
 
 from elasticps.core.ids import NodeId, ServerId, server_of
 from elasticps.core.records import ServerRecord
-from elasticps.server.peers import Peers
 from elasticps.server.session import Lease, Session
 from elasticps.server.table import Table
 from elasticps.wire.address import Address
@@ -34,6 +33,7 @@ from elasticps.wire.messages import (
     ServeUntil,
     Stop,
 )
+from elasticps.wire.pool import ConnectionPool, addresses_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ class ShardServer:
         self.lease = Lease()
         self.stopped = asyncio.Event()
         self.promises: asyncio.Queue[Promises] = asyncio.Queue(MAX_PROMISES_QUEUED)
-        self.peers = Peers(cluster, me)
+        self._addresses: dict[ServerId, Address] = {}
+        self.peers = ConnectionPool(cluster, me, lambda server: self._addresses.get(server))
         self.table = Table(me, tasks, self.peers, self.promises)
 
     def on_message(self, conn: Connection, message: Control) -> None:
@@ -57,7 +58,8 @@ class ShardServer:
             case ServeUntil():
                 self.lease.deadline = message.deadline
             case Servers():
-                self.peers.update(message)
+                self._addresses = addresses_of(message)
+                self.peers.forget_unlisted()
             case JobInfo():
                 self.table.job_info(message)
             case PlanUpdate():
@@ -129,7 +131,7 @@ async def _serve(
         record = ServerRecord(server=me, tcp=str(tcp.address), unix=str(unix.address))
         tell(daemon, ServerHello(record))
         await first_of(server.stopped.wait(), server.report(daemon))
-    server.peers.abort()
+    await server.peers.aclose()
 
 
 async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from elasticps.core.ids import BlockId, JobKey, ServerId
 from elasticps.errors import ElasticError
 from elasticps.server.hosted import Hosted
-from elasticps.server.peers import Peers
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import OpMeta, encode
+from elasticps.wire.pool import ConnectionPool
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class _Broken(ElasticError):
 class _Stream:
     """One block's way to one peer."""
 
-    def __init__(self, hosted: Hosted, peer: ServerId, peers: Peers) -> None:
+    def __init__(self, hosted: Hosted, peer: ServerId, peers: ConnectionPool) -> None:
         self._hosted = hosted
         self._peer = peer
         self._peers = peers
@@ -109,7 +109,7 @@ class ReplicaStreams:
     def __init__(
         self,
         tasks: asyncio.TaskGroup,
-        peers: Peers,
+        peers: ConnectionPool,
         promises_changed: Callable[[JobKey], None],
     ) -> None:
         self._tasks = tasks

@@ -17,10 +17,10 @@ from elasticps.errors import ElasticError, WireError
 from elasticps.server.hosted import Hosted
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
-from elasticps.server.peers import Peers
 from elasticps.server.streams import ReplicaStreams
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.messages import AliveWorkers, JobInfo, PlanUpdate, Promises, ServerLoad
+from elasticps.wire.pool import ConnectionPool
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Table:
         self,
         me: ServerId,
         tasks: asyncio.TaskGroup,
-        peers: Peers,
+        peers: ConnectionPool,
         outbox: asyncio.Queue[Promises],
     ) -> None:
         self._me = me

@@ -29,7 +29,8 @@ class TensorBlock:
         shape = (block.numel,) if model.elementwise else parameter.shape
         self._dtype = dtype_named(parameter.dtype)
         self._value = torch.zeros(shape, dtype=self._dtype)
-        group = {"params": [self._value], **with_tuples(model.groups[parameter.group])}
+        self._base = with_tuples(model.groups[parameter.group])
+        group = {"params": [self._value], **self._base}
         self._optimizer = plugin.create([group], with_tuples(model.options))
         self._hyper: Hyperparameters = {}
 
@@ -52,7 +53,10 @@ class TensorBlock:
         return payload.view(self._dtype).view(self._value.shape)
 
     def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
-        """One optimizer step under ``hyper``; None means that no worker had a gradient."""
+        """One optimizer step; ``hyper`` is what differs from the group's options in the model.
+
+        ``gradient`` None means that no worker had a gradient.
+        """
         self._use(hyper)
         if gradient is None:
             return
@@ -61,9 +65,8 @@ class TensorBlock:
         self._value.grad = None
 
     def _use(self, hyper: Hyperparameters) -> None:
-        if hyper:
-            self._hyper = {**self._hyper, **hyper}
-            self._optimizer.param_groups[0].update(with_tuples(hyper))
+        self._hyper = hyper
+        self._optimizer.param_groups[0].update({**self._base, **with_tuples(hyper)})
 
     def dump(self) -> tuple[StateMeta, bytes]:
         """Value and optimizer state, copied out as one payload with its description."""

@@ -131,9 +131,9 @@ class Store:
     ) -> int:
         """Write as the winner of an election; returns the revision of the write.
 
-        Raises FenceLost when another has been elected since (or nobody), and a plain StoreError when
-        the fence holds but one of ``compares`` does not: then nothing is written, and the caller's
-        view of those keys is old.
+        Raises FenceLost when another has been elected since (or nobody), and a plain StoreError
+        when the fence holds but one of ``compares`` does not: then nothing is written, and the
+        caller's view of those keys is old.
         """
         elected = Compare.created(fence.key, fence.create_revision)
         result = await self.txn([elected, *compares], operations, [Get(fence.key)])

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from aetcd import rpc
-from grpc import aio
 
 from elasticps.errors import LeaseLost, StoreError, StoreUnavailable, UsageError
 from elasticps.store.client import Store
@@ -27,9 +26,9 @@ class Lease:
     """``async with Lease.grant(store, ttl_s) as lease``, or ``Lease.acquire`` and ``aclose``.
 
     ``deadline`` is the monotonic time up to which the lease is surely held: taken before the last
-    request that etcd answered, plus the time to live that it granted (which may be longer than what
-    was asked for). ``lost`` is set at that deadline, or when etcd says that the lease is gone, or at
-    ``aclose``; it is never cleared. ``on_renewed`` is called with each new deadline.
+    request that etcd answered, plus the time to live that it granted (which may be longer than
+    what was asked for). ``lost`` is set at that deadline, or when etcd says that the lease is
+    gone, or at ``aclose``; it is never cleared. ``on_renewed`` is called with each new deadline.
     """
 
     def __init__(
@@ -180,7 +179,7 @@ async def _keepalive_once(
         answer = await call.read()
     finally:
         call.cancel()
-    if answer is aio.EOF:
+    if not isinstance(answer, rpc.LeaseKeepAliveResponse):
         raise StoreUnavailable("etcd closed the keepalive without an answer", where=link.target)
     return answer
 

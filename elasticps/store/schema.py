@@ -35,7 +35,7 @@ class KeyKind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedKey:
-    """What a key's name says. ``worker`` is its uid, ``<node>.<n>``, of which ``node`` is a part."""
+    """What a key's name says. ``worker`` is a uid, ``<node>.<n>``; its ``node`` is given too."""
 
     kind: KeyKind
     node: str | None = None

@@ -86,9 +86,7 @@ async def watch_prefix(store: Store, prefix: str) -> AsyncGenerator[Batch, None]
             _log.warning("watch was compacted away, listing again prefix=%s", prefix)
 
 
-async def watch(
-    store: Store, prefix: str, start_revision: int
-) -> AsyncGenerator[Changes, None]:
+async def watch(store: Store, prefix: str, start_revision: int) -> AsyncGenerator[Changes, None]:
     """The changes under ``prefix`` from ``start_revision`` on, each exactly once, in order.
 
     Raises WatchCompacted when a revision that is still to be delivered was compacted away, and
@@ -196,7 +194,7 @@ class _Stream:
             await asyncio.wait({reading})
 
     def _check(self, response: Any) -> Any:
-        if response is aio.EOF:
+        if not isinstance(response, rpc.WatchResponse):
             raise self._left("ended the stream")
         if response.compact_revision:
             raise WatchCompacted(

@@ -167,6 +167,11 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.writelines((head, view))
 
+    def peer(self) -> Address:
+        """The other end as the kernel knows it; for a Unix socket, the listener's address."""
+        name = self._transport.get_extra_info("peername")
+        return Address.tcp(*name[:2]) if isinstance(name, tuple) else self.where
+
     def _check_open(self) -> None:
         if self._lost.is_set() or self._transport.is_closing():
             raise self._unavailable()
@@ -213,8 +218,11 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         # With no slack, "may write" also means "holds nobody's memory"; the kernel has the buffers.
         self._transport.set_write_buffer_limits(high=0)
+        sock = self._transport.get_extra_info("socket")
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNIX_BUFFER)
         try:
-            self._tune(self._transport.get_extra_info("socket"))
             self._dispatcher = self._on_connect(self)
         except ElasticError as error:
             self._fail(error)
@@ -255,14 +263,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._can_write.set()
-
-    def _tune(self, sock: socket.socket) -> None:
-        if sock.family == socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNIX_BUFFER)
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.where = Address.tcp(*sock.getpeername()[:2])
 
     # What the parser calls (elasticps.wire.parser.Sink)
 

@@ -102,6 +102,7 @@ class Listener:
         )
 
     def _joined(self, conn: Connection) -> Dispatcher | None:
+        conn.where = conn.peer()
         self.connections.add(conn)
         if self._closing:
             conn.abort()

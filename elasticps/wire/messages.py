@@ -250,13 +250,6 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     verdict: Verdict | None = None
 
 
-class Failed(msgspec.Struct, frozen=True, tag=True):
-    """From a worker: the user's script raised."""
-
-    reason: str
-    traceback: str
-
-
 Control = (
     JobInfo
     | PlanUpdate
@@ -275,7 +268,6 @@ Control = (
     | Rejected
     | Progress
     | Finished
-    | Failed
 )
 
 _encoder = msgspec.msgpack.Encoder()

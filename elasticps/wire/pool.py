@@ -1,0 +1,64 @@
+"""Connections to shard servers, one a server, made when asked for and made anew when lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from elasticps.core.ids import ServerId
+from elasticps.errors import PeerUnavailable
+from elasticps.wire.address import Address
+from elasticps.wire.connection import Connection, connect
+from elasticps.wire.frame import Header, Kind
+from elasticps.wire.messages import HelloMeta, Servers, encode
+
+CONNECT_TIMEOUT_S = 2.0
+
+
+class ConnectionPool:
+    """Open connections that have said hello as ``caller``."""
+
+    def __init__(
+        self, cluster: str, caller: str, address_of: Callable[[ServerId], Address | None]
+    ) -> None:
+        self._hello = encode(HelloMeta(cluster=cluster, caller=caller))
+        self._address_of = address_of
+        self._connections: dict[ServerId, Connection] = {}
+        self._connecting: dict[ServerId, asyncio.Lock] = {}
+
+    async def connection(self, server: ServerId) -> Connection:
+        """An open connection to ``server``. Raises PeerUnavailable."""
+        async with self._connecting.setdefault(server, asyncio.Lock()):
+            known = self._connections.get(server)
+            if known is not None and not known.closed:
+                return known
+            address = self._address_of(server)
+            if address is None:
+                raise PeerUnavailable("this server is not registered", where=server)
+            made = await connect(address, timeout_s=CONNECT_TIMEOUT_S)
+            try:
+                await made.request(Header(Kind.HELLO), self._hello, timeout_s=CONNECT_TIMEOUT_S)
+            except BaseException:
+                made.abort()
+                raise
+            self._connections[server] = made
+            return made
+
+    def forget_unlisted(self) -> None:
+        """Drop the connections to servers that have no address any more."""
+        for server in [name for name in self._connections if self._address_of(name) is None]:
+            self._connections.pop(server).abort()
+            self._connecting.pop(server, None)
+
+    async def aclose(self) -> None:
+        connections, self._connections = self._connections, {}
+        for connection in connections.values():
+            await connection.aclose()
+
+
+def addresses_of(servers: Servers) -> dict[ServerId, Address]:
+    """Where each listed server is best reached from this machine."""
+    return {
+        record.server: Address.parse(record.unix if record.server in servers.local else record.tcp)
+        for record in servers.servers
+    }

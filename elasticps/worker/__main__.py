@@ -1,0 +1,3 @@
+from elasticps.worker.launch import main
+
+main()

@@ -1,0 +1,139 @@
+"""A worker's word with its daemon: who it is, the job's model and plan, and when to leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from elasticps.core.blocks import Model
+from elasticps.core.ids import BlockId, ServerId
+from elasticps.errors import JobFailed, PeerUnavailable, UsageError
+from elasticps.wire.address import Address
+from elasticps.wire.connection import Connection, connect
+from elasticps.wire.control import ControlEnd, tell
+from elasticps.wire.messages import (
+    Control,
+    Describe,
+    Finished,
+    JobInfo,
+    PlanRow,
+    PlanUpdate,
+    Progress,
+    Rejected,
+    Retire,
+    Servers,
+    Welcome,
+    WorkerHello,
+)
+from elasticps.wire.pool import addresses_of
+
+CONNECT_TIMEOUT_S = 10.0
+
+Found = TypeVar("Found")
+
+
+class Agent:
+    """The control channel to the daemon, and the latest of all that it said."""
+
+    def __init__(self) -> None:
+        self.welcome: Welcome | None = None
+        self.job: JobInfo | None = None
+        self.retiring: str | None = None
+        self._connection: Connection | None = None
+        self._closed = False
+        self._rejection: str | None = None
+        self._rows: dict[BlockId, PlanRow] = {}
+        self._addresses: dict[ServerId, Address] = {}
+        self._changed = asyncio.Event()
+
+    async def connect(self, address: Address, uid: str) -> Welcome:
+        """Say hello and wait for the daemon's answer. Raises PeerUnavailable."""
+        end = ControlEnd(self._on_message, self._on_closed)
+        self._connection = await connect(address, timeout_s=CONNECT_TIMEOUT_S, dispatcher=end)
+        tell(self._connection, WorkerHello(uid))
+        return await self.until(lambda: self.welcome, CONNECT_TIMEOUT_S)
+
+    async def describe(self, model: Model) -> None:
+        """Tell the model to the job; returns once the job has one, equal to this.
+
+        Raises UsageError when the job's other workers described another.
+        """
+        self._tell(Describe(model))
+        known = await self.until(lambda: self.job.model if self.job else None, None)
+        if known != model:
+            raise UsageError(
+                "this worker's model or optimizer differs from that of the job's first worker",
+                field=_first_difference(known, model),
+                hint="every worker must build the same model with the same options",
+            )
+
+    def progress(self, progress: Progress) -> None:
+        self._tell(progress)
+
+    def finished(self, finished: Finished) -> None:
+        self._tell(finished)
+
+    def row(self, block: BlockId) -> PlanRow | None:
+        return self._rows.get(block)
+
+    def address(self, server: ServerId) -> Address | None:
+        return self._addresses.get(server)
+
+    async def until(self, found: Callable[[], Found | None], timeout_s: float | None) -> Found:
+        """Wait until ``found`` gives something; it is asked again whenever the daemon speaks.
+
+        Raises TimeoutError, PeerUnavailable when the daemon is gone, JobFailed when the daemon
+        rejected what this worker asked for.
+        """
+        async with asyncio.timeout(timeout_s):
+            while True:
+                if self._rejection is not None:
+                    raise JobFailed(self._rejection)
+                result = found()
+                if result:
+                    return result
+                if self._closed:
+                    raise PeerUnavailable("the daemon is gone")
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def aclose(self) -> None:
+        if self._connection is not None:
+            await self._connection.aclose()
+
+    def _tell(self, message: Control) -> None:
+        if self._connection is None:
+            raise PeerUnavailable("not connected to a daemon")
+        tell(self._connection, message)
+
+    def _on_message(self, conn: Connection, message: Control) -> None:
+        match message:
+            case Welcome():
+                self.welcome = message
+            case JobInfo():
+                self.job = message
+            case PlanUpdate():
+                self._rows.update((row.block, row) for row in message.rows)
+            case Servers():
+                self._addresses = addresses_of(message)
+            case Retire():
+                self.retiring = message.reason
+            case Rejected():
+                self._rejection = message.reason
+        self._changed.set()
+
+    def _on_closed(self, conn: Connection) -> None:
+        self._closed = True
+        self._changed.set()
+
+
+def _first_difference(known: Model, model: Model) -> str:
+    """Where two models part, for the error that says so."""
+    for field in ("optimizer", "options", "groups", "elementwise", "block_bytes"):
+        if getattr(known, field) != getattr(model, field):
+            return f"{field}: {getattr(known, field)} there, {getattr(model, field)} here"
+    for ours, theirs in zip(model.parameters, known.parameters, strict=False):
+        if ours != theirs:
+            return f"parameters: {theirs} there, {ours} here"
+    return f"parameters: {len(known.parameters)} there, {len(model.parameters)} here"

@@ -1,0 +1,137 @@
+"""The data-plane client: one request to a block's primary, wherever it is by now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from elasticps.core.ids import LEDGER, BlockId, JobKey, Round, Seq, WorkerId
+from elasticps.core.ledger import Answer, Command, Refused
+from elasticps.errors import BlockUnavailable, JobFailed, PeerUnavailable
+from elasticps.wire.frame import Header, Kind, Status
+from elasticps.wire.inflight import Reply
+from elasticps.wire.messages import PlanRow, RefusalMeta, decode
+from elasticps.wire.pool import ConnectionPool
+from elasticps.worker.agent import Agent
+
+REQUEST_TIMEOUT_S = 30.0
+BLOCK_DEADLINE_S = 60.0
+"""How long a block may be without a primary that answers before the worker gives up."""
+FIRST_RETRY_S = 0.002
+LAST_RETRY_S = 0.25
+MAX_STATE_BYTES = 1 << 30
+
+_FINAL = frozenset({Status.OK, Status.NOT_STAGED, Status.STALE_GENERATION, Status.CONFLICT})
+_answers = msgspec.msgpack.Decoder(Answer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A request but for its epoch, which each attempt takes from the newest plan.
+
+    The payload's and ``into``'s memory must stay as they are until the call returns.
+    """
+
+    kind: Kind
+    block: BlockId
+    meta: bytes = b""
+    payload: memoryview | None = None
+    into: memoryview | None = None
+    seq: Seq = Seq(0)
+    round: Round = Round(0)
+    flags: int = 0
+    deadline_s: float | None = BLOCK_DEADLINE_S
+
+
+class Client:
+    """Asks primaries; follows the plan from one to the next with the same sequence number."""
+
+    def __init__(self, agent: Agent, cluster: str, job: JobKey, worker: WorkerId) -> None:
+        self._agent = agent
+        self._job = job
+        self._worker = worker
+        self._pool = ConnectionPool(cluster, str(worker), agent.address)
+
+    async def call(self, call: Call) -> Reply:
+        """Ask the block's primary until it gives an answer that is for the caller to judge.
+
+        Those are OK, NOT_STAGED, STALE_GENERATION and CONFLICT. Raises BlockUnavailable when no
+        primary gave one within ``deadline_s``, JobFailed when the request was refused.
+        """
+        started, retry_s = time.monotonic(), FIRST_RETRY_S
+        while True:
+            row = await self._row(call)
+            reason, reply = await self._attempt(call, row)
+            if reply is not None and reply.header.status in _FINAL:
+                return reply
+            if reply is not None and reply.header.status is Status.REFUSED:
+                raise JobFailed(decode(reply.meta, RefusalMeta).reason, where=row.primary)
+            if call.deadline_s is not None and time.monotonic() - started > call.deadline_s:
+                raise BlockUnavailable(
+                    f"block {call.block} has had no primary that answers: {reason}",
+                    where=row.primary,
+                    limit=f"{call.deadline_s} s",
+                )
+            await self._newer_row(row, retry_s)
+            retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    async def _row(self, call: Call) -> PlanRow:
+        """The block's entry in the plan; the leader may yet have to make it."""
+        return await self._agent.until(lambda: self._agent.row(call.block), None)
+
+    async def _newer_row(self, row: PlanRow, most_s: float) -> None:
+        """Wait for the plan to change this block, at most ``most_s``: it may be about to."""
+
+        def changed() -> bool:
+            known = self._agent.row(row.block)
+            return known is not None and known.epoch > row.epoch
+
+        try:
+            await self._agent.until(changed, most_s)
+        except TimeoutError:
+            return
+
+    async def _attempt(self, call: Call, row: PlanRow) -> tuple[str, Reply | None]:
+        """One try: the reply, or why there is none."""
+        header = Header(
+            call.kind,
+            flags=call.flags,
+            job=self._job,
+            plan_epoch=row.epoch,
+            block=call.block,
+            worker=self._worker,
+            seq=call.seq,
+            round=call.round,
+        )
+        try:
+            connection = await self._pool.connection(row.primary)
+            reply = await connection.request(
+                header,
+                call.meta,
+                call.payload,
+                into=call.into,
+                max_reply=MAX_STATE_BYTES,
+                timeout_s=REQUEST_TIMEOUT_S,
+            )
+        except PeerUnavailable as error:
+            return str(error), None
+        return f"{row.primary} answered {reply.header.status.name}", reply
+
+    async def ledger(self, make: Callable[[WorkerId], Command]) -> Answer:
+        """Give the ledger a command and wait for its answer, however long the others take.
+
+        Raises JobFailed when the ledger refuses.
+        """
+        body = msgspec.msgpack.encode(make(self._worker))
+        call = Call(kind=Kind.LEDGER, block=LEDGER, meta=body, deadline_s=None)
+        reply = await self.call(call)
+        answer: Answer = _answers.decode(reply.meta)
+        if isinstance(answer, Refused):
+            raise JobFailed(answer.reason, where="the job's ledger")
+        return answer
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()

@@ -1,0 +1,101 @@
+"""The elastic data loader: each round's global batch, this worker's slice of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.utils.data import default_collate
+
+from elasticps.core.ranges import DataSpec, Range
+from elasticps.errors import UsageError
+
+if TYPE_CHECKING:
+    from elasticps.worker.run import Run
+
+
+class Dataset(Sized, Protocol):
+    """A map-style data set."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def sample_order(size: int, seed: int, data_epoch: int, *, shuffle: bool = True) -> torch.Tensor:
+    """The order of a pass over the data: a function of its arguments alone, the same everywhere."""
+    if not shuffle:
+        return torch.arange(size)
+    generator = torch.Generator().manual_seed(seed + data_epoch)
+    return torch.randperm(size, generator=generator)
+
+
+class ElasticData:
+    """Iterates over this worker's share of every global batch, for all epochs, once.
+
+    The ledger lends the samples of a round to its workers and takes back what a dead worker held.
+    Each batch wants exactly one ``optimizer.step()``. ``epoch`` is the pass under way, from 0.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        spec: DataSpec,
+        *,
+        shuffle: bool,
+        collate: Callable[[list[Any]], Any] = default_collate,
+    ) -> None:
+        self.epoch = 0
+        self._run = run
+        self._dataset = dataset
+        self._spec = spec
+        self._shuffle = shuffle
+        self._collate = collate
+        self._orders: dict[int, torch.Tensor] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        turn = self._run.register(self._spec)
+        lent: int | None = None
+        while not turn.exhausted:
+            if lent == turn.round:
+                raise UsageError(
+                    "a batch was not followed by optimizer.step()",
+                    field="run.data",
+                    hint="every batch wants exactly one step; to skip one, zero its gradients",
+                )
+            if turn.samples:
+                lent = turn.round
+                self._run.weight = float(sum(len(part) for part in turn.samples))
+                yield self._collate([self._dataset[index] for index in self._indices(turn.samples)])
+            else:
+                self._run.abstain()
+            turn = self._run.turn
+
+    def _indices(self, samples: Sequence[Range]) -> list[int]:
+        size = self._spec.size
+        positions = [position for part in samples for position in range(part.start, part.stop)]
+        self.epoch = positions[-1] // size
+        return [int(self._order(position // size)[position % size]) for position in positions]
+
+    def _order(self, data_epoch: int) -> torch.Tensor:
+        if data_epoch not in self._orders:
+            self._orders = {key: self._orders[key] for key in self._orders if key >= self.epoch - 1}
+            self._orders[data_epoch] = sample_order(
+                self._spec.size, self._spec.seed, data_epoch, shuffle=self._shuffle
+            )
+        return self._orders[data_epoch]
+
+
+def data_spec(dataset: Dataset, *, batch_size: int, epochs: int, seed: int) -> DataSpec:
+    """Checked numbers of a data set. Raises UsageError naming the field."""
+    try:
+        size = len(dataset)
+    except TypeError:
+        raise UsageError(
+            f"a {type(dataset).__name__} has no length: run.data needs a map-style data set",
+            field="dataset",
+        ) from None
+    for field, number in (("dataset", size), ("batch_size", batch_size), ("epochs", epochs)):
+        if number < 1:
+            raise UsageError(f"{field} of {number}", field=field, limit="at least 1")
+    return DataSpec(size=size, batch_size=batch_size, epochs=epochs, seed=seed)

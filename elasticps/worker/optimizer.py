@@ -1,0 +1,85 @@
+"""The optimizer that a script holds: a real ``torch.optim.Optimizer`` that steps on servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from elasticps.core.blocks import Hyperparameters
+from elasticps.errors import UsageError
+from elasticps.worker.optimizer_state import by_block, by_parameter
+from elasticps.worker.parameters import ParamGroup, plain
+
+if TYPE_CHECKING:
+    from elasticps.worker.run import Run
+
+
+class ElasticOptimizer(torch.optim.Optimizer):
+    """Schedulers, hooks, closures and ``param_groups`` behave as with the class it stands for.
+
+    ``step`` pushes every gradient, waits until the round is whole, and reads the new parameters.
+    The optimizer's state lives on the shard servers, beside its blocks: ``state`` stays empty, and
+    ``state_dict`` fetches it.
+    """
+
+    def __init__(self, run: Run, groups: Sequence[ParamGroup], defaults: dict[str, Any]) -> None:
+        self._sealed = False
+        super().__init__(list(groups), dict(defaults))
+        self._sealed = True
+        self._run = run
+        self._described = [plain(group) for group in groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take part in one round; on return the parameters are those of the next.
+
+        ``closure`` is evaluated once, with gradients on. Raises JobFailed when the job ended, and
+        WorkerRetired (a SystemExit) when this worker was asked to leave and now has.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._run.step(self.changed_options())
+        return loss
+
+    def changed_options(self) -> list[Hyperparameters]:
+        """For each group, the options that a scheduler or the script has changed."""
+        return [
+            {
+                key: item
+                for key, item in plain(group).items()
+                if key in described and item != described[key]
+            }
+            for group, described in zip(self.param_groups, self._described, strict=True)
+        ]
+
+    def add_param_group(self, param_group: ParamGroup) -> None:
+        """Refused once the job's model is known to the servers."""
+        if self._sealed:
+            raise UsageError(
+                "parameters cannot be added to a job that has begun",
+                field="param_group",
+                hint="give all param groups to run.optimizer(..., groups=[...])",
+            )
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the state fetched from the servers: it loads into the local class."""
+        self.state.update(by_parameter(self._run.memory, self._run.fetch_states()))
+        try:
+            return super().state_dict()
+        finally:
+            self.state.clear()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; the state goes to the servers, unless the job has finished a round already.
+
+        A worker that joins a running job keeps the job's state: its own copy is out of date.
+        """
+        super().load_state_dict(state_dict)
+        state = dict(self.state)
+        self.state.clear()
+        if state and self._run.round == 0:
+            self._run.give_states(by_block(self._run.memory, state))

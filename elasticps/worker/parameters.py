@@ -1,0 +1,130 @@
+"""A model's parameters as blocks: which memory is pushed, and where pulled values land."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter, check_model, partition
+from elasticps.errors import UsageError
+from elasticps.wire.messages import StateMeta, TensorMeta
+from elasticps.wire.tensors import bytes_of, dtype_name
+
+ParamGroup = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMemory:
+    """One block and its parameter."""
+
+    block: Block
+    parameter: torch.Tensor
+    group: int
+
+    @property
+    def value(self) -> memoryview:
+        """The block's bytes within the parameter, to be read and written in place."""
+        return self._slice(self.parameter)
+
+    def gradient(self) -> memoryview | None:
+        """The block's bytes within the gradient; None when backward made none."""
+        gradient = self.parameter.grad
+        if gradient is None:
+            return None
+        if gradient.is_sparse:
+            raise UsageError("sparse gradients are not supported", field="grad")
+        return self._slice(gradient.contiguous())
+
+    def initial(self) -> tuple[StateMeta, memoryview]:
+        """The block's present value as the first state of the block."""
+        value = self.value
+        dtype = dtype_name(self.parameter.dtype)
+        rows = (TensorMeta("value", dtype, (self.block.numel,), self.block.nbytes),)
+        return StateMeta(tensors=rows), value
+
+    def _slice(self, tensor: torch.Tensor) -> memoryview:
+        width = tensor.element_size()
+        return bytes_of(tensor)[self.block.start * width : self.block.stop * width]
+
+
+def describe(
+    named: Sequence[tuple[str, torch.Tensor]],
+    groups: Sequence[ParamGroup],
+    *,
+    optimizer: str,
+    options: Hyperparameters,
+    elementwise: bool,
+    block_bytes: int,
+) -> Model:
+    """The job's model as the servers must know it. Raises UsageError naming what cannot be."""
+    group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
+    parameters = []
+    for name, tensor in named:
+        _check(name, tensor)
+        if id(tensor) in group_of:
+            parameters.append(
+                Parameter(
+                    name=name,
+                    shape=tuple(tensor.shape),
+                    dtype=dtype_name(tensor.dtype),
+                    group=group_of[id(tensor)],
+                )
+            )
+    model = Model(
+        parameters=tuple(parameters),
+        optimizer=optimizer,
+        options=plain(options),
+        groups=tuple(plain(group) for group in groups),
+        elementwise=elementwise,
+        block_bytes=block_bytes,
+    )
+    check_model(model)
+    return model
+
+
+def _check(name: str, tensor: torch.Tensor) -> None:
+    if tensor.device.type != "cpu":
+        raise UsageError(
+            f"parameter {name} is on {tensor.device}; only CPU parameters can be served yet",
+            field="device",
+            limit="cpu",
+        )
+    if not tensor.is_contiguous():
+        raise UsageError(f"parameter {name} is not contiguous in memory", field="stride")
+
+
+def plain(group: ParamGroup) -> Hyperparameters:
+    """A group's options as plain numbers, without its tensors. Raises UsageError for others."""
+    options: Hyperparameters = {}
+    for key, item in group.items():
+        if key in ("params", "param_names"):
+            continue
+        if torch.is_tensor(item) and item.numel() == 1:
+            item = item.item()
+        # Tuples become lists on the wire; compared as lists, both sides see the same.
+        item = list(item) if isinstance(item, tuple) else item
+        if not _is_plain(item):
+            raise UsageError(
+                f"option {key} is a {type(item).__name__}",
+                field=key,
+                limit="numbers, booleans, None, text and tuples of them",
+            )
+        options[key] = item
+    return options
+
+
+def _is_plain(item: object) -> bool:
+    if isinstance(item, list):
+        return all(_is_plain(part) for part in item)
+    return isinstance(item, int | float | bool | str | None)
+
+
+def memory_of(model: Model, tensors: Sequence[torch.Tensor]) -> list[BlockMemory]:
+    """Every block of ``model`` with its parameter, in block order."""
+    return [
+        BlockMemory(block, tensors[block.parameter], model.parameters[block.parameter].group)
+        for block in partition(model)
+    ]

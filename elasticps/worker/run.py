@@ -1,0 +1,321 @@
+"""The public face of a worker: ``join()`` and the ``Run`` that it gives to a script."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from elasticps.api.optimizer import Optimizer
+from elasticps.api.plugins import OPTIMIZERS, STRATEGIES, load
+from elasticps.api.strategy import Strategy
+from elasticps.core.blocks import Hyperparameters
+from elasticps.core.ledger import Turn
+from elasticps.core.ranges import DataSpec
+from elasticps.errors import UsageError
+from elasticps.wire.address import Address
+from elasticps.wire.messages import Finished, Progress, StateMeta, Welcome
+from elasticps.worker.agent import Agent
+from elasticps.worker.client import Client
+from elasticps.worker.data import Dataset, ElasticData, data_spec
+from elasticps.worker.data_loop import DataLoop
+from elasticps.worker.exchange import Exchange
+from elasticps.worker.optimizer import ElasticOptimizer
+from elasticps.worker.parameters import BlockMemory, ParamGroup, describe, memory_of
+
+AGENT_VARIABLE = "ELASTICPS_AGENT"
+WORKER_VARIABLE = "ELASTICPS_WORKER"
+PROGRESS_PERIOD_S = 0.2
+
+
+class WorkerRetired(SystemExit):
+    """Raised by ``optimizer.step()`` when this worker has left the job as asked: exit quietly."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(0)
+        self.reason = reason
+
+
+class Run:
+    """One worker's membership of a job. Made by ``join``; a context manager."""
+
+    def __init__(self, loop: DataLoop, agent: Agent, welcome: Welcome) -> None:
+        self.weight = 1.0
+        self.memory: Sequence[BlockMemory] = ()
+        self._loop = loop
+        self._agent = agent
+        self._welcome = welcome
+        self._exchange: Exchange | None = None
+        self._client: Client | None = None
+        self._strategy: Strategy | None = None
+        self._data: ElasticData | None = None
+        self._listeners: list[Callable[[], None]] = []
+        self._metrics: dict[str, float] = {}
+        self._told_at = 0.0
+        self._stepped_at = time.monotonic()
+        self._left = False
+        self._closed = False
+
+    # -- what a script reads --------------------------------------------------------------------
+
+    @property
+    def node(self) -> str:
+        """The node that this worker runs on."""
+        return self._welcome.node
+
+    @property
+    def turn(self) -> Turn:
+        """This worker's part in the round to come."""
+        turn = self._member.turn
+        if turn is None:
+            raise UsageError("this worker has left the job")
+        return turn
+
+    @property
+    def round(self) -> int:
+        """How many rounds the job has finished, as far as this worker has read."""
+        commit = self._member.commit
+        return commit.round if commit else 0
+
+    @property
+    def rank(self) -> int:
+        """This worker's place among the present workers; it may change when they do."""
+        return self.turn.rank
+
+    @property
+    def world(self) -> int:
+        """How many workers the round to come has."""
+        return self.turn.world
+
+    @property
+    def is_main(self) -> bool:
+        """True in exactly one worker: the one to evaluate and to print."""
+        return self.rank == 0
+
+    @property
+    def _member(self) -> Exchange:
+        if self._exchange is None:
+            raise UsageError("call run.optimizer(...) first: it makes this worker a member")
+        return self._exchange
+
+    # -- what a script does ---------------------------------------------------------------------
+
+    def optimizer(
+        self,
+        model: torch.nn.Module,
+        name: str,
+        *,
+        groups: Sequence[ParamGroup] | None = None,
+        **options: Any,
+    ) -> ElasticOptimizer:
+        """Hand ``model``'s parameters to the job and get the optimizer that trains them.
+
+        ``name`` is an optimizer plugin; ``options`` are its class's arguments; ``groups`` are
+        torch param groups where one set of options is not enough. The job's first worker gives the
+        initial values, every other worker's parameters are overwritten by the job's.
+
+        Raises UsageError for a model or option that cannot be served, PluginError for the plugin.
+        """
+        if self._exchange is not None:
+            raise UsageError("a run has one optimizer", hint="use groups= for several param groups")
+        plugin = load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
+        self._strategy = load(STRATEGIES, self._strategy_name(), Strategy)  # type: ignore[type-abstract]
+        trained = [(key, item) for key, item in model.named_parameters() if item.requires_grad]
+        wanted = groups or [{"params": [item for _, item in trained]}]
+        if not trained:
+            raise UsageError("no parameter of the model requires a gradient", field="model")
+        local = plugin.create(wanted, options)
+        described = describe(
+            trained,
+            local.param_groups,
+            optimizer=name,
+            options=options,
+            elementwise=plugin.elementwise,
+            block_bytes=self._welcome.block_bytes,
+        )
+        tensors = dict(trained)
+        self.memory = memory_of(described, [tensors[row.name] for row in described.parameters])
+        welcome = self._welcome
+
+        async def enter() -> Exchange:
+            await self._agent.describe(described)
+            client = Client(self._agent, welcome.cluster, welcome.job, welcome.worker)
+            exchange = Exchange(client, described, self.memory)
+            await exchange.join()
+            self._client = client
+            return exchange
+
+        self._exchange = self._loop.call(enter())
+        self._stepped_at = time.monotonic()
+        return ElasticOptimizer(self, local.param_groups, local.defaults)
+
+    def data(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        epochs: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> ElasticData:
+        """This worker's share of ``dataset``, a map-style data set, as batches.
+
+        ``batch_size`` is the global batch: workers share it whatever their number, so that a
+        learning rate tuned once stays right. One pass over the result is ``epochs`` passes over the
+        data; a worker that joins later continues where the job is. The order of a pass is
+        ``elasticps.sample_order(len(dataset), seed, epoch)``.
+        """
+        if self._data is not None:
+            raise UsageError("a run has one data loader", field="run.data")
+        spec = data_spec(dataset, batch_size=batch_size, epochs=epochs, seed=seed)
+        arguments = {} if collate is None else {"collate": collate}
+        self._data = ElasticData(self, dataset, spec, shuffle=shuffle, **arguments)
+        return self._data
+
+    def log(self, **metrics: float) -> None:
+        """Numbers to show in ``elasticps status`` (a tensor of one element is read)."""
+        self._metrics.update({key: float(item) for key, item in metrics.items()})
+
+    def on_membership_change(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` when the set of workers changes, between two rounds."""
+        self._listeners.append(listener)
+
+    def close(self) -> None:
+        """Leave the job: what the with-block does at its end. Idempotent."""
+        self._close(failed=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        failed = error is not None and not isinstance(error, WorkerRetired)
+        self._close(failed=failed)
+
+    # -- what the optimizer and the data loader do ----------------------------------------------
+
+    def step(self, changed_options: Sequence[Hyperparameters]) -> None:
+        """Carry out one round by the job's strategy."""
+        exchange, strategy = self._member, self._strategy
+        assert strategy is not None
+        exchange.hyper = changed_options
+        exchange.weight = self.weight
+        exchange.leaving = self._agent.retiring is not None
+        exchange.begin()
+        self._round(strategy.step(exchange))
+
+    def abstain(self) -> None:
+        """Take part in a round without samples."""
+        self._member.leaving = self._agent.retiring is not None
+        self._round(self._member.abstain())
+
+    def register(self, spec: DataSpec) -> Turn:
+        return self._loop.call(self._member.register(spec))
+
+    def fetch_states(self) -> Sequence[tuple[StateMeta, memoryview]]:
+        return self._loop.call(self._member.states())
+
+    def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
+        self._loop.call(self._member.initialize(states))
+
+    def _round(self, work: Any) -> None:
+        exchange = self._member
+        before = exchange.turn
+        self._loop.call(work)
+        self._tell_progress()
+        if before and exchange.turn and before.generation != exchange.turn.generation:
+            for listener in self._listeners:
+                listener()
+        if exchange.turn is None:
+            self._left = True
+            raise WorkerRetired(self._agent.retiring or "asked to leave")
+
+    def _tell_progress(self) -> None:
+        now = time.monotonic()
+        step_s, self._stepped_at = now - self._stepped_at, now
+        exchange = self._member
+        turn, commit = exchange.turn, exchange.commit
+        if turn is None or commit is None or now - self._told_at < PROGRESS_PERIOD_S:
+            return
+        self._told_at = now
+        progress = Progress(
+            round=commit.round,
+            generation=turn.generation,
+            rank=turn.rank,
+            world=turn.world,
+            metrics=self._metrics,
+            step_s=step_s,
+        )
+        self._loop.call(_now(self._agent.progress, progress))
+
+    def _strategy_name(self) -> str:
+        job = self._agent.job
+        assert job is not None
+        return job.strategy
+
+    def _close(self, *, failed: bool) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._loop.call(self._depart(failed=failed))
+        finally:
+            self._loop.close()
+
+    async def _depart(self, *, failed: bool) -> None:
+        """Audit, leave the ledger, tell the daemon. A failed worker only closes: it is evicted."""
+        exchange = self._exchange
+        if not failed:
+            verdict = None
+            if exchange is not None:
+                verdict = await exchange.audit() if self._welcome.audit else None
+                if exchange.turn is not None:
+                    await exchange.leave()
+            self._agent.finished(Finished(self._left, verdict))
+        if self._client is not None:
+            await self._client.aclose()
+        await self._agent.aclose()
+
+
+async def _now(act: Callable[[Any], None], argument: Any) -> None:
+    """Call a plain function on the data loop's thread."""
+    act(argument)
+
+
+def join(environment: Mapping[str, str] | None = None) -> Run:
+    """Join the job that this process was started for.
+
+    ``elasticps run`` and the cluster's daemons set what is needed in the environment. Raises
+    UsageError when this process was not started by one of them, PeerUnavailable when the daemon
+    does not answer.
+    """
+    variables = os.environ if environment is None else environment
+    address, uid = variables.get(AGENT_VARIABLE), variables.get(WORKER_VARIABLE)
+    if not address or not uid:
+        raise UsageError(
+            "this process was not started by elasticps",
+            field=AGENT_VARIABLE,
+            hint="start the script with: elasticps run SCRIPT",
+        )
+    loop, agent = DataLoop(), Agent()
+    try:
+
+        async def enter() -> Welcome:
+            welcome = await agent.connect(Address.parse(address), uid)
+            await agent.until(lambda: agent.job, None)
+            return welcome
+
+        welcome = loop.call(enter())
+    except BaseException:
+        loop.close()
+        raise
+    return Run(loop, agent, welcome)

@@ -1,0 +1,529 @@
+"""Connections over real sockets, under both event loops: what they carry and what they survive."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from elasticps.core.ids import BlockId
+from elasticps.errors import PeerUnavailable, WireError
+from elasticps.wire.address import Address
+from elasticps.wire.connection import Connection, connect
+from elasticps.wire.frame import (
+    FLAG_PAYLOAD_CHECKSUM,
+    FLAG_REPLY,
+    HEADER_SIZE,
+    MAX_META,
+    Header,
+    Kind,
+    Status,
+    checksum,
+    pack,
+    unpack,
+)
+from elasticps.wire.listener import listen
+from tests.support.wire import (
+    PATIENCE_S,
+    Echo,
+    Inbox,
+    eventually,
+    linked,
+    on_both_loops_without_leaks,
+    raw_link,
+    raw_peer,
+    raw_stream,
+)
+
+ANY_PORT = Address.tcp("127.0.0.1", 0)
+PULL = Header(kind=Kind.PULL, block=BlockId(7))
+PUSH = Header(kind=Kind.PUSH, block=BlockId(7))
+BIG = 4 << 20
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Address:
+    return ANY_PORT if request.param == "tcp" else Address.unix(tmp_path / "server.sock")
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    return (
+        torch.randint(
+            256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+        )
+        .numpy()
+        .tobytes()
+    )
+
+
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.numpy())
+
+
+# What a connection carries
+
+
+@on_both_loops_without_leaks
+async def test_reply_brings_meta_and_payload(address: Address) -> None:
+    echo = Echo()
+    async with linked(echo, address) as (server, conn):
+        reply = await conn.request(PUSH, b"meta", b"payload", timeout_s=PATIENCE_S)
+        assert (reply.header.block, reply.header.is_reply) == (7, True)
+        assert (reply.meta, reply.payload) == (b"meta", b"payload")
+        empty = await conn.request(PULL, timeout_s=PATIENCE_S)
+        assert (empty.meta, empty.payload) == (b"", None)
+        assert server.address == conn.where
+
+
+@pytest.mark.parametrize("checksum_payloads", [False, True])
+@on_both_loops_without_leaks
+async def test_large_payload_lands_in_the_tensors_own_memory(
+    address: Address, checksum_payloads: bool
+) -> None:
+    on_server = torch.zeros(BIG // 4)
+
+    class Block(Echo):
+        def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
+            assert bool(header.flags & FLAG_PAYLOAD_CHECKSUM) is checksum_payloads
+            return memory_of(on_server).cast("B")
+
+    gradient, pulled = torch.randn(BIG // 4), torch.zeros(BIG // 4)
+    async with (
+        listen(address, Block().connected, checksum_payloads=checksum_payloads) as server,
+        await connect(
+            server.address, timeout_s=PATIENCE_S, checksum_payloads=checksum_payloads
+        ) as conn,
+    ):
+        reply = await conn.request(
+            PUSH, payload=memory_of(gradient), into=memory_of(pulled), timeout_s=PATIENCE_S
+        )
+    assert torch.equal(on_server, gradient)
+    assert torch.equal(pulled, gradient)
+    assert reply.payload is not None
+    assert reply.payload.obj is memory_of(pulled).obj or len(reply.payload) == BIG
+
+
+@on_both_loops_without_leaks
+async def test_thousand_requests_in_flight_each_get_their_own_reply(address: Address) -> None:
+    class Backwards(Inbox):
+        def received(
+            self, conn: Connection, header: Header, meta: bytes, payload: memoryview | None
+        ) -> None:
+            super().received(conn, header, meta, payload)
+            if len(self.frames) == 1000:
+                for request, its_meta, its_payload in reversed(self.frames):
+                    conn.send(request.reply(), its_meta, its_payload)
+
+    async with linked(Backwards(), address) as (_server, conn):
+        replies = await asyncio.gather(
+            *(
+                conn.request(PULL, str(i).encode(), pattern(100, i), timeout_s=PATIENCE_S)
+                for i in range(1000)
+            )
+        )
+    assert [reply.meta for reply in replies] == [str(i).encode() for i in range(1000)]
+    assert all(reply.payload == pattern(100, i) for i, reply in enumerate(replies))
+    assert len({reply.header.request for reply in replies}) == 1000
+
+
+@on_both_loops_without_leaks
+async def test_payload_of_another_length_comes_in_fresh_memory(address: Address) -> None:
+    into = bytearray(b"untouched")
+    async with linked(Echo(), address) as (_server, conn):
+        reply = await conn.request(PULL, payload=b"ten bytes!", into=into, timeout_s=PATIENCE_S)
+    assert reply.payload == b"ten bytes!"
+    assert into == b"untouched"
+
+
+@on_both_loops_without_leaks
+async def test_both_ends_may_ask(address: Address) -> None:
+    at_server, at_client = Echo(), Echo()
+    async with (
+        at_server.listen(address) as server,
+        await connect(server.address, timeout_s=PATIENCE_S, dispatcher=at_client) as conn,
+    ):
+        at_client.connected(conn)
+        await eventually(lambda: bool(at_server.open))
+        there = at_server.open[0].request(PULL, b"s", b"from server", timeout_s=PATIENCE_S)
+        here = conn.request(PULL, b"c", b"from client", timeout_s=PATIENCE_S)
+        from_client, from_server = await asyncio.gather(there, here)
+        assert (from_client.payload, from_server.payload) == (b"from server", b"from client")
+        at_server.open[0].send(Header(kind=Kind.CONTROL), b"unasked")
+        await eventually(lambda: len(at_client.frames) == 2)
+        assert at_client.frames[1][1] == b"unasked"
+    assert at_client.closed_count == at_server.closed_count == 1
+
+
+@on_both_loops_without_leaks
+async def test_unwanted_payload_is_dropped_and_the_stream_goes_on(address: Address) -> None:
+    class Picky(Echo):
+        def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
+            return None if meta == b"no" else super().destination(conn, header, meta)
+
+    async with linked(Picky(), address) as (_server, conn):
+        no, yes = await asyncio.gather(
+            conn.request(PUSH, b"no", pattern(BIG), timeout_s=PATIENCE_S),
+            conn.request(PUSH, b"yes", b"kept", timeout_s=PATIENCE_S),
+        )
+    assert (no.payload, yes.payload) == (None, b"kept")
+
+
+@on_both_loops_without_leaks
+async def test_tcp_sends_small_frames_at_once() -> None:
+    async with linked(Echo(), ANY_PORT) as (_server, conn):
+        sock = conn._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+# Back-pressure and memory
+
+
+@on_both_loops_without_leaks
+async def test_slow_reader_holds_the_writer_back_and_gets_every_byte(address: Address) -> None:
+    inbox = Inbox()
+    async with linked(inbox, address) as (_server, conn):
+        await conn.writable()
+        await eventually(lambda: bool(inbox.open))
+        inbox.open[0].pause_reading()
+        sent = 0
+        while conn._can_write.is_set():
+            conn.send(PUSH, payload=pattern(BIG, sent))
+            sent += 1
+        waiting = asyncio.create_task(conn.writable())
+        asked = asyncio.create_task(conn.request(PULL, timeout_s=PATIENCE_S))
+        await asyncio.sleep(0)
+        queued = conn._transport.get_write_buffer_size()
+        assert not waiting.done()
+        assert len(inbox.frames) < sent
+        assert 0 < queued <= BIG + HEADER_SIZE
+        inbox.open[0].resume_reading()
+        await waiting
+        await eventually(lambda: len(inbox.frames) == sent + 1)
+        inbox.open[0].send(inbox.frames[-1][0].reply())
+        await asked
+    for number, (_, _, payload) in enumerate(inbox.frames[:-1]):
+        assert payload == pattern(BIG, number)
+
+
+@on_both_loops_without_leaks
+async def test_memory_may_change_once_writable_has_returned(address: Address) -> None:
+    inbox = Inbox()
+    gradient = bytearray(BIG)
+    async with linked(inbox, address) as (_server, conn):
+        for number in range(1, 9):
+            gradient[:] = bytes([number]) * BIG
+            conn.send(PUSH, payload=gradient)
+            await conn.writable()
+        gradient[:] = b"\xff" * BIG
+        await eventually(lambda: len(inbox.frames) == 8)
+    assert [set(payload or b"") for _, _, payload in inbox.frames] == [{n} for n in range(1, 9)]
+
+
+@on_both_loops_without_leaks
+async def test_writers_that_wait_go_in_order(address: Address) -> None:
+    inbox = Inbox()
+    async with linked(inbox, address) as (_server, conn), asyncio.TaskGroup() as group:
+        for number in range(20):
+            group.create_task(
+                conn.request(PUSH, bytes([number]), pattern(1 << 20), timeout_s=PATIENCE_S)
+            )
+        await eventually(lambda: len(inbox.frames) == 20)
+        for header, _, _ in inbox.frames:
+            inbox.open[0].send(header.reply())
+    assert [meta[0] for _, meta, _ in inbox.frames] == list(range(20))
+
+
+@on_both_loops_without_leaks
+async def test_request_cancelled_while_it_waits_to_write_is_never_sent() -> None:
+    inbox = Inbox()
+    async with linked(inbox, ANY_PORT) as (_server, conn):
+        await eventually(lambda: bool(inbox.open))
+        inbox.open[0].pause_reading()
+        while conn._can_write.is_set():
+            conn.send(PUSH, b"first", pattern(BIG))
+        given_up = asyncio.create_task(conn.request(PUSH, b"second", timeout_s=PATIENCE_S))
+        kept = asyncio.create_task(conn.request(PUSH, b"third", timeout_s=PATIENCE_S))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        inbox.open[0].resume_reading()
+        await eventually(lambda: any(meta == b"third" for _, meta, _ in inbox.frames))
+        inbox.open[0].send(inbox.frames[-1][0].reply())
+        await kept
+    assert {meta for _, meta, _ in inbox.frames} == {b"first", b"third"}
+
+
+def reply_to(request: bytes, payload: bytes) -> bytes:
+    header = unpack(request)
+    return (
+        pack(
+            Header(
+                kind=header.kind,
+                flags=FLAG_REPLY,
+                request=header.request,
+                payload_length=len(payload),
+            )
+        )
+        + payload
+    )
+
+
+@pytest.mark.parametrize("ended_by", ["cancel", "timeout"])
+@on_both_loops_without_leaks
+async def test_reply_in_transit_is_never_written_after_its_request_ended(ended_by: str) -> None:
+    into = bytearray(1000)
+    async with raw_link() as (peer, conn):
+        timeout_s = PATIENCE_S if ended_by == "cancel" else 0.5
+        task = asyncio.create_task(conn.request(PULL, into=into, timeout_s=timeout_s))
+        late = reply_to(await peer.receive(HEADER_SIZE), b"a" * 1000)
+        await peer.send(late[:-500])
+        await eventually(lambda: into[499] == ord("a") or task.done())
+        if ended_by == "cancel":
+            task.cancel()
+        with pytest.raises((asyncio.CancelledError, PeerUnavailable)):
+            await task
+        into[:] = b"z" * 1000
+        other = asyncio.create_task(conn.request(PULL, into=bytearray(10), timeout_s=PATIENCE_S))
+        await peer.send(late[-500:])
+        await peer.send(reply_to(await peer.receive(HEADER_SIZE), b"b" * 10))
+        assert (await other).payload == b"b" * 10
+    assert into == b"z" * 1000
+
+
+@on_both_loops_without_leaks
+async def test_reply_that_comes_after_its_request_was_cancelled_is_dropped() -> None:
+    into = bytearray(b"z" * 1000)
+    async with raw_link() as (peer, conn):
+        task = asyncio.create_task(conn.request(PULL, into=into, timeout_s=PATIENCE_S))
+        request = await peer.receive(HEADER_SIZE)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        other = asyncio.create_task(conn.request(PULL, timeout_s=PATIENCE_S))
+        await peer.send(reply_to(request, b"a" * 1000))
+        await peer.send(reply_to(await peer.receive(HEADER_SIZE), b"b"))
+        assert (await other).payload == b"b"
+    assert into == b"z" * 1000
+
+
+@on_both_loops_without_leaks
+async def test_cancelled_request_does_not_take_the_next_replys_payload_with_it() -> None:
+    """All in one read: a frame that makes the client cancel A, A's reply, half of B's reply."""
+    tasks: list[asyncio.Task[object]] = []
+
+    class CancelsA(Inbox):
+        def received(
+            self, conn: Connection, header: Header, meta: bytes, payload: memoryview | None
+        ) -> None:
+            tasks[0].cancel()
+
+    dispatcher = CancelsA()
+    async with raw_peer() as peer:
+        conn, _ = await asyncio.gather(
+            connect(peer.address, timeout_s=PATIENCE_S, dispatcher=dispatcher), peer.accept()
+        )
+        async with dispatcher.connected(conn).open[0]:
+            into = [bytearray(10), bytearray(10)]
+            tasks += [
+                asyncio.create_task(conn.request(PULL, into=view, timeout_s=PATIENCE_S))
+                for view in into
+            ]
+            requests = await peer.receive(2 * HEADER_SIZE)
+            reply_a = reply_to(requests[:HEADER_SIZE], b"a" * 10)
+            reply_b = reply_to(requests[HEADER_SIZE:], b"b" * 10)
+            await peer.send(pack(Header(kind=Kind.CONTROL)) + reply_a + reply_b[:-5])
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[0]
+            await peer.send(reply_b[-5:])
+            await tasks[1]
+    assert into[1] == b"b" * 10
+
+
+# Bad peers
+
+
+def bad_frames() -> dict[str, tuple[bytes, str]]:
+    good = pack(Header(kind=Kind.PUSH))
+
+    def with_bytes(offset: int, data: bytes) -> bytes:
+        return good[:offset] + data + good[offset + len(data) :]
+
+    lying = Header(
+        kind=Kind.PUSH, flags=FLAG_PAYLOAD_CHECKSUM, payload_length=4, payload_checksum=1
+    )
+    return {
+        "magic": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".ljust(HEADER_SIZE), "magic"),
+        "version": (with_bytes(4, b"\x02"), "version"),
+        "kind": (with_bytes(5, b"\xff"), "kind"),
+        "meta length": (with_bytes(36, struct.pack("<I", MAX_META + 1)), "meta_length"),
+        "length 2^63": (with_bytes(64, struct.pack("<Q", 2**63)), "payload_length"),
+        "header checksum": (with_bytes(80, bytes(8)), "header_checksum"),
+        "payload checksum": (pack(lying) + b"data", "payload_checksum"),
+        "a reply nobody asked for, broken": (
+            pack(Header(kind=Kind.PULL, flags=FLAG_REPLY)) + b"x" * HEADER_SIZE,
+            "magic",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", bad_frames())
+@on_both_loops_without_leaks
+async def test_broken_frame_closes_its_connection_and_disturbs_nothing_else(case: str) -> None:
+    frame, field = bad_frames()[case]
+    echo = Echo()
+    async with linked(echo, ANY_PORT) as (server, conn):
+        before = await conn.request(PULL, b"before", timeout_s=PATIENCE_S)
+        async with raw_stream(server.address) as stream:
+            stream.write(frame)
+            await eventually(lambda: server.wire_errors == 1)
+        await eventually(lambda: len(server.connections) == 1)
+        after = await conn.request(PULL, b"after", timeout_s=PATIENCE_S)
+    assert (before.meta, after.meta) == (b"before", b"after")
+    assert [error.field for error in echo.errors] == [field]
+    assert [meta for _, meta, _ in echo.frames] == [b"before", b"after"]
+    assert server.wire_errors == 1
+
+
+@on_both_loops_without_leaks
+async def test_one_byte_at_a_time_is_only_slow() -> None:
+    inbox = Inbox()
+    frame = pack(Header(kind=Kind.PUSH, payload_length=20), b"meta") + b"p" * 20
+    async with inbox.listen(ANY_PORT) as server, raw_stream(server.address) as stream:
+        for byte in frame:
+            stream.write(bytes([byte]))
+            await stream.drain()
+            await asyncio.sleep(0)
+        await eventually(lambda: len(inbox.frames) == 1)
+    assert inbox.frames[0][1:] == (b"meta", b"p" * 20)
+    assert server.wire_errors == 0
+
+
+@on_both_loops_without_leaks
+async def test_truncated_then_silent_holds_nobody_up_and_can_be_aborted() -> None:
+    echo = Echo()
+    async with echo.listen(ANY_PORT) as server, raw_stream(server.address) as stream:
+        stream.write(pack(Header(kind=Kind.PUSH, payload_length=BIG)) + b"part")
+        await eventually(lambda: bool(echo.open) and not echo.open[0]._parser.between_frames)
+        async with await connect(server.address, timeout_s=PATIENCE_S) as conn:
+            await conn.request(PULL, timeout_s=PATIENCE_S)
+        echo.open[0].abort()
+        await eventually(lambda: not echo.open)
+    assert server.wire_errors == 0
+
+
+@on_both_loops_without_leaks
+async def test_peer_that_closes_inside_a_frame_is_reported_as_gone() -> None:
+    inbox = Inbox()
+    async with inbox.listen(ANY_PORT) as server:
+        async with raw_stream(server.address) as stream:
+            stream.write(pack(Header(kind=Kind.PUSH))[:50])
+        await eventually(lambda: inbox.closed_count == 1)
+    assert isinstance(inbox.errors[0], PeerUnavailable)
+    assert "middle of a frame" in inbox.errors[0].what
+    assert (server.wire_errors, inbox.frames) == (0, [])
+
+
+@on_both_loops_without_leaks
+async def test_orderly_close_is_no_error() -> None:
+    inbox = Inbox()
+    async with linked(inbox, ANY_PORT) as (_server, conn):
+        conn.send(PUSH)
+        await eventually(lambda: bool(inbox.frames))
+        await eventually(lambda: inbox.closed_count == 1)
+    assert inbox.errors == []
+
+
+@on_both_loops_without_leaks
+async def test_reset_fails_everything_in_flight_with_where() -> None:
+    async with raw_link() as (peer, conn):
+        tasks = [asyncio.create_task(conn.request(PULL, timeout_s=PATIENCE_S)) for _ in range(10)]
+        await peer.receive(10 * HEADER_SIZE)
+        peer.reset()
+        for task in tasks:
+            with pytest.raises(PeerUnavailable) as caught:
+                await task
+            assert caught.value.where == str(peer.address)
+        with pytest.raises(PeerUnavailable):
+            await conn.request(PULL, timeout_s=PATIENCE_S)
+        with pytest.raises(PeerUnavailable):
+            conn.send(PUSH)
+        with pytest.raises(PeerUnavailable):
+            await conn.writable()
+
+
+@on_both_loops_without_leaks
+async def test_reply_over_its_limit_is_a_wire_error_and_ends_the_connection() -> None:
+    async with raw_link() as (peer, conn):
+        asked = conn.request(PULL, max_reply=9, timeout_s=PATIENCE_S)
+        task = asyncio.create_task(asked)
+        other = asyncio.create_task(conn.request(PULL, timeout_s=PATIENCE_S))
+        await peer.send(reply_to(await peer.receive(HEADER_SIZE), b"ten bytes!"))
+        with pytest.raises(WireError) as caught:
+            await task
+        with pytest.raises(PeerUnavailable):
+            await other
+        assert (caught.value.field, caught.value.limit) == ("payload_length", "9 bytes")
+        assert conn.error is caught.value
+
+
+@on_both_loops_without_leaks
+async def test_reply_of_another_kind_ends_the_connection() -> None:
+    async with raw_link() as (peer, conn):
+        task = asyncio.create_task(conn.request(PULL, timeout_s=PATIENCE_S))
+        number = unpack(await peer.receive(HEADER_SIZE)).request
+        await peer.send(pack(Header(kind=Kind.PUSH, flags=FLAG_REPLY, request=number)))
+        with pytest.raises(PeerUnavailable):
+            await task
+        assert isinstance(conn.error, WireError)
+        assert conn.error.field == "kind"
+
+
+@on_both_loops_without_leaks
+async def test_unasked_frame_without_a_dispatcher_ends_the_connection() -> None:
+    async with raw_link() as (peer, conn):
+        await peer.send(pack(Header(kind=Kind.CONTROL)))
+        await eventually(lambda: conn.error is not None)
+        assert isinstance(conn.error, WireError)
+
+
+@on_both_loops_without_leaks
+async def test_damaged_reply_payload_never_counts_as_an_answer() -> None:
+    async with raw_link() as (peer, conn):
+        task = asyncio.create_task(conn.request(PULL, timeout_s=PATIENCE_S))
+        number = unpack(await peer.receive(HEADER_SIZE)).request
+        header = Header(
+            kind=Kind.PULL,
+            flags=FLAG_REPLY | FLAG_PAYLOAD_CHECKSUM,
+            request=number,
+            payload_length=4,
+            payload_checksum=checksum(b"data"),
+        )
+        await peer.send(pack(header) + b"dbta")
+        with pytest.raises(PeerUnavailable):
+            await task
+        assert isinstance(conn.error, WireError)
+        assert conn.error.field == "payload_checksum"
+
+
+@on_both_loops_without_leaks
+async def test_silent_peer_is_unavailable_in_time() -> None:
+    async with raw_link() as (_peer, conn):
+        with pytest.raises(PeerUnavailable) as caught:
+            await conn.request(PULL, timeout_s=0.05)
+        assert caught.value.limit == "0.05 s"
+
+
+@on_both_loops_without_leaks
+async def test_request_beyond_a_limit_sends_nothing_and_harms_nothing() -> None:
+    echo = Echo()
+    async with linked(echo, ANY_PORT) as (_server, conn):
+        with pytest.raises(WireError, match="meta_length"):
+            await conn.request(PULL, bytes(MAX_META + 1), timeout_s=PATIENCE_S)
+        with pytest.raises(ValueError, match="read-only"):
+            await conn.request(PULL, into=b"read-only", timeout_s=PATIENCE_S)
+        reply = await conn.request(PULL, bytes(MAX_META), timeout_s=PATIENCE_S)
+        assert reply.header.status is Status.OK
+    assert len(echo.frames) == 1
