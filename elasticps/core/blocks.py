@@ -84,7 +84,7 @@ def check_model(model: Model) -> None:
                 field="dtype",
                 limit=", ".join(DTYPE_BYTES),
             )
-        if parameter.numel == 0:
+        if min(parameter.shape, default=1) < 1:
             raise UsageError(f"parameter {parameter.name} has no elements", field="shape")
         if not 0 <= parameter.group < len(model.groups):
             raise UsageError(f"parameter {parameter.name} names no param group", field="group")

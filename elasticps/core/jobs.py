@@ -43,6 +43,10 @@ def next_status(
     running = [life for life in workers if life.record.state is WorkerState.RUNNING]
     succeeded = [life for life in workers if life.record.state is WorkerState.SUCCEEDED]
     if succeeded and not running:
+        furthest = max(succeeded, key=lambda life: (life.record.round, bool(life.record.metrics)))
+        status = msgspec.structs.replace(
+            status, round=furthest.record.round, metrics=furthest.record.metrics
+        )
         return _ended(status, JobState.SUCCEEDED, "all workers finished", now_unix)
     if succeeded:
         wanted = _count(running)

@@ -118,6 +118,7 @@ class Ledger(msgspec.Struct, kw_only=True):
     alive: list[WorkerId] = []
     observed: int = 0
     departed: list[WorkerId] = []
+    farewells: dict[WorkerId, Commit] = {}
     data: DataSpec | None = None
     supply: Supply = Supply()
     leases: dict[WorkerId, tuple[Range, ...]] = {}
@@ -151,7 +152,11 @@ class Ledger(msgspec.Struct, kw_only=True):
         return self._start()
 
     def _is_gone(self, worker: WorkerId) -> bool:
-        return worker in self.departed or (worker <= self.observed and worker not in self.alive)
+        return worker in self.departed or not self._may_ask(worker)
+
+    def _may_ask(self, worker: WorkerId) -> bool:
+        """False for a worker that etcd's list shows to be dead."""
+        return worker > self.observed or worker in self.alive
 
     def _start(self) -> Answers:
         """Admit those who wait, where no round is under way that they would have to wait for."""
@@ -189,7 +194,10 @@ class Ledger(msgspec.Struct, kw_only=True):
             return []
         self.alive, self.observed = sorted(command.alive), command.revision
         known = [*self.members, *self.joining]
-        self.departed = [worker for worker in self.departed if worker in self.alive]
+        self.departed = [worker for worker in self.departed if self._may_ask(worker)]
+        self.farewells = {
+            worker: commit for worker, commit in self.farewells.items() if self._may_ask(worker)
+        }
         return self._remove([worker for worker in known if self._is_gone(worker)])
 
     def _remove(self, workers: list[WorkerId]) -> Answers:
@@ -217,11 +225,13 @@ class Ledger(msgspec.Struct, kw_only=True):
 
     def _vote(self, vote: Vote) -> Answers:
         worker, last = vote.worker, self.last
-        if last is not None and vote.round == last.round:
-            turn = self._turn(worker) if worker in self.members else None
-            return [(worker, Committed(last, turn))]
+        farewell = self.farewells.get(worker)
+        if farewell is not None and vote.round == farewell.round:
+            return [(worker, Committed(farewell, None))]
         if worker not in self.members:
             return [(worker, Refused("this worker is not a member of the job any more"))]
+        if last is not None and vote.round == last.round:
+            return [(worker, Committed(last, self._turn(worker)))]
         if vote.round != self.round + 1:
             return [(worker, Refused(f"round {vote.round} is not the next after {self.round}"))]
         if vote.generation != self.generation:
@@ -240,6 +250,7 @@ class Ledger(msgspec.Struct, kw_only=True):
         self.last = Commit(self.round, self.generation, contributors)
         joiners = self.joining
         self.departed += self.leaving
+        self.farewells.update((worker, self.last) for worker in self.leaving)
         self.members = [worker for worker in voters if worker not in self.leaving]
         if joiners or self.leaving:
             self._seat(joiners)
@@ -258,8 +269,14 @@ class Ledger(msgspec.Struct, kw_only=True):
             rank=self.members.index(worker),
             world=len(self.members),
             samples=self.leases.get(worker, ()),
-            exhausted=self.data is not None and not any(self.leases.values()),
+            exhausted=self._exhausted,
         )
+
+    @property
+    def _exhausted(self) -> bool:
+        """No sample is lent and none is left: not merely that those lent this round came back."""
+        lent = any(self.leases.values())
+        return self.data is not None and not lent and self.supply.spent(self.data)
 
     # -- data -----------------------------------------------------------------------------------
 
@@ -267,6 +284,8 @@ class Ledger(msgspec.Struct, kw_only=True):
         worker = command.worker
         if worker not in self.members:
             return [(worker, Refused("only a member may register data"))]
+        if min(command.data.size, command.data.batch_size, command.data.epochs) < 1:
+            return [(worker, Refused(f"there is nothing to read in {command.data}"))]
         if self.data is None:
             if self.round or self.votes:
                 return [(worker, Refused("run.data must come before the first optimizer step"))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import msgspec
 
@@ -20,8 +21,8 @@ THIS_WRITE = PlanEpoch(0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One block's replicas. ``fresh`` marks the entry that creates the block: only under it may a
-    server that holds nothing act as primary."""
+    """One block's replicas. ``fresh``: the primary has led the block since its creation. Only then
+    may a server that holds nothing act as primary."""
 
     block: BlockId
     primary: ServerId
@@ -55,14 +56,17 @@ class Entry:
             in_sync=in_sync,
             learners=learners,
             epoch=THIS_WRITE,
-            fresh=False,
+            fresh=self.fresh and primary == self.primary,
         )
 
 
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _StoredPart(msgspec.Struct, frozen=True):
-    first: int
+    first: _Natural
     servers: list[str]
-    entries: list[tuple[int, list[int], list[int], int, bool]]
+    entries: list[tuple[_Natural, list[_Natural], list[_Natural], _Natural, bool]]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -112,7 +116,7 @@ def decode_part(value: bytes, revision: int) -> tuple[Entry, ...]:
             )
             for offset, (primary, in_sync, learners, epoch, fresh) in enumerate(stored.entries)
         )
-    except (msgspec.MsgspecError, IndexError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, IndexError) as error:
         raise StoreError(f"not a plan part: {error}", field="plan") from error
 
 

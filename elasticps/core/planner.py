@@ -48,7 +48,7 @@ def next_plan(
 
     ``alive`` are all living servers, draining ones too: they go on serving until relieved.
     """
-    targets = _targets(sizes, entries, sites, alive, replicas)
+    wanted = targets(sizes, entries, sites, alive, replicas)
     promises = {(row.block, row.learner, row.epoch): row for row in caught_up}
     filling = Counter(
         learner for entry in entries for learner in entry.learners if learner in alive
@@ -57,15 +57,15 @@ def next_plan(
     arrived: list[CaughtUpRow] = []
     orphaned: list[Entry] = []
     pending = 0
-    for entry, target in zip(entries, targets, strict=True):
-        if not any(server in alive for server in entry.holders):
-            orphaned.append(entry)
-            continue
+    for entry, target in zip(entries, wanted, strict=True):
         rows = [
             promises[key]
             for learner in entry.learners
             if (key := (entry.block, learner, entry.epoch)) in promises and learner in alive
         ]
+        if not rows and not any(server in alive for server in entry.holders):
+            orphaned.append(entry)
+            continue
         following = _step(entry, target, alive, {row.learner: row for row in rows}, filling)
         pending += set(following.holders) != set(target)
         if following is not entry:
@@ -79,7 +79,7 @@ def next_plan(
     )
 
 
-def _targets(
+def targets(
     sizes: Sequence[int],
     entries: Sequence[Entry],
     sites: Sequence[Site],

@@ -45,6 +45,10 @@ class Supply(msgspec.Struct, frozen=True, array_like=True):
     def returned(self, ranges: tuple[Range, ...]) -> Supply:
         return Supply(self.position, self.given_back + ranges)
 
+    def spent(self, data: DataSpec) -> bool:
+        """True when every sample of every data epoch is lent and none was given back."""
+        return not self.given_back and self.position >= data.size * data.epochs
+
 
 def take(data: DataSpec, supply: Supply) -> tuple[tuple[Range, ...], Supply]:
     """One global batch: what was given back first, then fresh positions up to the epoch's end.

@@ -93,7 +93,10 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Written by the leader alone. ``reason`` says why the state is what it is."""
+    """Written by the leader alone. ``reason`` says why the state is what it is.
+
+    ``round`` and ``metrics`` are the last ones, written at the job's end.
+    """
 
     state: JobState
     reason: str
@@ -101,6 +104,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     sites: tuple[ServerId, ...] = ()
     movement: Movement = Movement()
     verdict: Verdict = Verdict()
+    round: int | None = None
+    metrics: dict[str, float] = {}
     failure: Failure | None = None
     ended_unix: float | None = None
 
@@ -121,6 +126,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     traceback: str = ""
     verdict: Verdict | None = None
+    round: int = 0
+    metrics: dict[str, float] = {}
 
 
 class CaughtUpRow(msgspec.Struct, frozen=True, array_like=True):
@@ -149,7 +156,7 @@ def decode(value: bytes, record_type: type[RecordType], key: str) -> RecordType:
     """Raises StoreError, naming key and field, when ``value`` is not such a record."""
     try:
         return msgspec.json.decode(value, type=record_type)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise StoreError(f"not a {record_type.__name__}: {error}", where=key) from error
 
 

@@ -116,7 +116,7 @@ class Replica:
         if push.generation > self.generation:
             self.drop_staged()
             self.generation = push.generation
-        if self.staged.get(push.worker) == push.seq:
+        if push.seq <= self.staged.get(push.worker, -1):
             return PushOutcome.REPEATED
         self.staged[push.worker] = push.seq
         return PushOutcome.STAGE

@@ -77,6 +77,11 @@ class _Peer:
     in_sync: bool = False
     promised: bool = False
 
+    @property
+    def counted(self) -> bool:
+        """Is this peer waited for before a client is answered?"""
+        return self.in_sync or self.promised
+
 
 @dataclass(slots=True)
 class Replication:
@@ -90,6 +95,8 @@ class Replication:
     holds_state: bool = False
     peers: dict[ServerId, _Peer] = field(default_factory=dict)
     _waiting: list[tuple[int, object]] = field(default_factory=list)
+    _leader: ServerId | None = None
+    _continues: bool = False
 
     def adopt(self, entry: Entry) -> list[Action]:
         """Take the role that ``entry`` gives this server. Older entries change nothing."""
@@ -97,6 +104,8 @@ class Replication:
             return []
         self.epoch = entry.epoch
         self.role = self._role_in(entry)
+        if entry.primary != self._leader or self.role is Role.NONE:
+            self._leader, self._continues = entry.primary, False
         if self.role is Role.PRIMARY:
             return self._lead(entry)
         actions: list[Action] = [Stop(peer) for peer in self.peers]
@@ -119,17 +128,22 @@ class Replication:
         return Role.LEARNER if self.me in entry.learners else Role.NONE
 
     def _lead(self, entry: Entry) -> list[Action]:
+        """Keep the streams that go on, end the others, begin those that are missing.
+
+        A learner's promise is for its epoch alone: a plan that this server has not seen may have
+        dropped the learner and taken it on again, empty. So its stream begins anew.
+        """
         wanted = (*entry.in_sync, *entry.learners)
-        actions: list[Action] = [Stop(peer) for peer in self.peers if peer not in wanted]
-        kept = {peer: self.peers[peer] for peer in wanted if peer in self.peers}
-        for peer in wanted:
-            state = kept.setdefault(peer, _Peer())
-            state.in_sync = peer in entry.in_sync
-            if peer not in self.peers:
-                actions.append(Snapshot(peer))
-            elif state.promised and not state.in_sync:
-                actions.append(CaughtUp(peer, self.epoch))
-        self.peers = kept
+        kept = {
+            peer: state
+            for peer, state in self.peers.items()
+            if peer in entry.in_sync or (peer in entry.learners and not state.counted)
+        }
+        actions: list[Action] = [Stop(peer) for peer in self.peers if peer not in kept]
+        actions += [Snapshot(peer) for peer in wanted if peer not in kept]
+        self.peers = {peer: kept.get(peer) or _Peer() for peer in wanted}
+        for peer in entry.in_sync:
+            self.peers[peer].in_sync = True
         return actions + self._released()
 
     def check(self, epoch: PlanEpoch) -> Check:
@@ -174,7 +188,7 @@ class Replication:
     @property
     def durable(self) -> int:
         """The newest version that every counted replica has applied."""
-        waited = [peer.acked for peer in self.peers.values() if peer.in_sync or peer.promised]
+        waited = [peer.acked for peer in self.peers.values() if peer.counted]
         return min([self.version, *waited])
 
     def answer_when_durable(self, request: object) -> list[Action]:
@@ -203,13 +217,17 @@ class Replication:
     def install(self, version: int, history: int) -> None:
         """A snapshot's state has replaced this replica's."""
         self.version, self.history, self.holds_state = version, history, True
+        self._continues = True
 
     def check_op(self, epoch: PlanEpoch, version: int) -> Check:
-        """May the op that makes ``version`` be applied next? CONFLICT: a gap, send a snapshot."""
+        """May the op that makes ``version`` be applied next? CONFLICT: send a snapshot first.
+
+        That is after a gap, and after a change of primary: equal versions may then differ.
+        """
         verdict = self._check_stream(epoch)
         if verdict is not Check.OK:
             return verdict
-        in_order = self.holds_state and version <= self.version + 1
+        in_order = self._continues and version <= self.version + 1
         return Check.OK if in_order else Check.CONFLICT
 
     def follow(self, digest: int) -> int:

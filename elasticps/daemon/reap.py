@@ -20,7 +20,7 @@ NOT_FOUND, NOT_RUNNABLE = 127, 126
 def die_with(parent_pid: int) -> None:
     """Ask the kernel for SIGKILL when the parent's thread ends; exit if it has ended already."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0) != 0:
+    if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         sys.exit("the parent process has ended")

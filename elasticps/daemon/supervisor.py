@@ -19,6 +19,8 @@ from elasticps.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
+KILL_WAIT_S = 1.0
+
 OnExit = Callable[[Exit], None]
 
 
@@ -47,10 +49,15 @@ class _Entry:
     child: Child
     tracker: RestartTracker
     on_exit: OnExit | None
+    owns_buffer: bool
     state: ChildState = ChildState.STARTING
     restarts: int = 0
     gave_up: str | None = None
     task: asyncio.Task[None] = field(init=False)
+
+    def close_own_buffer(self) -> None:
+        if self.owns_buffer:
+            self.child.log_buffer.close()
 
     def status(self) -> ChildStatus:
         history = self.child.history
@@ -90,16 +97,21 @@ class Supervisor:
         traceback: TracebackType | None,
     ) -> None:
         self._open = False
-        for entry in self._entries.values():
-            _end(entry)
         try:
-            await self._tasks.__aexit__(kind, error, traceback)
+            await self._end_all()
         finally:
+            await self._tasks.__aexit__(kind, error, traceback)
             for entry in self._entries.values():
-                entry.child.log_buffer.close()
+                entry.close_own_buffer()
             self._entries.clear()
 
-    def add(self, spec: ChildSpec, on_exit: OnExit | None = None) -> Child:
+    def add(
+        self,
+        spec: ChildSpec,
+        on_exit: OnExit | None = None,
+        *,
+        log_buffer: LogBuffer | None = None,
+    ) -> Child:
         """Start a child and keep it alive; it is spawned before the next await returns.
 
         ``on_exit`` is called on the loop after each life that ended without ``remove``; what it
@@ -111,8 +123,8 @@ class Supervisor:
         if spec.name in self._entries:
             raise UsageError("a process of this name exists", where=spec.name, field="name")
         log_file = LogFile(self._log_directory / f"{spec.name}.log")
-        child = Child(spec, log_file=log_file, log_buffer=LogBuffer())
-        entry = _Entry(child, RestartTracker(spec.restart), on_exit)
+        child = Child(spec, log_file=log_file, log_buffer=log_buffer or LogBuffer())
+        entry = _Entry(child, RestartTracker(spec.restart), on_exit, log_buffer is None)
         entry.task = self._tasks.create_task(self._keep(entry), name=f"keep {spec.name}")
         self._entries[spec.name] = entry
         return child
@@ -126,11 +138,26 @@ class Supervisor:
         await asyncio.wait({entry.task})
         if self._entries.get(name) is entry:
             del self._entries[name]
-            entry.child.log_buffer.close()
+            entry.close_own_buffer()
 
     def snapshot(self) -> list[ChildStatus]:
         """Every child as it is now, in the order of adding."""
         return [entry.status() for entry in self._entries.values()]
+
+    async def _end_all(self) -> None:
+        entries = list(self._entries.values())
+        for entry in entries:
+            _end(entry)
+        if not entries:
+            return
+        tasks = [entry.task for entry in entries]
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            for entry in entries:
+                entry.child.abort()
+            await asyncio.wait(tasks, timeout=KILL_WAIT_S)
+            raise
 
     async def _keep(self, entry: _Entry) -> None:
         child = entry.child

@@ -16,23 +16,32 @@ from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
 VALUE = "value"
 MAX_STATE_FACTOR = 16
 """No optimizer here keeps more than a few tensors of its parameter's size."""
+MAX_STRIDE = 1 << 62
+"""Torch counts elements in 64 bits, also those of a shape with a zero in it."""
 
 
 class TensorBlock:
     """Elements of one parameter on one server, with the optimizer that updates them.
 
-    An element-wise optimizer sees a flat tensor, any other the whole parameter in its shape.
+    An element-wise optimizer sees a flat tensor, any other the whole parameter in its shape. A
+    parameter without dimensions stays as it is, for its state has none either.
     """
 
     def __init__(self, block: Block, parameter: Parameter, model: Model, plugin: Optimizer) -> None:
         self.block = block
-        shape = (block.numel,) if model.elementwise else parameter.shape
+        flat = model.elementwise and parameter.shape
+        shape = (block.numel,) if flat else parameter.shape
         self._dtype = dtype_named(parameter.dtype)
         self._value = torch.zeros(shape, dtype=self._dtype)
         self._base = with_tuples(model.groups[parameter.group])
-        group = {"params": [self._value], **self._base}
-        self._optimizer = plugin.create([group], with_tuples(model.options))
+        self._options = with_tuples(model.options)
+        self._plugin = plugin
+        self._optimizer = self._fresh_optimizer()
         self._hyper: Hyperparameters = {}
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        group = {"params": [self._value], **self._base}
+        return self._plugin.create([group], self._options)
 
     @property
     def nbytes(self) -> int:
@@ -55,14 +64,22 @@ class TensorBlock:
     def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
         """One optimizer step; ``hyper`` is what differs from the group's options in the model.
 
-        ``gradient`` None means that no worker had a gradient.
+        ``gradient`` None means that no worker had a gradient. Raises WireError for an option that
+        the group does not have.
         """
+        self.check_options(hyper)
         self._use(hyper)
         if gradient is None:
             return
         self._value.grad = gradient
         self._optimizer.step()
         self._value.grad = None
+
+    def check_options(self, hyper: Hyperparameters) -> None:
+        """Raise WireError for an option that the param group in the model does not have."""
+        unknown = sorted(hyper.keys() - self._base.keys())
+        if unknown:
+            raise WireError(f"the param group has no option {unknown[0]}", field="hyper")
 
     def _use(self, hyper: Hyperparameters) -> None:
         self._hyper = hyper
@@ -80,14 +97,22 @@ class TensorBlock:
 
     def load(self, meta: StateMeta, payload: memoryview) -> None:
         """Replace value and optimizer state by what ``dump`` made; raises WireError otherwise."""
-        tensors = dict(_unpacked(meta, payload))
+        tensors = _unpacked(meta, payload)
         value = tensors.pop(VALUE, None)
         if value is None or value.nbytes != self.nbytes or value.dtype != self._dtype:
             raise WireError("the value does not fit the block", field="tensors")
+        self.check_options(meta.hyper)
         self._value.copy_(value.view(self._value.shape))
+        # A state may hold less than the one it replaces, and nothing of that one may stay.
+        self._optimizer = self._fresh_optimizer()
         self._use(meta.hyper)
         if tensors or meta.scalars:
-            self._optimizer.state[self._value] = {**tensors, **meta.scalars}
+            shaped = {key: self._shaped(tensor) for key, tensor in tensors.items()}
+            self._optimizer.state[self._value] = {**shaped, **meta.scalars}
+
+    def _shaped(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A worker sends flat whatever has an element for each of the value's."""
+        return tensor.view(self._value.shape) if tensor.shape == (self.block.numel,) else tensor
 
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = self._optimizer.state.get(self._value, {})
@@ -110,15 +135,17 @@ class TensorBlock:
         return scalars
 
 
-def _unpacked(meta: StateMeta, payload: memoryview) -> list[tuple[str, torch.Tensor]]:
+def _unpacked(meta: StateMeta, payload: memoryview) -> dict[str, torch.Tensor]:
     """The tensors that ``meta`` describes, copied out of ``payload``."""
-    tensors = []
+    tensors: dict[str, torch.Tensor] = {}
     offset = 0
     for row in meta.tensors:
+        if row.key in tensors:
+            raise WireError(f"two tensors are named {row.key}", field="tensors")
         _check_row(row, len(payload) - offset)
         tensor = torch.empty(row.shape, dtype=dtype_named(row.dtype))
         bytes_of(tensor)[:] = payload[offset : offset + row.nbytes]
-        tensors.append((row.key, tensor))
+        tensors[row.key] = tensor
         offset += row.nbytes
     if offset != len(payload):
         raise WireError("bytes left over after the last tensor", field="payload_length")
@@ -131,8 +158,10 @@ def _check_row(row: TensorMeta, available: int) -> None:
         width = dtype_named(row.dtype).itemsize
     except ValueError as error:
         raise WireError(f"tensor {row.key}: {error}", field="dtype") from error
-    sized = min(row.shape, default=0) >= 0 and math.prod(row.shape) * width == row.nbytes
-    if not sized or row.nbytes > available:
+    stride = math.prod(max(extent, 1) for extent in row.shape)
+    if min(row.shape, default=0) < 0 or stride > MAX_STRIDE:
+        raise WireError(f"tensor {row.key} cannot have this shape", field="shape")
+    if math.prod(row.shape) * width != row.nbytes or row.nbytes > available:
         raise WireError(f"tensor {row.key} does not fit its bytes", field="nbytes")
 
 

@@ -28,6 +28,7 @@ class KeyKind(Enum):
     JOB_SPEC = "spec"
     JOB_STATUS = "status"
     JOB_MODEL = "model"
+    JOB_CANCEL = "cancel"
     WORKER = "workers"
     PLAN_PART = "plan"
     REPORT = "reports"
@@ -81,6 +82,9 @@ class Keys:
 
     def job_model(self, job: str) -> str:
         return f"{self.job(job)}model"
+
+    def job_cancel(self, job: str) -> str:
+        return f"{self.job(job)}cancel"
 
     def workers(self, job: str) -> str:
         return f"{self.job(job)}workers/"
@@ -145,7 +149,7 @@ async def check_format(store: Store, keys: Keys) -> None:
 
 def _parse_job(job: str, rest: list[str]) -> ParsedKey | None:
     match rest:
-        case ["spec" | "status" | "model" as name]:
+        case ["spec" | "status" | "model" | "cancel" as name]:
             return ParsedKey(kind=KeyKind(name), job=job)
         case ["workers", uid] if node := _worker_node(uid):
             return ParsedKey(kind=KeyKind.WORKER, job=job, node=node, worker=uid)

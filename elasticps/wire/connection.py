@@ -189,6 +189,11 @@ class Connection(asyncio.BufferedProtocol):
     def resume_reading(self) -> None:
         self._transport.resume_reading()
 
+    @property
+    def closed(self) -> bool:
+        """True when nothing can be sent any more."""
+        return self._lost.is_set() or self._transport.is_closing()
+
     def abort(self) -> None:
         """Close at once; what was not sent yet is dropped. Idempotent, and cannot block."""
         self._transport.abort()

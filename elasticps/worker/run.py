@@ -57,6 +57,7 @@ class Run:
         self._metrics: dict[str, float] = {}
         self._told_at = 0.0
         self._stepped_at = time.monotonic()
+        self._step_s = 0.0
         self._left = False
         self._closed = False
 
@@ -177,9 +178,9 @@ class Run:
         self._data = ElasticData(self, dataset, spec, shuffle=shuffle, **arguments)
         return self._data
 
-    def log(self, **metrics: float) -> None:
+    def log(self, **metrics: float | torch.Tensor) -> None:
         """Numbers to show in ``elasticps status`` (a tensor of one element is read)."""
-        self._metrics.update({key: float(item) for key, item in metrics.items()})
+        self._metrics.update({key: _number(item) for key, item in metrics.items()})
 
     def on_membership_change(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when the set of workers changes, between two rounds."""
@@ -241,21 +242,24 @@ class Run:
 
     def _tell_progress(self) -> None:
         now = time.monotonic()
-        step_s, self._stepped_at = now - self._stepped_at, now
-        exchange = self._member
-        turn, commit = exchange.turn, exchange.commit
-        if turn is None or commit is None or now - self._told_at < PROGRESS_PERIOD_S:
-            return
-        self._told_at = now
-        progress = Progress(
-            round=commit.round,
-            generation=turn.generation,
-            rank=turn.rank,
-            world=turn.world,
-            metrics=self._metrics,
-            step_s=step_s,
-        )
-        self._loop.call(_now(self._agent.progress, progress))
+        self._step_s, self._stepped_at = now - self._stepped_at, now
+        if now - self._told_at >= PROGRESS_PERIOD_S:
+            self._told_at = now
+            self._loop.call(self._progress())
+
+    async def _progress(self) -> None:
+        turn, commit = self._member.turn, self._member.commit
+        if turn is not None and commit is not None:
+            self._agent.progress(
+                Progress(
+                    round=commit.round,
+                    generation=turn.generation,
+                    rank=turn.rank,
+                    world=turn.world,
+                    metrics=self._metrics,
+                    step_s=self._step_s,
+                )
+            )
 
     def _strategy_name(self) -> str:
         job = self._agent.job
@@ -277,6 +281,7 @@ class Run:
         if not failed:
             verdict = None
             if exchange is not None:
+                await self._progress()
                 verdict = await exchange.audit() if self._welcome.audit else None
                 if exchange.turn is not None:
                     await exchange.leave()
@@ -286,9 +291,8 @@ class Run:
         await self._agent.aclose()
 
 
-async def _now(act: Callable[[Any], None], argument: Any) -> None:
-    """Call a plain function on the data loop's thread."""
-    act(argument)
+def _number(item: float | torch.Tensor) -> float:
+    return float(item.detach()) if isinstance(item, torch.Tensor) else float(item)
 
 
 def join(environment: Mapping[str, str] | None = None) -> Run:

@@ -423,7 +423,11 @@ def test_children_die_with_the_daemon_however_it_dies(tmp_path, loop, number):
         assert len(pids) == 3
         daemon.send_signal(number)
         daemon.wait()
-        wait_until(lambda: not any(map(runs, pids)))
+        try:
+            wait_until(lambda: not any(map(runs, pids)))
+        finally:
+            for pid in filter(runs, pids):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_command_is_not_run_when_the_daemon_has_died_before(tmp_path):
@@ -452,6 +456,17 @@ def test_loop_that_is_torn_down_leaves_no_process(tmp_path, factory, turns):
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
     assert not runs(pids[0])
+
+
+@on_both_loops
+async def test_task_cancelled_before_its_first_step_leaves_no_process(tmp_path):
+    child = child_of(sh("exec sleep 1000"), tmp_path)
+    child.start()
+    pid = child.pid
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await until(lambda: child.pid is None)
+    assert not runs(pid)
 
 
 # The supervisor
@@ -662,6 +677,32 @@ async def test_cancelled_supervisor_ends_its_children(tmp_path):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not runs(pids[0])
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@on_both_loops
+async def test_cancelling_the_end_kills_at_once(tmp_path):
+    children = []
+
+    async def serve():
+        async with Supervisor(tmp_path) as supervisor:
+            spec = sh("trap '' TERM; echo up; while :; do sleep 0.01; done", stop_grace_s=1000)
+            children.append(supervisor.add(spec))
+            await until(lambda: printed(children[0]))
+            await asyncio.sleep(1000)
+
+    task = asyncio.create_task(serve())
+    await until(lambda: children and printed(children[0]))
+    pid = children[0].pid
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not runs(pid)
+    assert children[0].history[0].signal == "SIGKILL"
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

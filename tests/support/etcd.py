@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +29,11 @@ READY_S = 60.0
 PORT_ATTEMPTS = 5
 SINGLE_TIMING = ("--heartbeat-interval=20", "--election-timeout=200")
 CLUSTER_TIMING = ("--heartbeat-interval=50", "--election-timeout=500")
+
+
+@cache
+def etcd_path() -> Path:
+    return find_etcd().path
 
 
 class PortTaken(Exception):
@@ -71,7 +77,7 @@ class EtcdServer:
         assert not self.running
         peer = f"http://127.0.0.1:{self.peer_port}"
         command = [
-            str(find_etcd().path),
+            str(etcd_path()),
             f"--name={self.name}",
             f"--data-dir={self.directory / 'data'}",
             f"--listen-client-urls={self.endpoint}",
@@ -164,6 +170,16 @@ class EtcdCluster:
         )
         return StoreConfig(endpoints=tuple(endpoints), **settings)
 
+    def heal(self) -> None:
+        """Every member runs and serves again."""
+        for member in self.members:
+            if member.running:
+                member.resume()
+            else:
+                member.start()
+        for member in self.members:
+            member.wait_ready()
+
     async def leader(self) -> EtcdServer:
         for member in self.members:
             metrics = await asyncio.to_thread(
@@ -248,12 +264,19 @@ def etcd_server(tmp_path: Path) -> Iterator[EtcdServer]:
     shutil.rmtree(tmp_path / "etcd")
 
 
-@pytest.fixture
-def etcd_cluster(tmp_path: Path) -> Iterator[EtcdCluster]:
-    """Three members of the test's own."""
+@pytest.fixture(scope="module")
+def started_members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    directory = tmp_path_factory.mktemp("etcd-cluster")
     with ExitStack() as stack:
-        yield started_cluster(stack, tmp_path / "etcd")
-    shutil.rmtree(tmp_path / "etcd")
+        yield started_cluster(stack, directory)
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def etcd_cluster(started_members: EtcdCluster) -> EtcdCluster:
+    """Three members, all of them well, that the module's tests may kill and freeze."""
+    started_members.heal()
+    return started_members
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.etcd import etcd_cluster, etcd_server, shared_etcd, store
+from tests.support.etcd import etcd_cluster, etcd_server, shared_etcd, started_members, store
 
-__all__ = ["etcd_cluster", "etcd_server", "shared_etcd", "store"]
+__all__ = ["etcd_cluster", "etcd_server", "shared_etcd", "started_members", "store"]

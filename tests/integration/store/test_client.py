@@ -229,7 +229,7 @@ async def test_a_cancelled_call_ends_at_once(etcd_server: EtcdServer) -> None:
 
 
 async def test_calls_work_again_after_kill_and_restart(etcd_server: EtcdServer) -> None:
-    async with Store(etcd_server.config()) as store:
+    async with Store(etcd_server.config(request_timeout_s=0.5)) as store:
         await store.put("/a", b"before")
         etcd_server.kill()
         with pytest.raises(StoreUnavailable):

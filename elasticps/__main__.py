@@ -1,0 +1,3 @@
+from elasticps.cli.main import main
+
+main()

@@ -1,0 +1,184 @@
+"""What the HTTP API answers, as values. Fields that are not known here are ignored."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
+
+
+class Child(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that a daemon supervises."""
+
+    name: str
+    pid: int | None
+    state: str
+    restarts: int
+    last_exit: str | None
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine's daemon: ``leads`` blocks are its to serve, ``replicas`` it has a copy of."""
+
+    node: str
+    state: str
+    leader: bool
+    http: str
+    machine: str
+    zone: str
+    labels: dict[str, str]
+    weight: float
+    version: str
+    leads: int
+    replicas: int
+    bytes_held: int
+    workers: tuple[str, ...]
+    children: tuple[Child, ...]
+    reachable: bool
+
+    @property
+    def idle(self) -> bool:
+        """Holds no blocks and runs no workers."""
+        return not self.replicas and not self.workers
+
+
+class JobWorker(msgspec.Struct, frozen=True, kw_only=True):
+    uid: str
+    node: str
+    state: str
+    rank: int | None
+    round: int | None
+    reason: str
+
+
+class Movement(msgspec.Struct, frozen=True, kw_only=True):
+    """What migrations have cost a job so far."""
+
+    blocks: int
+    value_bytes: int
+    snapshot_bytes: int
+    least_value_bytes: int
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What an audit of the job's pushes found."""
+
+    acknowledged: int
+    lost: int
+    duplicated: int
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.lost or self.duplicated)
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """The first worker that failed, and its traceback."""
+
+    node: str
+    worker: str
+    reason: str
+    traceback: str
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A job and how it is going. A metric that is not a number arrives as None."""
+
+    job: str
+    state: str
+    reason: str
+    script: str
+    strategy: str
+    replicas: int
+    round: int | None
+    metrics: dict[str, float | None]
+    step_s: float | None
+    workers: tuple[JobWorker, ...]
+    blocks: int
+    blocks_by_node: dict[str, int]
+    pending_moves: int
+    movement: Movement
+    verdict: Verdict
+    failure: Failure | None
+    submitted_unix: float
+    ended_unix: float | None
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL_STATES
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole cluster as one daemon sees it."""
+
+    cluster: str
+    version: str
+    leader: str | None
+    nodes: tuple[Node, ...]
+    jobs: tuple[Job, ...]
+
+
+class Nodes(msgspec.Struct, frozen=True, kw_only=True):
+    nodes: tuple[Node, ...]
+
+
+class Jobs(msgspec.Struct, frozen=True, kw_only=True):
+    jobs: tuple[Job, ...]
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """One block on its way from the node ``source`` to the node ``target``."""
+
+    job: str
+    block: int
+    source: str
+    target: str
+    bytes: int
+
+
+class Moves(msgspec.Struct, frozen=True, kw_only=True):
+    """The moves that would balance the cluster, and those under way."""
+
+    moves: tuple[Move, ...]
+    bytes: int
+    pending_moves: int
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One line that a worker wrote; the stream ``daemon`` is its daemon's word about it."""
+
+    node: str
+    worker: str
+    stream: Literal["stdout", "stderr", "daemon"]
+    text: str
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is asked for with a new job; a field of None is left to the daemon."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    start_workers: int
+    max_workers: int | None = None
+    replicas: int | None = None
+    block_bytes: int | None = None
+    strategy: str | None = None
+    audit: bool = False
+    name: str | None = None
+    env: dict[str, str] = {}
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as the API spells it; see ``ElasticError``."""
+
+    what: str
+    where: str | None = None
+    field: str | None = None
+    limit: str | None = None
+    hint: str | None = None
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    error: ErrorBody

@@ -1,0 +1,224 @@
+"""The client of a daemon's HTTP API. No other file of the command line opens a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+import msgspec
+
+from elasticps import __version__
+from elasticps.cli.answers import (
+    ErrorAnswer,
+    ErrorBody,
+    Job,
+    Line,
+    Moves,
+    Node,
+    Nodes,
+    Status,
+    Submission,
+)
+from elasticps.errors import ElasticError, PeerUnavailable, UsageError
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 15.0
+PATIENCE_S = 30.0
+"""How long an outage may last while something is watched: a new leader needs some seconds."""
+_HINT = "is the daemon running? see `systemctl status elasticpsd`, or name another by --api URL"
+MAX_LINE_BYTES = 1 << 20  # 64 KiB of text, each character escaped, and its frame
+
+Answer = TypeVar("Answer")
+
+
+class Api:
+    """``async with Api("http://host:port") as api``: one daemon's view of its cluster.
+
+    Raises UsageError for what the daemon refuses (400, 404), PeerUnavailable when it cannot be
+    reached or has no leader to ask (503), ElasticError for the rest. A daemon that is gone is
+    replaced, for questions that change nothing, by another that ``nodes`` or ``status`` named.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._others: tuple[str, ...] = ()
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+            headers={"User-Agent": f"elasticps/{__version__}", "Accept": "application/json"},
+            read_bufsize=MAX_LINE_BYTES,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    async def status(self) -> Status:
+        status = await self._ask("status", Status)
+        self._remember(status.nodes)
+        return status
+
+    async def nodes(self) -> tuple[Node, ...]:
+        nodes = (await self._ask("nodes", Nodes)).nodes
+        self._remember(nodes)
+        return nodes
+
+    async def job(self, job: str) -> Job:
+        return await self._ask(f"jobs/{_part(job)}", Job)
+
+    async def drain(self, node: str, *, stay: bool) -> Node:
+        body = msgspec.json.encode({"stay": stay})
+        return await self._call("POST", f"nodes/{_part(node)}/drain", Node, body)
+
+    async def undrain(self, node: str) -> Node:
+        return await self._call("DELETE", f"nodes/{_part(node)}/drain", Node)
+
+    async def moves(self) -> Moves:
+        """What a rebalance would move, without starting it."""
+        return await self._ask("rebalance", Moves)
+
+    async def rebalance(self) -> Moves:
+        return await self._call("POST", "rebalance", Moves)
+
+    async def submit(self, submission: Submission) -> Job:
+        return await self._call("POST", "jobs", Job, msgspec.json.encode(submission))
+
+    async def cancel(self, job: str) -> Job:
+        return await self._call("POST", f"jobs/{_part(job)}/cancel", Job)
+
+    async def lines(self, job: str, *, follow: bool) -> AsyncIterator[Line]:
+        """What the job's workers wrote; with ``follow`` until the job ends."""
+        url = f"{self.url}/api/v1/jobs/{_part(job)}/logs?follow={int(follow)}"
+        endless = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+        with _plain_errors(url):
+            async with self._session.get(url, timeout=endless, allow_redirects=False) as response:
+                await _check(response, url)
+                async for line in response.content:
+                    if line.strip():
+                        yield _decoded(line, Line, url)
+
+    def _remember(self, nodes: tuple[Node, ...]) -> None:
+        urls = (node.http if "://" in node.http else f"http://{node.http}" for node in nodes)
+        self._others = tuple(
+            url for url in urls if urlsplit(url).netloc != urlsplit(self.url).netloc
+        )
+
+    async def _ask(self, path: str, kind: type[Answer]) -> Answer:
+        try:
+            return await self._call("GET", path, kind)
+        except PeerUnavailable:
+            for url in self._others:
+                with contextlib.suppress(PeerUnavailable):  # the first one's error is shown
+                    answer = await self._call("GET", path, kind, base=url)
+                    self.url = url
+                    return answer
+            raise
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        kind: type[Answer],
+        body: bytes | None = None,
+        *,
+        base: str | None = None,
+    ) -> Answer:
+        url = f"{base or self.url}/api/v1/{path}"
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        with _plain_errors(url):
+            async with self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                await _check(response, url)
+                return _decoded(await response.read(), kind, url)
+
+
+async def watch(
+    ask: Callable[[], Awaitable[Answer]], *, period_s: float = 0.5, patience_s: float = PATIENCE_S
+) -> AsyncIterator[Answer]:
+    """Ask for ever, every ``period_s``, and yield the answers.
+
+    Raises PeerUnavailable when nobody answers for ``patience_s``.
+    """
+    answered = time.monotonic()
+    while True:
+        try:
+            answer = await ask()
+        except PeerUnavailable:
+            if time.monotonic() - answered > patience_s:
+                raise
+        else:
+            answered = time.monotonic()
+            yield answer
+        await asyncio.sleep(period_s)
+
+
+@contextlib.contextmanager
+def _plain_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise PeerUnavailable("the daemon did not answer in time", where=url, hint=_HINT) from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise PeerUnavailable(
+            f"the daemon cannot be reached: {str(error) or type(error).__name__}",
+            where=url,
+            hint=_HINT,
+        ) from None
+
+
+async def _check(response: aiohttp.ClientResponse, url: str) -> None:
+    """Raise the error that the daemon answered with, if any."""
+    if 200 <= response.status < 300:
+        return
+    body = await response.read()
+    try:
+        error = msgspec.json.decode(body, type=ErrorAnswer).error
+    except msgspec.MsgspecError:
+        raise ElasticError(
+            f"HTTP {response.status} {response.reason}, not an answer of elasticps",
+            where=url,
+            hint="does --api name a daemon's HTTP address?",
+        ) from None
+    raise _error(response.status, error)
+
+
+def _error(status: int, body: ErrorBody) -> ElasticError:
+    kinds: dict[int, type[ElasticError]] = {
+        400: UsageError,
+        404: UsageError,
+        503: PeerUnavailable,
+    }
+    return kinds.get(status, ElasticError)(
+        body.what, where=body.where, field=body.field, limit=body.limit, hint=body.hint
+    )
+
+
+def _decoded(body: bytes, kind: type[Answer], url: str) -> Answer:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ElasticError(
+            f"the answer is not understood: {error}",
+            where=url,
+            hint="does --api name a daemon of this version of elasticps?",
+        ) from None
+
+
+def _part(name: str) -> str:
+    """A name as one part of a path. Raises UsageError for one that would be another path."""
+    if name in ("", ".", ".."):
+        raise UsageError(f"{name!r} is not a name")
+    return quote(name, safe="")

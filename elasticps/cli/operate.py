@@ -1,0 +1,223 @@
+"""Commands that change the cluster: drain, undrain, rebalance, submit, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from elasticps.cli.answers import Node, Submission
+from elasticps.cli.options import (
+    MAX_WORKERS,
+    Settings,
+    job_options,
+    json_option,
+    require_known,
+    run_async,
+    script_argument,
+    seconds,
+)
+from elasticps.cli.output import print_answer, print_json
+from elasticps.cli.progress import Progress
+from elasticps.errors import ElasticError
+
+if TYPE_CHECKING:
+    from elasticps.cli.client import Api
+
+
+@click.command()
+@click.argument("node")
+@click.option("--stay", is_flag=True, help="The daemon stays in the cluster, holding nothing.")
+@click.option("--no-wait", is_flag=True, help="Ask, and do not wait until the node is empty.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=seconds,
+    metavar="SECONDS",
+    help="Give up waiting after this long.",
+)
+@click.pass_obj
+def drain(
+    settings: Settings, node: str, stay: bool, no_wait: bool, timeout_s: float | None
+) -> None:
+    """Move everything off NODE, then let it leave.
+
+    Training goes on meanwhile. The drain itself goes on when the waiting ends early; `elasticps
+    undrain` takes it back.
+
+    \b
+    Example:
+      elasticps drain machine-b
+      elasticps drain --stay --timeout 300 machine-b
+    """
+
+    async def move_away() -> None:
+        async with settings.connect() as api:
+            require_known("node", node, (each.node for each in await api.nodes()))
+            answer = await api.drain(node, stay=stay)
+            if no_wait:
+                click.echo(f"{node}: {answer.state}")
+                return
+            await _drained(api, node, timeout_s)
+
+    run_async(move_away())
+
+
+async def _drained(api: Api, node: str, timeout_s: float | None) -> None:
+    from elasticps.cli.client import watch
+
+    last: Node | None = None
+    try:
+        with Progress() as progress:
+            async with asyncio.timeout(timeout_s):
+                async for nodes in watch(api.nodes):
+                    last = next((each for each in nodes if each.node == node), None)
+                    if last is None or (last.state == "drained" and last.idle):
+                        break
+                    progress.show(f"draining {node}: {_load(last)} left")
+    except TimeoutError:
+        raise ElasticError(
+            f"not drained within {timeout_s:g} s" + (f", {_load(last)} left" if last else ""),
+            where=node,
+            field="timeout",
+            hint=f"the drain goes on; `elasticps undrain {node}` takes it back",
+        ) from None
+    click.echo(f"{node}: " + ("left the cluster" if last is None else "drained"))
+
+
+def _load(node: Node) -> str:
+    return f"{node.replicas} blocks, {len(node.workers)} workers"
+
+
+@click.command()
+@click.argument("node")
+@click.pass_obj
+def undrain(settings: Settings, node: str) -> None:
+    """Take a drain of NODE back: it may hold blocks and run workers again.
+
+    \b
+    Example:
+      elasticps undrain machine-b
+    """
+
+    async def welcome_back() -> None:
+        async with settings.connect() as api:
+            require_known("node", node, (each.node for each in await api.nodes()))
+            answer = await api.undrain(node)
+        click.echo(f"{node}: {answer.state}")
+
+    run_async(welcome_back())
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Print the moves and their bytes, and start none.")
+@json_option
+@click.pass_obj
+def rebalance(settings: Settings, dry_run: bool, as_json: bool) -> None:
+    """Spread the blocks over the nodes anew, by the fewest bytes, while training goes on.
+
+    \b
+    Example:
+      elasticps rebalance --dry-run
+      elasticps rebalance
+    """
+
+    async def spread() -> None:
+        async with settings.connect() as api:
+            answer = await (api.moves() if dry_run else api.rebalance())
+        print_answer(answer, as_json=as_json)
+
+    run_async(spread())
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("--name", help="The job's name; the cluster makes one up without it.")
+@click.option(
+    "--start-workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=1,
+    show_default=True,
+    help="Start training with this many workers.",
+)
+@click.option(
+    "--max-workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=MAX_WORKERS,
+    show_default=True,
+    help="Never run more workers than this.",
+)
+@click.option(
+    "--env", "pairs", multiple=True, metavar="KEY=VALUE", help="A variable for the workers; repeat."
+)
+@job_options
+@json_option
+@script_argument
+@click.pass_obj
+def submit(
+    settings: Settings,
+    /,
+    script: Path,
+    args: tuple[str, ...],
+    pairs: tuple[str, ...],
+    as_json: bool,
+    **job: Any,
+) -> None:
+    """Train SCRIPT with its ARGS on the cluster, and return at once.
+
+    The script must lie at the same path on every machine. Everything behind SCRIPT is the script's.
+
+    \b
+    Example:
+      elasticps submit --start-workers 4 --replicas 2 train.py --epochs 10
+      elasticps submit --env OMP_NUM_THREADS=4 train.py
+    """
+    if job["max_workers"] < job["start_workers"]:
+        raise click.BadParameter(
+            f"{job['max_workers']} are fewer than the {job['start_workers']} to start with",
+            param_hint="'--max-workers'",
+        )
+    submission = Submission(
+        argv=(str(script.absolute()), *args), cwd=str(Path.cwd()), env=_variables(pairs), **job
+    )
+
+    async def hand_in() -> None:
+        async with settings.connect() as api:
+            answer = await api.submit(submission)
+        if as_json:
+            print_json(answer)
+        else:
+            click.echo(f"submitted {answer.job}; `elasticps logs -f {answer.job}` follows it")
+
+    run_async(hand_in())
+
+
+def _variables(pairs: tuple[str, ...]) -> dict[str, str]:
+    variables = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals or "\0" in pair:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="'--env'")
+        variables[name] = value
+    return variables
+
+
+@click.command()
+@click.argument("job")
+@click.pass_obj
+def cancel(settings: Settings, job: str) -> None:
+    """Stop JOB's workers and forget its blocks.
+
+    \b
+    Example:
+      elasticps cancel mnist
+    """
+
+    async def stop() -> None:
+        async with settings.connect() as api:
+            require_known("job", job, (each.job for each in (await api.status()).jobs))
+            answer = await api.cancel(job)
+        click.echo(f"{answer.job}: {answer.state}")
+
+    run_async(stop())

@@ -1,0 +1,76 @@
+"""What is printed: an answer as JSON or as tables, a worker's line, a job's end, sizes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import msgspec
+
+from elasticps.cli.answers import Failure, Jobs, Line, Moves, Nodes, Status, Verdict
+
+
+def print_answer(answer: Status | Nodes | Jobs | Moves, *, as_json: bool) -> None:
+    """To stdout, as one JSON document or as tables for people."""
+    if as_json:
+        print_json(answer)
+        return
+    from elasticps.cli import render  # rich is for tables alone
+
+    render.print_answer(answer)
+
+
+def print_json(answer: object, *, indent: int = 2) -> None:
+    """One JSON document; with ``indent`` 0 on one line."""
+    document = msgspec.json.format(msgspec.json.encode(answer), indent=indent or -1)
+    sys.stdout.write(document.decode() + "\n")
+
+
+def print_line(line: Line) -> None:
+    """``[node] text`` to the stream of ours that has the name of the worker's."""
+    stream = sys.stdout if line.stream == "stdout" else sys.stderr
+    stream.write(f"[{line.node}] {line.text}\n")
+    stream.flush()
+
+
+def failure_text(failure: Failure) -> str:
+    """Whose failure it is and its traceback, for people."""
+    label = f"worker {failure.worker} on node {failure.node} failed: {failure.reason}"
+    trace = failure.traceback.rstrip("\n")
+    return f"{label}\n\n{trace}\n" if trace else label
+
+
+def metric(metrics: Mapping[str, float | None]) -> str:
+    """The loss, or else the first metric, as ``name value``; empty when there is none."""
+    for name in ("loss", *metrics):
+        if name in metrics:
+            value = metrics[name]
+            return f"{name} {'nan' if value is None else format(value, '.4g')}"
+    return ""
+
+
+def audit(verdict: Verdict) -> str:
+    return (
+        f"audit: {verdict.acknowledged} pushes acknowledged, {verdict.lost} lost, "
+        f"{verdict.duplicated} duplicated"
+    )
+
+
+def human_bytes(size: float) -> str:
+    """``0 B``, ``512 B``, ``4.0 MiB``."""
+    if size < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if size < 1023.95 or unit == "TiB":
+            break
+    return f"{size:.1f} {unit}"
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,147 @@
+"""Answers as tables that fit 80 columns, in colour on a terminal that wants it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from elasticps.cli.answers import Job, Jobs, Moves, Node, Nodes, Status
+from elasticps.cli.output import audit, count, human_bytes, metric, printable
+
+_COLOURS = {
+    "ready": "green",
+    "RUNNING": "green",
+    "SUCCEEDED": "green",
+    "draining": "yellow",
+    "drained": "yellow",
+    "PENDING": "yellow",
+    "CANCELLED": "yellow",
+    "FAILED": "red",
+    "unreachable": "red",
+}
+
+
+def print_answer(answer: Status | Nodes | Jobs | Moves) -> None:
+    """To stdout."""
+    match answer:
+        case Status():
+            _print_status(answer)
+        case Nodes():
+            _print_nodes(answer.nodes)
+        case Jobs():
+            _print_jobs(answer.jobs)
+        case Moves():
+            _print_moves(answer)
+
+
+def print_plugins(plugins: Iterable[Mapping[str, str]]) -> None:
+    """One row a plugin, of the columns that the mappings name."""
+    table = _table("GROUP", "NAME", "DISTRIBUTION", "VERSION", "PROBLEM")
+    for plugin in plugins:
+        names = ("group", "name", "distribution", "version", "problem")
+        table.add_row(*(_cell(plugin[name]) for name in names))
+    _print_rows(table, "no plugins")
+
+
+def _print_status(status: Status) -> None:
+    out = _console()
+    out.print(Text(printable(_headline(status)), style="bold"))
+    out.print()
+    _print_nodes(status.nodes)
+    out.print()
+    _print_jobs(status.jobs)
+
+
+def _print_nodes(nodes: Iterable[Node]) -> None:
+    """One row a node; the leader has a star."""
+    table = _table("NODE", "STATE", "LEADS>", "HOLDS>", "SIZE>", "WORKERS>", "RESTARTS>", "HTTP")
+    for node in nodes:
+        table.add_row(
+            _cell(node.node + (" *" if node.leader else "")),
+            _state(node.state if node.reachable else "unreachable"),
+            str(node.leads),
+            str(node.replicas),
+            human_bytes(node.bytes_held),
+            str(len(node.workers)),
+            str(sum(child.restarts for child in node.children)),
+            _cell(node.http.removeprefix("http://")),
+        )
+    _print_rows(table, "no nodes")
+
+
+def _print_jobs(jobs: Iterable[Job]) -> None:
+    """One row a job, and a line below for each whose audit failed."""
+    jobs = tuple(jobs)
+    table = _table("JOB", "STATE", "ROUND>", "METRIC", "WORKERS>", "BLOCKS>", "REASON")
+    for job in jobs:
+        running = sum(worker.state == "running" for worker in job.workers)
+        table.add_row(
+            _cell(job.job),
+            _state(job.state),
+            "-" if job.round is None else str(job.round),
+            _cell(metric(job.metrics)),
+            str(running),
+            f"{job.blocks} ({job.pending_moves} moving)" if job.pending_moves else str(job.blocks),
+            _cell(job.reason),
+        )
+    _print_rows(table, "no jobs")
+    for job in jobs:
+        if job.verdict.broken:
+            _console().print(Text(f"{printable(job.job)}: {audit(job.verdict)}", style="red"))
+
+
+def _print_moves(moves: Moves) -> None:
+    """One row a move, and their totals."""
+    table = _table("JOB", "BLOCK>", "FROM", "TO", "BYTES>")
+    for move in moves.moves:
+        table.add_row(
+            _cell(move.job),
+            str(move.block),
+            _cell(move.source),
+            _cell(move.target),
+            human_bytes(move.bytes),
+        )
+    if moves.moves:
+        _console().print(table)
+    _console().print(
+        f"{count(len(moves.moves), 'move')}, {human_bytes(moves.bytes)}; "
+        f"{moves.pending_moves} under way"
+    )
+
+
+def _headline(status: Status) -> str:
+    leader = f"leader {status.leader}" if status.leader else "no leader"
+    nodes, jobs = count(len(status.nodes), "node"), count(len(status.jobs), "job")
+    return f"cluster {status.cluster}: {leader}, {nodes}, {jobs}, elasticps {status.version}"
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+
+
+def _table(*columns: str) -> Table:
+    """A table without lines; a column that ends with ">" is flush right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(
+            column.rstrip(">"),
+            justify="right" if column.endswith(">") else "left",
+            overflow="fold",
+        )
+    return table
+
+
+def _print_rows(table: Table, instead: str) -> None:
+    _console().print(table if table.row_count else instead)
+
+
+def _cell(text: str) -> Text:
+    return Text(printable(text))
+
+
+def _state(state: str) -> Text:
+    return Text(printable(state), style=_COLOURS.get(state, ""))

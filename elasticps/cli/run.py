@@ -1,0 +1,215 @@
+"""``elasticps run``: a cluster of this machine alone, for one job, gone when the job is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from elasticps.cli import output
+from elasticps.cli.answers import Job, Status, Submission
+from elasticps.cli.daemon import split
+from elasticps.cli.options import job_options, run_async, script_argument
+from elasticps.cli.progress import Progress
+from elasticps.errors import ElasticError, JobFailed, PeerUnavailable
+
+if TYPE_CHECKING:
+    from elasticps.cli.client import Api
+
+MAX_NODES = 64
+MAX_WORKERS_PER_NODE = 64
+CANCEL_TIMEOUT_S = 5.0
+LAST_LINES_S = 5.0
+"""How long the workers' last lines may take to arrive after the job has ended."""
+
+
+class Cluster(Protocol):
+    """What ``run`` needs of a started cluster: the URL of a daemon's API."""
+
+    @property
+    def api(self) -> str: ...
+
+
+OpenCluster = Callable[[], AbstractAsyncContextManager[Cluster]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A job to be run on a cluster that is opened for it."""
+
+    submission: Submission
+    nodes: int
+    as_json: bool = False
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, MAX_NODES),
+    default=1,
+    show_default=True,
+    help="How many daemons to start on this machine.",
+)
+@click.option(
+    "--workers-per-node",
+    type=click.IntRange(1, MAX_WORKERS_PER_NODE),
+    default=1,
+    show_default=True,
+    help="How many workers each of them runs.",
+)
+@click.option(
+    "--etcd",
+    metavar="HOST:PORT,...",
+    help="Use this etcd.  [default: one that is started for the job and removed with it]",
+)
+@job_options
+@click.option("--json", "as_json", is_flag=True, help="Print the job as the last line, in JSON.")
+@click.option(
+    "--keep-logs",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep the cluster's files, its logs among them, in this folder.",
+)
+@script_argument
+def run(
+    nodes: int,
+    workers_per_node: int,
+    etcd: str | None,
+    as_json: bool,
+    keep_logs: Path | None,
+    script: Path,
+    args: tuple[str, ...],
+    **job: Any,
+) -> None:
+    """Train SCRIPT with its ARGS on a cluster that is started here for it, and stop it afterwards.
+
+    Prints what the workers write as "[node] text", each to the stream it came from; how far the
+    job is goes to stderr. Everything behind SCRIPT is the script's.
+
+    \b
+    Example:
+      elasticps run train.py
+      elasticps run --nodes 3 --replicas 2 train.py --epochs 10
+    """
+    if job["replicas"] > nodes:
+        copies = f"{job['replicas']} replicas need as many nodes, and there are {nodes}"
+        click.echo(f"warning: {copies}: the job runs with fewer copies", err=True)
+    submission = Submission(
+        argv=(str(script.absolute()), *args),
+        cwd=str(Path.cwd()),
+        start_workers=nodes * workers_per_node,
+        **job,
+    )
+
+    def open_cluster() -> AbstractAsyncContextManager[Cluster]:
+        from elasticps.daemon.local_cluster import LocalCluster
+        from elasticps.store.config import StoreConfig
+
+        return LocalCluster(
+            nodes=nodes,
+            workers_per_node=workers_per_node,
+            etcd=StoreConfig(endpoints=split(etcd)) if etcd else None,
+            directory=keep_logs.absolute() if keep_logs else None,
+        )
+
+    run_async(run_job(open_cluster, Run(submission=submission, nodes=nodes, as_json=as_json)))
+
+
+async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:
+    """Open the cluster, run the job, close the cluster. Raises JobFailed unless it succeeded.
+
+    Cancellation cancels the job and closes the cluster.
+    """
+    from elasticps.cli.client import Api
+
+    with Progress() as progress:
+        progress.show(f"starting {wanted.nodes} node{'s' if wanted.nodes > 1 else ''} ...")
+        async with open_cluster() as cluster, Api(cluster.api) as api:
+            with progress.above():
+                click.echo(f"cluster API: {cluster.api}", err=True)
+                hint = f"elasticps --api {cluster.api} status"
+                click.echo(f"in another terminal: {hint}", err=True)
+            submitted = await api.submit(wanted.submission)
+            try:
+                job = await _follow(api, submitted.job, progress)
+            except asyncio.CancelledError:
+                await _cancel(api, submitted.job, progress)
+                raise
+            progress.show("stopping the cluster ...")
+    _conclude(job, wanted)
+
+
+async def _follow(api: Api, name: str, progress: Progress) -> Job:
+    """Show the job's lines and progress until it has ended."""
+    async with asyncio.TaskGroup() as group:
+        lines = group.create_task(_show_lines(api, name, progress))
+        job = await _ended(api, name, progress)
+        await asyncio.wait({lines}, timeout=LAST_LINES_S)
+        lines.cancel()
+    return job
+
+
+async def _show_lines(api: Api, name: str, progress: Progress) -> None:
+    try:
+        async for line in api.lines(name, follow=True):
+            with progress.above():
+                output.print_line(line)
+    except PeerUnavailable as error:
+        with progress.above():
+            click.echo(f"warning: the workers' lines are no longer shown: {error.what}", err=True)
+
+
+async def _ended(api: Api, name: str, progress: Progress) -> Job:
+    from elasticps.cli.client import watch
+
+    async for status in watch(api.status):
+        job = next((each for each in status.jobs if each.job == name), None)
+        if job is None:
+            continue
+        if job.final:
+            return job
+        progress.show(_progress(job, status))
+    raise AssertionError("watch ends by raising alone")
+
+
+def _progress(job: Job, status: Status) -> str:
+    ready = sum(node.state == "ready" and node.reachable for node in status.nodes)
+    parts = [f"{job.job} {job.state.lower()}"]
+    if job.round is None:
+        parts.append(output.printable(job.reason))
+    else:
+        parts += [f"round {job.round}", output.metric(job.metrics)]
+    parts.append(f"{ready} of {len(status.nodes)} nodes ready")
+    if job.pending_moves:
+        parts.append(f"{job.pending_moves} blocks moving")
+    return ", ".join(part for part in parts if part)
+
+
+async def _cancel(api: Api, name: str, progress: Progress) -> None:
+    progress.show("cancelling the job and stopping the cluster ...")
+    # The cluster ends with us, so that a job that cannot be cancelled ends too.
+    with contextlib.suppress(ElasticError, TimeoutError):
+        async with asyncio.timeout(CANCEL_TIMEOUT_S):
+            await api.cancel(name)
+
+
+def _conclude(job: Job, wanted: Run) -> None:
+    """Say how it ended. Raises JobFailed, with the worker's traceback, when it ended badly."""
+    if wanted.submission.audit:
+        click.echo(output.audit(job.verdict), err=True)
+    if wanted.as_json:
+        output.print_json(job, indent=0)
+    if job.failure is not None:
+        click.echo(output.failure_text(job.failure), err=True)
+    if job.state != "SUCCEEDED":
+        raise JobFailed(f"{job.state}: {job.reason}", where=f"job {job.job}")
+    if job.verdict.broken:
+        raise JobFailed("its pushes were not applied exactly once", where=f"job {job.job}")
+    rounds = f" after {job.round} rounds" if job.round is not None else ""
+    click.echo(f"job {job.job} succeeded{rounds}", err=True)

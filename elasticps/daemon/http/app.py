@@ -1,0 +1,87 @@
+"""The aiohttp application: routes, errors as JSON, and its life."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+from aiohttp import web
+
+from elasticps.daemon.http.jobs import JobRoutes
+from elasticps.daemon.http.lookup import NotFound
+from elasticps.daemon.http.nodes import NodeRoutes
+from elasticps.daemon.http.status import ClusterStatus
+from elasticps.daemon.node import Node
+from elasticps.errors import ElasticError, StoreError, StoreUnavailable, UsageError
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1 << 20
+SHUTDOWN_S = 1.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serve_http(node: Node) -> AsyncIterator[str]:
+    """Serve the API at the configured address while in the block; gives the URL it has.
+
+    Raises UsageError when the port is taken.
+    """
+    host, port = node.config.http
+    async with aiohttp.ClientSession() as client:
+        runner = web.AppRunner(_app(node, client), access_log=None, shutdown_timeout=SHUTDOWN_S)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, host, port)
+            try:
+                await site.start()
+            except OSError as error:
+                raise UsageError(
+                    f"cannot serve HTTP at {host}:{port}: {error.strerror}",
+                    field="http",
+                    hint="choose another port with --http",
+                ) from error
+            address = runner.addresses[0]
+            name = f"[{address[0]}]" if ":" in address[0] else address[0]
+            yield f"http://{name}:{address[1]}"
+        finally:
+            await runner.cleanup()
+
+
+def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+    status = ClusterStatus(node, client)
+    app.router.add_get("/healthz", _healthy)
+    app.router.add_routes(NodeRoutes(node, status).routes())
+    app.router.add_routes(JobRoutes(node, status, client).routes())
+    return app
+
+
+async def _healthy(_: web.Request) -> web.Response:
+    return web.json_response({"ok": True})
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except NotFound as error:
+        return _error(404, error)
+    except UsageError as error:
+        return _error(400, error)
+    except StoreUnavailable as error:
+        return _error(503, error)
+    except StoreError as error:
+        return _error(409, error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _error(error.status, ElasticError(error.reason))
+
+
+def _error(status: int, error: ElasticError) -> web.Response:
+    fields = {key: getattr(error, key) for key in ("what", "where", "field", "limit", "hint")}
+    return web.json_response({"error": fields}, status=status)

@@ -1,0 +1,223 @@
+"""Requests about jobs: submit, look, cancel, and follow what workers print."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from elasticps.api.plugins import STRATEGIES, discover
+from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
+from elasticps.core.ids import JobName
+from elasticps.core.records import JobSpec, NodeRecord, encode
+from elasticps.daemon.http.lookup import body_of, job_named
+from elasticps.daemon.http.status import ClusterStatus
+from elasticps.daemon.log_files import LinesMissed
+from elasticps.daemon.node import Node
+from elasticps.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+MAX_WORKERS = 10_000
+PENDING_LINES = 1000
+FOLLOW_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
+RECHECK_S = 0.3
+
+
+class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /api/v1/jobs``. Numbers out of range are refused with their field's name."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    name: str | None = None
+    env: dict[str, str] = {}
+    strategy: str = "data-parallel"
+    start_workers: int = 1
+    max_workers: int = MAX_WORKERS
+    replicas: int = 1
+    block_bytes: int = DEFAULT_BLOCK_BYTES
+    audit: bool = False
+
+
+class JobRoutes:
+    def __init__(self, node: Node, status: ClusterStatus, client: aiohttp.ClientSession) -> None:
+        self._node = node
+        self._view = node.view
+        self._status = status
+        self._client = client
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        return (
+            web.get("/api/v1/jobs", self.jobs),
+            web.post("/api/v1/jobs", self.submit),
+            web.get("/api/v1/jobs/{job}", self.job),
+            web.post("/api/v1/jobs/{job}/cancel", self.cancel),
+            web.get("/api/v1/jobs/{job}/logs", self.logs),
+        )
+
+    async def jobs(self, _: web.Request) -> web.Response:
+        return web.json_response({"jobs": (await self._status.cluster())["jobs"]})
+
+    async def job(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._status.job(job_named(self._view, request)))
+
+    async def submit(self, request: web.Request) -> web.Response:
+        body = await body_of(request, JobBody)
+        _check(body)
+        name = await self._create(body)
+        await self._node.until(lambda: name in self._view.jobs)
+        return web.json_response(await self._status.job(self._view.jobs[name]), status=201)
+
+    async def _create(self, body: JobBody) -> JobName:
+        """Write the spec under the asked name, or under the script's with the next free number."""
+        stem = re.sub(r"[^a-z0-9]+", "-", Path(body.argv[0]).stem.lower()).strip("-")[:32] or "job"
+        number = 1
+        while True:
+            name = JobName(body.name or f"{stem}-{number}")
+            spec = _spec(name, body)
+            if await self._node.store.create(self._node.keys.job_spec(name), encode(spec)):
+                return name
+            if body.name:
+                raise UsageError(f"a job named {name} exists", field="name")
+            number += 1
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        job = job_named(self._view, request)
+        await self._node.store.put(self._node.keys.job_cancel(job.name), b"{}")
+        return web.json_response(await self._status.job(job), status=202)
+
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        """Lines of the job's workers as NDJSON; with ``follow=1`` until the job has ended."""
+        job = job_named(self._view, request)
+        follow = request.query.get("follow") == "1"
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        lines: asyncio.Queue[bytes] = asyncio.Queue(PENDING_LINES)
+        if request.query.get("local") == "1":
+            source = asyncio.create_task(self._local_lines(job.name, follow, lines))
+        else:
+            source = asyncio.create_task(self._all_lines(job.name, follow, lines))
+        try:
+            await _pump(lines, source, response)
+        finally:
+            source.cancel()
+            await asyncio.wait({source})
+        await response.write_eof()
+        return response
+
+    async def _local_lines(self, job: JobName, follow: bool, lines: asyncio.Queue[bytes]) -> None:
+        """This node's workers' lines, oldest first."""
+        seen = 0
+        while True:
+            active = job in self._view.jobs and self._view.jobs[job].active
+            busy = active or any(life.job_name == job for life in self._node.workers.lives.values())
+            for line in self._node.logs.since(seen):
+                if isinstance(line, LinesMissed):
+                    continue
+                seen = line.sequence
+                source, _, uid = line.source.partition(".")
+                if source == job and line.stream != "daemon":
+                    row = {
+                        "node": self._node.name,
+                        "worker": uid,
+                        "stream": line.stream,
+                        "text": line.text,
+                    }
+                    await lines.put(msgspec.json.encode(row) + b"\n")
+            if not follow or not busy:
+                return
+            await asyncio.sleep(0.05)
+
+    async def _all_lines(self, job: JobName, follow: bool, lines: asyncio.Queue[bytes]) -> None:
+        """Every node's lines, of nodes that join later too."""
+        followed: dict[str, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                for record in self._view.nodes.values():
+                    if record.http not in followed:
+                        followed[record.http] = tasks.create_task(
+                            self._node_lines(record, job, follow, lines)
+                        )
+                if not follow or not self._view.jobs[job].active:
+                    return
+                await asyncio.sleep(RECHECK_S)
+
+    async def _node_lines(
+        self, record: NodeRecord, job: JobName, follow: bool, lines: asyncio.Queue[bytes]
+    ) -> None:
+        if record.node == self._node.name:
+            await self._local_lines(job, follow, lines)
+            return
+        url = f"{record.http}/api/v1/jobs/{job}/logs?local=1&follow={int(follow)}"
+        try:
+            async with self._client.get(url, timeout=FOLLOW_TIMEOUT) as response:
+                async for line in response.content:
+                    await lines.put(line)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            log.info("node=%s its lines end here: %s", record.node, error)
+
+
+async def _pump(
+    lines: asyncio.Queue[bytes], source: asyncio.Task[None], response: web.StreamResponse
+) -> None:
+    """Write lines as they come, until the source has ended and all are written."""
+    while True:
+        getting = asyncio.create_task(lines.get())
+        await asyncio.wait({getting, source}, return_when=asyncio.FIRST_COMPLETED)
+        if getting.done():
+            await response.write(getting.result())
+            continue
+        getting.cancel()
+        while not lines.empty():
+            await response.write(lines.get_nowait())
+        source.result()
+        return
+
+
+def _spec(name: JobName, body: JobBody) -> JobSpec:
+    return JobSpec(
+        name=name,
+        argv=body.argv,
+        cwd=body.cwd,
+        env=body.env,
+        strategy=body.strategy,
+        start_workers=body.start_workers,
+        max_workers=body.max_workers,
+        replicas=body.replicas,
+        block_bytes=body.block_bytes,
+        audit=body.audit,
+        submitted_unix=time.time(),
+    )
+
+
+def _check(body: JobBody) -> None:
+    """Raises UsageError that names the field and its limit."""
+    if body.name is not None and not NAME.fullmatch(body.name):
+        raise UsageError(f"{body.name!r} is no job name", field="name", limit=NAME.pattern)
+    if not body.argv or any("\0" in part for part in body.argv):
+        raise UsageError("argv is the script and its arguments, without NUL", field="argv")
+    script = Path(body.cwd) / body.argv[0]
+    if not script.is_file():
+        raise UsageError(f"there is no script {script} on this node", field="argv")
+    _in_range("start_workers", body.start_workers, 1, MAX_WORKERS)
+    _in_range("max_workers", body.max_workers, body.start_workers, MAX_WORKERS)
+    _in_range("replicas", body.replicas, 1, 1)
+    _in_range("block_bytes", body.block_bytes, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
+    strategies = [plugin.name for plugin in discover(STRATEGIES)]
+    if body.strategy not in strategies:
+        raise UsageError(
+            f"no strategy named {body.strategy!r}", field="strategy", limit=", ".join(strategies)
+        )
+
+
+def _in_range(field: str, number: int, least: int, most: int) -> None:
+    if not least <= number <= most:
+        raise UsageError(f"{field} of {number}", field=field, limit=f"{least} to {most}")

@@ -1,0 +1,101 @@
+"""Requests about the cluster and its nodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from elasticps.core.ids import node_of
+from elasticps.core.placement import moves
+from elasticps.core.planner import targets
+from elasticps.core.records import DrainRecord, encode
+from elasticps.daemon.http.lookup import body_of, node_named
+from elasticps.daemon.http.status import ClusterStatus, local_status
+from elasticps.daemon.leader import sites_of
+from elasticps.daemon.node import Node
+from elasticps.daemon.view import ClusterView
+
+
+class DrainBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    stay: bool = False
+
+
+class NodeRoutes:
+    def __init__(self, node: Node, status: ClusterStatus) -> None:
+        self._node = node
+        self._view = node.view
+        self._status = status
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        return (
+            web.get("/api/v1/status", self.cluster),
+            web.get("/api/v1/local", self.local),
+            web.get("/api/v1/nodes", self.nodes),
+            web.post("/api/v1/nodes/{node}/drain", self.drain),
+            web.delete("/api/v1/nodes/{node}/drain", self.undrain),
+            web.get("/api/v1/rebalance", self.rebalance),
+            web.post("/api/v1/rebalance", self.start_rebalance),
+        )
+
+    async def cluster(self, _: web.Request) -> web.Response:
+        return web.json_response(await self._status.cluster())
+
+    async def local(self, _: web.Request) -> web.Response:
+        body = msgspec.json.encode(local_status(self._node))
+        return web.Response(body=body, content_type="application/json")
+
+    async def nodes(self, _: web.Request) -> web.Response:
+        return web.json_response({"nodes": await self._status.nodes()})
+
+    async def drain(self, request: web.Request) -> web.Response:
+        """Mark a node to be emptied; the leader moves its blocks and workers off."""
+        name = node_named(self._view, request)
+        body = await body_of(request, DrainBody)
+        record = DrainRecord(stay=body.stay)
+        await self._node.store.put(self._node.keys.drain(name), encode(record))
+        return web.json_response(await self._status.node(name), status=202)
+
+    async def undrain(self, request: web.Request) -> web.Response:
+        name = node_named(self._view, request)
+        await self._node.store.delete(self._node.keys.drain(name))
+        return web.json_response(await self._status.node(name))
+
+    async def rebalance(self, _: web.Request) -> web.Response:
+        return web.json_response(rebalance_plan(self._view))
+
+    async def start_rebalance(self, _: web.Request) -> web.Response:
+        """Wake the leader, which plans whenever anything changes."""
+        await self._node.store.put(self._node.keys.rebalance, str(time.time()).encode())
+        return web.json_response(rebalance_plan(self._view), status=202)
+
+
+def rebalance_plan(view: ClusterView) -> dict[str, Any]:
+    """The copies that the present state calls for, those under way included."""
+    alive = {server.server for server in view.servers}
+    rows: list[dict[str, Any]] = []
+    for job in view.active_jobs:
+        entries = job.entries
+        if job.spec is None or not entries or len(entries) < len(job.sizes):
+            continue
+        wanted = targets(job.sizes, entries, sites_of(view), alive, job.spec.replicas)
+        holders = [entry.holders for entry in entries]
+        rows += [
+            {
+                "job": job.name,
+                "block": move.block,
+                "source": node_of(move.source) if move.source else None,
+                "target": node_of(move.target),
+                "bytes": move.size,
+            }
+            for move in moves(job.sizes, holders, wanted)
+        ]
+    under_way = sum(bool(entry.learners) for job in view.active_jobs for entry in job.entries)
+    return {
+        "moves": rows,
+        "bytes": sum(row["bytes"] for row in rows),
+        "pending_moves": under_way,
+    }

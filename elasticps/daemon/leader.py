@@ -1,0 +1,273 @@
+"""The leader's work: from the view of the cluster to the writes that move it on.
+
+``decide`` is pure; ``Leader`` carries its writes out under the fence of the leadership, and decides
+again when they have come back through the watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from elasticps.core.ids import JobName, NodeId, ServerId, node_of
+from elasticps.core.jobs import lost, next_status
+from elasticps.core.placement import Site, least_bytes
+from elasticps.core.plan import Entry, encode_part, part_of, parts
+from elasticps.core.planner import Planned, first_plan, next_plan
+from elasticps.core.records import JobSpec, JobStatus, Movement, encode
+from elasticps.daemon.view import ClusterView, JobView
+from elasticps.errors import StoreError, StoreUnavailable
+from elasticps.store import Compare, Delete, Fence, Keys, Put, Store
+
+log = logging.getLogger(__name__)
+
+PARTS_A_WRITE = 8
+"""Parts of a plan in one transaction: their values together stay below etcd's request limit."""
+RETRY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """One fenced transaction of the leader, and why."""
+
+    job: JobName
+    operations: tuple[Put | Delete, ...]
+    compares: tuple[Compare, ...]
+    why: str
+
+
+def decide(
+    view: ClusterView, now_unix: float, lost_after_s: float, orphans: Orphans
+) -> list[Write]:
+    """One write at most for each job that is not as it should be."""
+    writes = []
+    for job in view.jobs.values():
+        if job.spec is None:
+            continue
+        write = (
+            _cleared(view.keys, job)
+            if not job.active
+            else _advanced(view, job, job.spec, now_unix, lost_after_s, orphans)
+        )
+        if write is not None:
+            writes.append(write)
+    return writes
+
+
+class Orphans:
+    """Since when a job has had blocks without a living replica, by this leader's clock."""
+
+    def __init__(self) -> None:
+        self._since: dict[JobName, float] = {}
+
+    def waiting_s(self, job: JobName, orphaned: bool, now: float) -> float:
+        if not orphaned:
+            self._since.pop(job, None)
+            return 0.0
+        return now - self._since.setdefault(job, now)
+
+
+def sites_of(view: ClusterView) -> list[Site]:
+    """The servers that may hold blocks."""
+    return [
+        Site(server=server.server, node=record.node, weight=record.weight, zone=record.zone)
+        for record in view.schedulable
+        for server in record.servers
+    ]
+
+
+def _advanced(
+    view: ClusterView,
+    job: JobView,
+    spec: JobSpec,
+    now_unix: float,
+    lost_after_s: float,
+    orphans: Orphans,
+) -> Write | None:
+    slots = {record.node: record.worker_slots for record in view.schedulable if record.servers}
+    status = next_status(
+        spec,
+        job.status,
+        slots=slots,
+        workers=list(job.workers.values()),
+        cancelled=job.cancelled,
+        now_unix=now_unix,
+    )
+    planned = Planned()
+    if not status.state.final and job.model is not None:
+        planned = _plan(view, job, spec)
+        status = _with_movement(view, job, status, planned)
+        waited_s = orphans.waiting_s(job.name, bool(planned.orphaned), now_unix)
+        status = _with_orphans(view, status, planned.orphaned, waited_s, lost_after_s, now_unix)
+    return _write(view.keys, job, status, planned.changed)
+
+
+def _plan(view: ClusterView, job: JobView, spec: JobSpec) -> Planned:
+    """The next step, as far as one transaction can carry it."""
+    sites, entries = sites_of(view), job.entries
+    if len(entries) < len(job.sizes):
+        first = first_plan(job.sizes, sites, spec.replicas) if sites else ()
+        missing = tuple(entry for entry in first if part_of(entry.block) not in job.parts)
+        return _limited(Planned(changed=missing))
+    alive = {server.server for server in view.servers}
+    planned = next_plan(job.sizes, entries, sites, alive, job.caught_up, spec.replicas)
+    return _limited(planned)
+
+
+def _limited(planned: Planned) -> Planned:
+    """What lies in the first few changed parts; the rest is decided again after this write."""
+    touched = sorted({part_of(entry.block) for entry in planned.changed})[:PARTS_A_WRITE]
+    return replace(
+        planned,
+        changed=tuple(entry for entry in planned.changed if part_of(entry.block) in touched),
+        arrived=tuple(row for row in planned.arrived if part_of(row.block) in touched),
+    )
+
+
+def _with_movement(
+    view: ClusterView, job: JobView, status: JobStatus, planned: Planned
+) -> JobStatus:
+    """Count what has arrived, and what a change of the sites calls for at the least."""
+    sites = sites_of(view)
+    movement, entries = status.movement, job.entries
+    least = movement.least_value_bytes
+    names = tuple(site.server for site in sites)
+    if entries and sites and names != status.sites:
+        least += least_bytes(job.sizes, sites, [[_destined(entry)] for entry in entries])
+    movement = Movement(
+        blocks=movement.blocks + len(planned.arrived),
+        value_bytes=movement.value_bytes + sum(job.sizes[row.block] for row in planned.arrived),
+        snapshot_bytes=movement.snapshot_bytes + sum(row.snapshot_bytes for row in planned.arrived),
+        least_value_bytes=least,
+    )
+    return msgspec.structs.replace(status, movement=movement, sites=names or status.sites)
+
+
+def _destined(entry: Entry) -> ServerId:
+    """Where a block is, or will be when the move under way is made."""
+    return entry.learners[0] if entry.learners else entry.primary
+
+
+def _with_orphans(
+    view: ClusterView,
+    status: JobStatus,
+    orphaned: Sequence[Entry],
+    waited_s: float,
+    lost_after_s: float,
+    now_unix: float,
+) -> JobStatus:
+    """Blocks whose only holders are gone: wait for them to return, then give the job up."""
+    if not orphaned:
+        return status
+    gone = sorted({node_of(server) for entry in orphaned for server in entry.holders})
+    nodes = ", ".join(gone)
+    if any(_restarted(view, node) for node in gone):
+        reason = f"{len(orphaned)} blocks are lost: the shard server of {nodes} restarted without"
+        return lost(status, f"{reason} them, and no other replica was in sync", now_unix)
+    if waited_s > lost_after_s:
+        reason = f"{len(orphaned)} blocks are lost: {nodes} did not return in {lost_after_s:g} s"
+        return lost(status, f"{reason}, and no other replica was in sync", now_unix)
+    waiting = f"waiting for {nodes} to return: it holds the only replica of {len(orphaned)} blocks"
+    return msgspec.structs.replace(status, reason=waiting)
+
+
+def _restarted(view: ClusterView, node: NodeId) -> bool:
+    """Called for nodes whose listed server is gone: registered again means another server."""
+    return node in view.nodes and bool(view.nodes[node].servers)
+
+
+def _write(keys: Keys, job: JobView, status: JobStatus, changed: Sequence[Entry]) -> Write | None:
+    """The status and up to a few changed plan parts, as one transaction."""
+    name = job.name
+    operations: list[Put | Delete] = []
+    compares: list[Compare] = []
+    why = []
+    current = {entry.block: entry for entry in job.entries}
+    current.update((entry.block, entry) for entry in changed)
+    touched = sorted({part_of(entry.block) for entry in changed})
+    by_part = parts(current[block] for block in sorted(current))
+    for part in touched:
+        known = job.parts.get(part)
+        operations.append(Put(keys.plan_part(name, part), encode_part(by_part[part])))
+        compares.append(
+            Compare.modified(keys.plan_part(name, part), known.revision if known else 0)
+        )
+    if changed:
+        why.append(f"{len(changed)} blocks change hands or gain a learner")
+    if status != job.status:
+        operations.append(Put(keys.job_status(name), encode(status)))
+        compares.append(Compare.modified(keys.job_status(name), job.status_revision))
+        if job.status is None or status.state is not job.status.state:
+            why.append(f"{status.state.value}: {status.reason}")
+    if not operations:
+        return None
+    return Write(
+        job=name, operations=tuple(operations), compares=tuple(compares), why="; ".join(why)
+    )
+
+
+def _cleared(keys: Keys, job: JobView) -> Write | None:
+    """After a job's end its plan, reports and workers go; spec, model and status stay."""
+    if not (job.parts or job.reports or job.workers):
+        return None
+    operations = (
+        Delete(keys.plan(job.name), prefix=True),
+        Delete(keys.reports(job.name), prefix=True),
+        Delete(keys.workers(job.name), prefix=True),
+    )
+    return Write(job=job.name, operations=operations, compares=(), why="cleared after its end")
+
+
+class Leader:
+    """Leads while its fence holds."""
+
+    def __init__(
+        self, store: Store, view: ClusterView, changed: asyncio.Condition, lost_after_s: float
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._changed = changed
+        self._lost_after_s = lost_after_s
+        self._orphans = Orphans()
+
+    async def lead(self, fence: Fence) -> None:
+        """Decide and write until cancelled. Raises FenceLost when another has been elected."""
+        while True:
+            writes = decide(self._view, time.time(), self._lost_after_s, self._orphans)
+            for write in writes:
+                await self._carry_out(fence, write)
+            if not writes:
+                await self._next_change()
+
+    async def _carry_out(self, fence: Fence, write: Write) -> None:
+        try:
+            revision = await self._store.fenced(fence, write.operations, write.compares)
+        except StoreUnavailable as error:
+            # It may have been written: the watch will tell, and then what is left is decided.
+            log.warning("job=%s write unanswered: %s", write.job, error)
+            await asyncio.sleep(RETRY_S)
+            return
+        except StoreError as error:
+            if type(error) is not StoreError:
+                raise
+            log.info("job=%s view is old: %s", write.job, error)
+            await self._next_change()
+            return
+        if write.why:
+            log.info("job=%s revision=%d %s", write.job, revision, write.why)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._view.revision >= revision)
+
+    async def _next_change(self) -> None:
+        """Wait for the view to change; orphaned blocks are looked at again every second."""
+        async with self._changed:
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._changed.wait()
+            except TimeoutError:
+                return

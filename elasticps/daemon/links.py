@@ -1,0 +1,228 @@
+"""The daemon's end of the control channels: what each child must know, sent as it changes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from elasticps.core.ids import JobKey, JobName
+from elasticps.core.plan import Entry
+from elasticps.core.records import ServerRecord
+from elasticps.daemon.view import ClusterView, JobView, local_servers
+from elasticps.errors import PeerUnavailable
+from elasticps.wire.connection import Connection
+from elasticps.wire.control import ControlEnd, tell
+from elasticps.wire.messages import (
+    AliveWorkers,
+    Control,
+    Describe,
+    DropJob,
+    Finished,
+    JobInfo,
+    PlanRow,
+    PlanUpdate,
+    Progress,
+    Promises,
+    ServerHello,
+    ServerLoad,
+    Servers,
+    ServeUntil,
+    Welcome,
+    WorkerHello,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Children(Protocol):
+    """Who acts on what children say."""
+
+    def server_said_hello(self, record: ServerRecord) -> None: ...
+
+    def server_gone(self) -> None: ...
+
+    def promised(self, promises: Promises) -> None: ...
+
+    def loaded(self, load: ServerLoad) -> None: ...
+
+    def welcome(self, uid: str) -> Welcome | None: ...
+
+    def described(self, uid: str, describe: Describe) -> None: ...
+
+    def progressed(self, uid: str, progress: Progress) -> None: ...
+
+    def finished(self, uid: str, finished: Finished) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """One child's channel and what it has been told. ``job`` None: the shard server, all jobs."""
+
+    connection: Connection
+    uid: str
+    job: JobKey | None
+    servers: Servers | None = None
+    jobs: dict[JobKey, JobInfo] = field(default_factory=dict)
+    parts: dict[tuple[JobKey, int], int] = field(default_factory=dict)
+    alive: dict[JobKey, tuple[int, ...]] = field(default_factory=dict)
+
+    def tell(self, message: Control) -> None:
+        try:
+            tell(self.connection, message)
+        except PeerUnavailable as error:
+            # Its end is noticed by its supervisor; nothing is owed to a dead child.
+            log.info("child %s: %s", self.uid or "server", error)
+
+
+class Links:
+    """All control channels of one daemon (an ``on_connect`` for its control listener)."""
+
+    def __init__(self, view: ClusterView, machine: str, children: Children) -> None:
+        self._view = view
+        self._machine = machine
+        self._children = children
+        self._links: dict[Connection, _Link] = {}
+        self._undelivered: dict[str, Control] = {}
+        self._serve_until = 0.0
+
+    def on_connect(self, conn: Connection) -> ControlEnd:
+        return ControlEnd(self._on_message, self._on_closed)
+
+    def serve_until(self, deadline: float) -> None:
+        """The node's lease holds until ``deadline`` (monotonic seconds)."""
+        self._serve_until = deadline
+        for link in self._server_links():
+            link.tell(ServeUntil(deadline))
+
+    def tell_worker(self, uid: str, message: Control) -> None:
+        """Send to one worker, now or when it says hello."""
+        links = [link for link in self._links.values() if link.uid == uid]
+        for link in links:
+            link.tell(message)
+        if not links:
+            self._undelivered[uid] = message
+
+    def forget_worker(self, uid: str) -> None:
+        """The worker has ended: nothing is kept for it."""
+        self._undelivered.pop(uid, None)
+
+    def sync(self) -> None:
+        """Tell every child what has changed in the view since it was last told."""
+        for link in self._links.values():
+            self._sync(link)
+
+    # -- what children say ----------------------------------------------------------------------
+
+    def _on_message(self, conn: Connection, message: Control) -> None:
+        link = self._links.get(conn)
+        if link is None:
+            self._hello(conn, message)
+        elif link.job is None:
+            self._from_server(message)
+        else:
+            self._from_worker(link.uid, message)
+
+    def _hello(self, conn: Connection, message: Control) -> None:
+        if isinstance(message, ServerHello):
+            link = self._links[conn] = _Link(conn, "", None)
+            link.tell(ServeUntil(self._serve_until))
+            self._children.server_said_hello(message.record)
+            self._sync(link)
+        elif isinstance(message, WorkerHello):
+            welcome = self._children.welcome(message.uid)
+            if welcome is None:
+                log.error("a process says it is worker %s, which was not started here", message.uid)
+                conn.abort()
+                return
+            link = self._links[conn] = _Link(conn, message.uid, welcome.job)
+            link.tell(welcome)
+            self._sync(link)
+            undelivered = self._undelivered.pop(message.uid, None)
+            if undelivered is not None:
+                link.tell(undelivered)
+        else:
+            log.error("a %s before hello on the control channel", type(message).__name__)
+            conn.abort()
+
+    def _from_server(self, message: Control) -> None:
+        match message:
+            case Promises():
+                self._children.promised(message)
+            case ServerLoad():
+                self._children.loaded(message)
+            case _:
+                log.error("a %s is not for a shard server to say", type(message).__name__)
+
+    def _from_worker(self, uid: str, message: Control) -> None:
+        match message:
+            case Describe():
+                self._children.described(uid, message)
+            case Progress():
+                self._children.progressed(uid, message)
+            case Finished():
+                self._children.finished(uid, message)
+            case _:
+                log.error("a %s is not for a worker to say", type(message).__name__)
+
+    def _on_closed(self, conn: Connection) -> None:
+        link = self._links.pop(conn, None)
+        if link is not None and link.job is None:
+            self._children.server_gone()
+
+    # -- what children are told -----------------------------------------------------------------
+
+    def _server_links(self) -> list[_Link]:
+        return [link for link in self._links.values() if link.job is None]
+
+    def _sync(self, link: _Link) -> None:
+        servers = Servers(tuple(self._view.servers), local_servers(self._view, self._machine))
+        if servers != link.servers:
+            link.servers = servers
+            link.tell(servers)
+        active = {job.key: job for job in self._view.active_jobs}
+        for key in [key for key in link.jobs if key not in active]:
+            _forget(link, key)
+        for job in active.values():
+            if link.job in (None, job.key):
+                _sync_job(link, job)
+                if link.job is None:
+                    self._sync_alive(link, job)
+
+    def _sync_alive(self, link: _Link, job: JobView) -> None:
+        alive = tuple(life.worker for life in job.running)
+        if link.alive.get(job.key) != alive:
+            link.alive[job.key] = alive
+            link.tell(AliveWorkers(job.key, alive, self._view.revision))
+
+
+def _sync_job(link: _Link, job: JobView) -> None:
+    assert job.spec is not None
+    info = JobInfo(
+        job=job.key,
+        name=JobName(job.name),
+        start_workers=job.spec.start_workers,
+        strategy=job.spec.strategy,
+        model=job.model,
+    )
+    if link.jobs.get(job.key) != info:
+        link.jobs[job.key] = info
+        link.tell(info)
+    for index, part in job.parts.items():
+        if link.parts.get((job.key, index)) != part.revision:
+            link.parts[job.key, index] = part.revision
+            link.tell(PlanUpdate(job.key, tuple(_row(entry) for entry in part.entries)))
+
+
+def _forget(link: _Link, key: JobKey) -> None:
+    del link.jobs[key]
+    link.alive.pop(key, None)
+    link.parts = {place: part for place, part in link.parts.items() if place[0] != key}
+    if link.job is None:
+        link.tell(DropJob(key))
+
+
+def _row(entry: Entry) -> PlanRow:
+    return PlanRow(
+        entry.block, entry.primary, entry.in_sync, entry.learners, entry.epoch, entry.fresh
+    )

@@ -1,0 +1,212 @@
+"""A whole cluster on this machine: a real etcd and real daemons as child processes, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from elasticps.core.records import NodeRecord, decode
+from elasticps.daemon.process import REAP
+from elasticps.errors import ElasticError, UsageError
+from elasticps.store import Batch, EmbeddedEtcd, Keys, Snapshot, Store, StoreConfig, watch_prefix
+
+FIRST_HTTP_PORT = 7400
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+LOG_TAIL_BYTES = 2000
+
+
+@dataclass(slots=True)
+class LocalNode:
+    """One daemon process of a local cluster."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log: Path
+    http: str = ""
+
+
+class LocalCluster:
+    """``async with LocalCluster(nodes=3) as cluster``: daemons registered, API at ``cluster.api``.
+
+    ``etcd`` None starts an embedded one. ``directory`` None: temporary, removed at the end; logs
+    are below it, by node. Every process ends with the block, and with this process if it is killed.
+    """
+
+    def __init__(
+        self,
+        *,
+        nodes: int,
+        workers_per_node: int = 1,
+        etcd: StoreConfig | None = None,
+        directory: Path | None = None,
+        cluster: str = "local",
+        lease_ttl_s: int = 3,
+    ) -> None:
+        self.nodes: dict[str, LocalNode] = {}
+        self.store: Store
+        self.keys = Keys(cluster)
+        self._count = nodes
+        self._workers_per_node = workers_per_node
+        self._etcd = etcd
+        self._directory = directory
+        self._lease_ttl_s = lease_ttl_s
+        self._made = 0
+        self._stack = AsyncExitStack()
+        self._root: Path
+
+    @property
+    def api(self) -> str:
+        """The URL of a daemon that lives."""
+        for node in self.nodes.values():
+            if node.process.returncode is None and node.http:
+                return node.http
+        raise UsageError("no daemon of the local cluster lives")
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._root = self._directory or Path(tempfile.mkdtemp(prefix="elasticps-"))
+            if self._directory is None:
+                stack.callback(shutil.rmtree, self._root, ignore_errors=True)
+            if self._etcd is None:
+                etcd = await stack.enter_async_context(EmbeddedEtcd())
+                self._etcd = StoreConfig(endpoints=(etcd.endpoint,))
+            self.store = await stack.enter_async_context(Store(self._etcd))
+            stack.push_async_callback(self._stop_all)
+            await asyncio.gather(*(self.add_node() for _ in range(self._count)))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def add_node(self, name: str | None = None) -> str:
+        """Start one more daemon and wait until it is a member. Raises ElasticError if it ends."""
+        self._made += 1
+        name = name or f"n{self._made}"
+        node = self.nodes[name] = await self._spawn(name, first=self._made == 1)
+        registering = asyncio.create_task(self._registered(name))
+        ending = asyncio.create_task(node.process.wait())
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await asyncio.wait({registering, ending}, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            raise ElasticError(
+                "the daemon did not register", where=name, limit=f"{START_TIMEOUT_S:g} s"
+            ) from None
+        finally:
+            ending.cancel()
+            registering.cancel()
+        if not registering.done():
+            raise ElasticError(f"the daemon ended at its start:\n{_tail(node.log)}", where=name)
+        node.http = registering.result().http
+        return name
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a daemon: its shard server and workers die with it."""
+        self.nodes[name].process.kill()
+
+    async def wait(self, name: str) -> int:
+        """The exit code of a daemon, once it has ended; negative: the signal that ended it."""
+        return await self.nodes[name].process.wait()
+
+    async def changes(self, prefix: str) -> AsyncGenerator[Batch, None]:
+        """What etcd holds below ``prefix``, and its changes."""
+        async with aclosing(watch_prefix(self.store, prefix)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _registered(self, name: str) -> NodeRecord:
+        key = self.keys.node(name)
+        async with aclosing(self.changes(key)) as batches:
+            async for batch in batches:
+                items = (
+                    batch.items
+                    if isinstance(batch, Snapshot)
+                    else [event.kv for event in batch.events if event.kv is not None]
+                )
+                for item in items:
+                    if item.key == key:
+                        return decode(item.value, NodeRecord, key)
+        raise AssertionError("a watch does not end by itself")
+
+    async def _spawn(self, name: str, *, first: bool) -> LocalNode:
+        home = self._root / name
+        (home / "logs").mkdir(parents=True, exist_ok=True)
+        log = home / "logs" / "daemon.log"
+        assert self._etcd is not None
+        port = _free_port(FIRST_HTTP_PORT) if first else 0
+        arguments = {
+            "node": name,
+            "cluster": self.keys.cluster,
+            "etcd": ",".join(self._etcd.endpoints),
+            "http": f"127.0.0.1:{port}",
+            "data": "127.0.0.1:0",
+            "workers": self._workers_per_node,
+            "lease-ttl": self._lease_ttl_s,
+            "state-dir": home,
+            "log-dir": home / "logs",
+            "runtime-dir": home / "run",
+        }
+        options = [part for key, item in arguments.items() for part in (f"--{key}", str(item))]
+        command = [sys.executable, "-m", "elasticps", "daemon", *options]
+        with log.open("ab") as output:
+            # A session of its own: Ctrl-C in a terminal is for the parent, which then stops this.
+            process = await asyncio.create_subprocess_exec(
+                *[sys.executable, "-I", "-S", REAP, str(os.getpid()), "--", *command],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "ELASTICPS_THREADS_PER_WORKER": "1"},
+                start_new_session=True,
+            )
+        return LocalNode(name, process, log)
+
+    async def _stop_all(self) -> None:
+        """Twice SIGTERM: leave at once, there is nobody left to take over."""
+        living = [n.process for n in self.nodes.values() if n.process.returncode is None]
+        for process in living:
+            process.send_signal(signal.SIGTERM)
+        waits = [asyncio.create_task(process.wait()) for process in living]
+        if not waits:
+            return
+        await asyncio.wait(waits, timeout=1.0)
+        for process in living:
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+        await asyncio.wait(waits, timeout=STOP_TIMEOUT_S)
+        for process in living:
+            if process.returncode is None:
+                process.kill()
+        await asyncio.wait(waits)
+
+
+def _free_port(wanted: int) -> int:
+    """``wanted`` where it is free, else 0: any."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return 0
+    return wanted
+
+
+def _tail(log: Path) -> str:
+    return log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")

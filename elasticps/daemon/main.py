@@ -1,0 +1,47 @@
+"""The daemon's process: ``elasticps daemon``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import uvloop
+
+from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.http.app import serve_http
+from elasticps.daemon.node import Node
+from elasticps.daemon.notify import Notifier
+from elasticps.errors import ElasticError
+from elasticps.store import Store
+
+
+def run(config: DaemonConfig) -> int:
+    """Be the node that ``config`` describes until asked to leave; returns the exit code.
+
+    Raises UsageError for what the configuration cannot have, StoreError for another's etcd.
+    """
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format=f"%(asctime)s %(levelname)s node={config.node} %(name)s: %(message)s",
+    )
+    for directory in (config.state_dir, config.log_dir, config.runtime_dir):
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    try:
+        return uvloop.run(_run(config))
+    except BaseExceptionGroup as errors:
+        raise _cause(errors) from errors
+
+
+async def _run(config: DaemonConfig) -> int:
+    async with Store(config.etcd) as store:
+        return await Node(config, store, Notifier.from_environment()).run(serve_http)
+
+
+def _cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error that says what the user can do, else the first of all."""
+    known = errors.subgroup(ElasticError)
+    error: BaseException = known or errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,135 @@
+"""The node's place in the cluster: its lease, its registration, its candidature for leadership."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from elasticps.core.records import NodeRecord, decode, encode
+from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.leader import Leader
+from elasticps.errors import FenceLost, LeaseLost, StoreError, StoreUnavailable, UsageError
+from elasticps.store import Election, Keys, Lease, Store
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.3
+
+
+class Membership:
+    """Registers the node under a lease; on losing it, registers anew under another.
+
+    ``record`` gives the node's registration once its shard server listens; ``rewritten`` is set
+    when that has changed. ``lease`` is None while the node is not registered.
+    """
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        store: Store,
+        keys: Keys,
+        leader: Leader,
+        record: Callable[[], Awaitable[NodeRecord]],
+        on_lease: Callable[[float], None],
+        on_change: Callable[[Lease | None], Awaitable[None]],
+    ) -> None:
+        self.lease: Lease | None = None
+        self.leading = False
+        self.rewritten = asyncio.Event()
+        self._config = config
+        self._store = store
+        self._keys = keys
+        self._leader = leader
+        self._record = record
+        self._on_lease = on_lease
+        self._on_change = on_change
+
+    async def run(self) -> None:
+        """Stay a member until cancelled; then leave the cluster.
+
+        Raises UsageError when another living daemon has this node's id.
+        """
+        while True:
+            try:
+                async with Lease.grant(
+                    self._store, round(self._config.lease_ttl_s), self._on_lease
+                ) as lease:
+                    self._on_lease(lease.deadline)
+                    await self._live(lease)
+            except LeaseLost as error:
+                log.error("not a member any more: %s", error)
+            except StoreUnavailable as error:
+                log.warning("etcd does not answer: %s", error)
+            await asyncio.sleep(RETRY_S)
+
+    async def _live(self, lease: Lease) -> None:
+        """One registration, from its start to the loss of its lease."""
+        try:
+            await lease.while_held(self._registered(lease))
+        except BaseExceptionGroup as errors:
+            # The first to fail is the cause; the group then cancelled the other.
+            raise errors.exceptions[0] from None
+        finally:
+            self.lease, self.leading = None, False
+            await self._on_change(None)
+
+    async def _registered(self, lease: Lease) -> None:
+        record = await self._record()
+        self.rewritten.clear()
+        await self._claim(record, lease)
+        self.lease = lease
+        await self._on_change(lease)
+        log.info("node=%s incarnation=%s registered", record.node, record.incarnation)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_record(lease))
+            tasks.create_task(self._campaign(lease, record))
+
+    async def _claim(self, record: NodeRecord, lease: Lease) -> None:
+        """Take the node's key; an older life's key is waited for as long as its lease may last."""
+        key = self._keys.node(record.node)
+        deadline = time.monotonic() + 2 * self._config.lease_ttl_s
+        while await self._store.create(key, encode(record), lease.id) is None:
+            held = await self._store.get(key)
+            if held is None:
+                continue
+            if _incarnation(held.value, key) == record.incarnation:
+                await self._store.delete(key)
+            elif time.monotonic() > deadline:
+                raise UsageError(
+                    f"node id {record.node} is taken by a living daemon",
+                    field="node",
+                    hint="give each machine's daemon an id of its own with --node",
+                )
+            else:
+                await asyncio.sleep(RETRY_S)
+
+    async def _keep_record(self, lease: Lease) -> None:
+        """Write the registration again whenever it changes: the shard server was restarted, say."""
+        while True:
+            await self.rewritten.wait()
+            self.rewritten.clear()
+            record = await self._record()
+            await self._store.put(self._keys.node(record.node), encode(record), lease.id)
+
+    async def _campaign(self, lease: Lease, record: NodeRecord) -> None:
+        election = Election(self._store, self._keys.leader)
+        while True:
+            fence = await election.campaign(lease, record.node.encode())
+            log.info("node=%s leads, fence=%d", record.node, fence.create_revision)
+            self.leading = True
+            try:
+                await self._leader.lead(fence)
+            except FenceLost as error:
+                log.warning("deposed: %s", error)
+            finally:
+                self.leading = False
+
+
+def _incarnation(value: bytes, key: str) -> str:
+    try:
+        return decode(value, NodeRecord, key).incarnation
+    except StoreError as error:
+        log.error("the node's key holds a value that is not ours: %s", error)
+        return ""

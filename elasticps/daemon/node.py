@@ -1,0 +1,223 @@
+"""One daemon, from its start to its leaving: the parts wired together, and little decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from importlib.metadata import version
+from pathlib import Path
+
+from elasticps.core.ids import NodeId
+from elasticps.core.records import NodeRecord, ServerRecord
+from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.departure import Departure
+from elasticps.daemon.leader import Leader
+from elasticps.daemon.links import Links
+from elasticps.daemon.log_files import LogBuffer
+from elasticps.daemon.membership import Membership
+from elasticps.daemon.notify import Notifier
+from elasticps.daemon.reports import Reports
+from elasticps.daemon.shard_server import ShardServerChild
+from elasticps.daemon.supervisor import Supervisor
+from elasticps.daemon.view import ClusterView
+from elasticps.daemon.workers import Workers
+from elasticps.errors import StoreError
+from elasticps.store import Keys, Lease, Store, check_format, watch_prefix
+from elasticps.wire.address import Address
+from elasticps.wire.listener import listen
+from elasticps.wire.messages import Describe, Finished, Progress, Promises, ServerLoad, Welcome
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.3
+
+
+class Node:
+    """The daemon's parts. ``run`` is its life; it also takes what children say (links.Children)."""
+
+    def __init__(self, config: DaemonConfig, store: Store, notifier: Notifier) -> None:
+        self.config = config
+        self.store = store
+        self.name = NodeId(config.node)
+        self.keys = Keys(config.cluster)
+        self.view = ClusterView(self.keys)
+        self.logs = LogBuffer()
+        self.http_url = ""
+        self.machine = _machine()
+        self.supervisor = Supervisor(config.log_dir)
+        control = Address.unix(config.runtime_dir / "control.sock")
+        self.server = ShardServerChild(config, control, self._server_changed)
+        self._incarnation = secrets.token_hex(4)
+        self._notifier = notifier
+        self._control = control
+        self._changed = asyncio.Condition()
+        self._nudge = asyncio.Event()
+        self._links = Links(self.view, self.machine, self)
+        self._reports = Reports(store, self.view, self.name)
+        self.membership = Membership(
+            config,
+            store,
+            self.keys,
+            Leader(store, self.view, self._changed, config.lost_after_s),
+            self._node_record,
+            self._links.serve_until,
+            self._on_membership,
+        )
+        self.workers = Workers(config, store, self.view, self.supervisor, self.logs, str(control))
+        self.departure = Departure(
+            store, self.view, self._changed, self.name, config.drain_timeout_s, self._is_empty
+        )
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def run(self, serve_http: ServeHttp) -> int:
+        """Be a node until told to leave; returns the process's exit code."""
+        await check_format(self.store, self.keys)
+        self.departure.ask_on_signals()
+        async with AsyncExitStack() as stack:
+            self.http_url = await stack.enter_async_context(serve_http(self))
+            await stack.enter_async_context(self.supervisor)
+            await stack.enter_async_context(listen(self._control, self._links.on_connect))
+            return await self._live()
+
+    async def _live(self) -> int:
+        code = 1
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self.server.start(self.supervisor)
+                self.workers.start(tasks)
+                tasks.create_task(self._mirror(), name="mirror")
+                member = tasks.create_task(self.membership.run(), name="membership")
+                tasks.create_task(self._reconcile(), name="workers")
+                tasks.create_task(self._reports.run(), name="reports")
+                tasks.create_task(self._feed_watchdog(), name="watchdog")
+                code = await self.departure.wait(lambda: self.membership.lease is not None)
+                self._notifier.stopping()
+                await self.departure.unmark()
+                member.cancel()
+                await asyncio.wait({member})
+                raise _Left
+        except* _Left:
+            log.info("node=%s left, exit code %d", self.name, code)
+        return code
+
+    async def _mirror(self) -> None:
+        async with aclosing(watch_prefix(self.store, self.keys.root)) as batches:
+            async for batch in batches:
+                self.view.apply(batch)
+                self._links.sync()
+                await self._tell_changed()
+
+    async def _reconcile(self) -> None:
+        """Keep the workers as the leader wants them."""
+        while True:
+            self._nudge.clear()
+            try:
+                again_s = await self.workers.reconcile(
+                    self.membership.lease, self._links.tell_worker
+                )
+            except StoreError as error:
+                log.warning("workers wait for etcd: %s", error)
+                again_s = RETRY_S
+            try:
+                async with asyncio.timeout(again_s):
+                    await self._nudge.wait()
+            except TimeoutError:
+                continue
+
+    async def _feed_watchdog(self) -> None:
+        period_s = self._notifier.watchdog_period_s
+        while period_s is not None:
+            self._notifier.watchdog()
+            await asyncio.sleep(period_s)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition`` holds; it is looked at whenever the view changes."""
+        async with self._changed:
+            await self._changed.wait_for(condition)
+
+    async def _tell_changed(self) -> None:
+        self._nudge.set()
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _is_empty(self) -> bool:
+        return not self.workers.lives and self.view.holds_nothing(self.name)
+
+    async def _node_record(self) -> NodeRecord:
+        """This node's registration; the first one waits for the shard server to listen."""
+        await self.server.first_hello.wait()
+        record = self.server.record
+        return NodeRecord(
+            node=self.name,
+            incarnation=self._incarnation,
+            machine=self.machine,
+            http=self.http_url,
+            version=version("elasticps"),
+            weight=self.config.weight,
+            zone=self.config.zone,
+            labels=dict(self.config.labels),
+            worker_slots=self.config.worker_slots,
+            servers=(record,) if record else (),
+        )
+
+    async def _on_membership(self, lease: Lease | None) -> None:
+        self._reports.under(lease)
+        if lease is not None:
+            self._notifier.ready(f"node {self.name} of cluster {self.config.cluster}")
+        else:
+            self._notifier.status("not a member of the cluster")
+        await self._tell_changed()
+
+    def _server_changed(self) -> None:
+        self.membership.rewritten.set()
+
+    # -- what children say ----------------------------------------------------------------------
+
+    def server_said_hello(self, record: ServerRecord) -> None:
+        self.server.said_hello(record)
+
+    def server_gone(self) -> None:
+        self.server.gone()
+
+    def promised(self, promises: Promises) -> None:
+        self._reports.promised(promises)
+
+    def loaded(self, load: ServerLoad) -> None:
+        self.server.load = load
+
+    def welcome(self, uid: str) -> Welcome | None:
+        return self.workers.welcome(uid, self.config.cluster)
+
+    def described(self, uid: str, describe: Describe) -> None:
+        life = self.workers.lives.get(uid)
+        if life is not None:
+            self._reports.described(life, describe)
+
+    def progressed(self, uid: str, progress: Progress) -> None:
+        life = self.workers.lives.get(uid)
+        if life is not None:
+            life.progress = progress
+
+    def finished(self, uid: str, finished: Finished) -> None:
+        life = self.workers.lives.get(uid)
+        if life is not None:
+            life.finished = finished
+
+
+ServeHttp = Callable[[Node], AbstractAsyncContextManager[str]]
+
+
+class _Left(Exception):
+    """Ends the node's task group: it has left."""
+
+
+def _machine() -> str:
+    """What two daemons share exactly when a Unix socket of one can be reached by the other."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    mounts = os.stat("/proc/self/ns/mnt").st_ino  # noqa: PTH116 - the link's target is the point
+    return f"{boot}:{mounts}"

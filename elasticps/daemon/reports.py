@@ -1,0 +1,80 @@
+"""What children say that must reach etcd: the job's model, and the learners that caught up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from elasticps.core.ids import JobKey, NodeId
+from elasticps.core.records import CaughtUpRow, ReportRecord, encode
+from elasticps.daemon.view import ClusterView
+from elasticps.daemon.workers import Life
+from elasticps.errors import StoreError
+from elasticps.store import Lease, Store
+from elasticps.wire.messages import Describe, Promises
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.3
+
+
+class Reports:
+    """Writes the newest word of each kind; many words in a short time become one write."""
+
+    def __init__(self, store: Store, view: ClusterView, node: NodeId) -> None:
+        self._store = store
+        self._view = view
+        self._node = node
+        self._lease: Lease | None = None
+        self._promises: dict[JobKey, tuple[CaughtUpRow, ...]] = {}
+        self._unwritten: set[JobKey] = set()
+        self._models: dict[str, Describe] = {}
+        self._news = asyncio.Event()
+
+    def promised(self, promises: Promises) -> None:
+        self._promises[promises.job] = promises.rows
+        self._unwritten.add(promises.job)
+        self._news.set()
+
+    def described(self, life: Life, describe: Describe) -> None:
+        self._models[life.job_name] = describe
+        self._news.set()
+
+    def under(self, lease: Lease | None) -> None:
+        """Reports live under the node's lease; a new one wants them all again."""
+        self._lease = lease
+        self._unwritten.update(self._promises)
+        self._news.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            try:
+                await self._write_models()
+                await self._write_promises()
+            except StoreError as error:
+                log.warning("reports wait for etcd: %s", error)
+                self._news.set()
+                await asyncio.sleep(RETRY_S)
+
+    async def _write_models(self) -> None:
+        """The first description of a job counts: an existing one is never replaced."""
+        for job, describe in list(self._models.items()):
+            await self._store.create(self._view.keys.job_model(job), encode(describe.model))
+            del self._models[job]
+
+    async def _write_promises(self) -> None:
+        lease = self._lease
+        if lease is None:
+            return
+        jobs = {job.key: job for job in self._view.active_jobs}
+        for key in sorted(self._unwritten):
+            rows = self._promises[key]
+            job = jobs.get(key)
+            if job is not None and (rows or self._node in job.reports):
+                path = self._view.keys.report(job.name, self._node)
+                await self._store.put(path, encode(ReportRecord(rows)), lease.id)
+            self._unwritten.discard(key)
+            if job is None and self._promises.get(key) == rows:
+                del self._promises[key]

@@ -1,0 +1,64 @@
+"""The daemon's shard server child: started, restarted, and known by its latest life."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from elasticps.core.records import ServerRecord
+from elasticps.core.restart import RestartPolicy
+from elasticps.daemon.child import ChildSpec, Exit
+from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.supervisor import Supervisor
+from elasticps.wire.address import Address
+from elasticps.wire.messages import ServerLoad
+
+log = logging.getLogger(__name__)
+
+CHILD = "shard-server"
+
+
+class ShardServerChild:
+    """``record`` is the living server's, None between two lives. ``on_change`` is told of both."""
+
+    def __init__(self, config: DaemonConfig, control: Address, on_change: Callable[[], None]):
+        self.record: ServerRecord | None = None
+        self.load: ServerLoad | None = None
+        self.first_hello = asyncio.Event()
+        self._config = config
+        self._control = control
+        self._on_change = on_change
+
+    def start(self, supervisor: Supervisor) -> None:
+        host, port = self._config.data
+        arguments = {
+            "control": self._control,
+            "cluster": self._config.cluster,
+            "node": self._config.node,
+            "tcp": Address.tcp(host, port),
+            "unix": Address.unix(self._config.runtime_dir / "data.sock"),
+        }
+        options = [part for key, item in arguments.items() for part in (f"--{key}", str(item))]
+        spec = ChildSpec(
+            name=CHILD,
+            argv=(sys.executable, "-m", "elasticps.server", *options),
+            env=dict(os.environ),
+            restart=RestartPolicy(),
+        )
+        supervisor.add(spec, self._ended)
+
+    def said_hello(self, record: ServerRecord) -> None:
+        self.record = record
+        self.first_hello.set()
+        self._on_change()
+
+    def gone(self) -> None:
+        """Its channel closed: it serves nothing any more, and the cluster is told at once."""
+        self.record = self.load = None
+        self._on_change()
+
+    def _ended(self, exit_: Exit) -> None:
+        log.error("the shard server ended: %s", exit_.reason)

@@ -1,0 +1,219 @@
+"""The cluster as etcd has it, mirrored in memory and typed: what every decision here reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from elasticps.core.blocks import LEDGER_BYTES, Model, partition
+from elasticps.core.ids import JobKey, JobName, NodeId, ServerId, WorkerId
+from elasticps.core.plan import Entry, decode_part
+from elasticps.core.records import (
+    CaughtUpRow,
+    DrainRecord,
+    JobSpec,
+    JobStatus,
+    LivingWorker,
+    NodeRecord,
+    RecordType,
+    ReportRecord,
+    ServerRecord,
+    WorkerRecord,
+    WorkerState,
+    decode,
+)
+from elasticps.errors import StoreError
+from elasticps.store import Batch, KeyKind, Keys, KeyValue, ParsedKey, Snapshot
+
+log = logging.getLogger(__name__)
+
+Key = TypeVar("Key")
+Item = TypeVar("Item")
+
+
+@dataclass(slots=True)
+class PlanPart:
+    """One stored part of a plan and the revision that wrote it."""
+
+    entries: tuple[Entry, ...]
+    revision: int
+
+
+@dataclass(slots=True)
+class JobView:
+    """All that is stored of one job."""
+
+    name: JobName
+    spec: JobSpec | None = None
+    key: JobKey = JobKey(0)
+    status: JobStatus | None = None
+    status_revision: int = 0
+    model: Model | None = None
+    sizes: tuple[int, ...] = ()
+    cancelled: bool = False
+    parts: dict[int, PlanPart] = field(default_factory=dict)
+    workers: dict[str, LivingWorker] = field(default_factory=dict)
+    reports: dict[NodeId, ReportRecord] = field(default_factory=dict)
+
+    @property
+    def active(self) -> bool:
+        """Submitted, and not ended."""
+        return self.spec is not None and not (self.status and self.status.state.final)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The plan, in block order; empty until the leader has made it."""
+        return [entry for part in sorted(self.parts) for entry in self.parts[part].entries]
+
+    @property
+    def caught_up(self) -> list[CaughtUpRow]:
+        return [row for report in self.reports.values() for row in report.rows]
+
+    @property
+    def running(self) -> list[LivingWorker]:
+        """Workers that live, oldest first."""
+        lives = self.workers.values()
+        return sorted(
+            (life for life in lives if life.record.state is WorkerState.RUNNING),
+            key=lambda life: life.worker,
+        )
+
+
+class ClusterView:
+    """The mirror. ``apply`` is its only mutator; a value that is not ours counts as absent."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        self.revision = 0
+        self.leader: NodeId | None = None
+        self.nodes: dict[NodeId, NodeRecord] = {}
+        self.drains: dict[NodeId, DrainRecord] = {}
+        self.jobs: dict[JobName, JobView] = {}
+        self.foreign_values = 0
+
+    # -- what others ask ------------------------------------------------------------------------
+
+    @property
+    def active_jobs(self) -> list[JobView]:
+        return [job for job in self.jobs.values() if job.active]
+
+    @property
+    def servers(self) -> list[ServerRecord]:
+        """Every registered shard server, in node order."""
+        return [server for node in sorted(self.nodes) for server in self.nodes[node].servers]
+
+    @property
+    def schedulable(self) -> list[NodeRecord]:
+        """The nodes that may be given blocks and workers."""
+        return [self.nodes[node] for node in sorted(self.nodes) if node not in self.drains]
+
+    def holds_nothing(self, node: NodeId) -> bool:
+        """True when no active job has a replica or a worker on ``node``."""
+        record = self.nodes.get(node)
+        servers = {server.server for server in record.servers} if record else set()
+        return not any(
+            any(not servers.isdisjoint(entry.servers) for entry in job.entries)
+            or any(life.record.node == node for life in job.running)
+            for job in self.active_jobs
+        )
+
+    # -- the mirror -----------------------------------------------------------------------------
+
+    def apply(self, batch: Batch) -> None:
+        """Take a snapshot, which replaces everything, or changes."""
+        if isinstance(batch, Snapshot):
+            self.leader = None
+            self.nodes, self.drains, self.jobs = {}, {}, {}
+            self._apply_all((item.key, item) for item in batch.items)
+        else:
+            self._apply_all((event.key, event.kv) for event in batch.events)
+        self.revision = batch.revision
+
+    def _apply_all(self, changes: Iterable[tuple[str, KeyValue | None]]) -> None:
+        for key, value in changes:
+            parsed = self.keys.parse(key)
+            if parsed is None:
+                self.foreign_values += 1
+                log.warning("etcd holds a key that is not ours: %s", key)
+                continue
+            try:
+                self._apply(parsed, value)
+            except StoreError as error:
+                self.foreign_values += 1
+                log.error("etcd holds a value that is not ours: %s", error)
+                self._apply(parsed, None)
+
+    def _apply(self, parsed: ParsedKey, value: KeyValue | None) -> None:
+        if parsed.job is not None:
+            self._apply_job(JobName(parsed.job), parsed, value)
+        elif parsed.kind is KeyKind.LEADER:
+            self.leader = None if value is None else NodeId(value.value.decode(errors="replace"))
+        elif parsed.kind is KeyKind.NODE and parsed.node is not None:
+            _keep(self.nodes, NodeId(parsed.node), _decoded(value, NodeRecord))
+        elif parsed.kind is KeyKind.DRAIN and parsed.node is not None:
+            _keep(self.drains, NodeId(parsed.node), _decoded(value, DrainRecord))
+
+    def _apply_job(self, name: JobName, parsed: ParsedKey, value: KeyValue | None) -> None:
+        job = self.jobs.setdefault(name, JobView(name))
+        match parsed.kind:
+            case KeyKind.JOB_SPEC:
+                job.spec = _decoded(value, JobSpec)
+                job.key = JobKey(value.create_revision if value else 0)
+            case KeyKind.JOB_STATUS:
+                job.status_revision = value.mod_revision if value else 0
+                job.status = _decoded(value, JobStatus)
+            case KeyKind.JOB_MODEL:
+                job.model = _decoded(value, Model)
+                job.sizes = _sizes(job.model)
+            case KeyKind.JOB_CANCEL:
+                job.cancelled = value is not None
+            case KeyKind.PLAN_PART:
+                _keep(job.parts, parsed.part or 0, _plan_part(value) if value else None)
+            case KeyKind.WORKER:
+                _keep(job.workers, parsed.worker or "", _life(parsed, value) if value else None)
+            case KeyKind.REPORT:
+                _keep(job.reports, NodeId(parsed.node or ""), _decoded(value, ReportRecord))
+        if not any((job.spec, job.status, job.model, job.parts, job.workers, job.reports)):
+            del self.jobs[name]
+
+
+def _keep(items: dict[Key, Item], key: Key, item: Item | None) -> None:
+    if item is None:
+        items.pop(key, None)
+    else:
+        items[key] = item
+
+
+def _decoded(value: KeyValue | None, record_type: type[RecordType]) -> RecordType | None:
+    return None if value is None else decode(value.value, record_type, value.key)
+
+
+def _sizes(model: Model | None) -> tuple[int, ...]:
+    """Bytes by block, the ledger first."""
+    if model is None:
+        return ()
+    return (LEDGER_BYTES, *(block.nbytes for block in partition(model)))
+
+
+def _plan_part(value: KeyValue) -> PlanPart:
+    return PlanPart(decode_part(value.value, value.mod_revision), value.mod_revision)
+
+
+def _life(parsed: ParsedKey, value: KeyValue) -> LivingWorker:
+    return LivingWorker(
+        worker=WorkerId(value.create_revision),
+        uid=parsed.worker or "",
+        record=decode(value.value, WorkerRecord, value.key),
+    )
+
+
+def local_servers(view: ClusterView, machine: str) -> frozenset[ServerId]:
+    """The servers that a Unix socket on this machine reaches."""
+    return frozenset(
+        server.server
+        for record in view.nodes.values()
+        if record.machine == machine
+        for server in record.servers
+    )

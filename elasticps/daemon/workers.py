@@ -1,0 +1,297 @@
+"""The node's workers: as many as the leader assigned, each life with its uid and its record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from elasticps.core.ids import JobKey, JobName, NodeId, WorkerId
+from elasticps.core.records import JobSpec, WorkerRecord, WorkerState, encode
+from elasticps.core.restart import (
+    Ended,
+    GiveUp,
+    Restart,
+    RestartPolicy,
+    RestartTracker,
+    RestartWhen,
+)
+from elasticps.daemon.child import ChildSpec, Exit
+from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.log_files import LogBuffer
+from elasticps.daemon.supervisor import Supervisor
+from elasticps.daemon.view import ClusterView, JobView
+from elasticps.errors import StoreError, StoreUnavailable
+from elasticps.store import Lease, Store
+from elasticps.wire.messages import Finished, Progress, Retire, Welcome
+from elasticps.worker.launch import ScriptFailure
+
+log = logging.getLogger(__name__)
+
+RETIRE_GRACE_S = 30.0
+"""How long a worker may take to end its round and leave before it is stopped."""
+RECORD_RETRY_S = 0.5
+NEVER = RestartPolicy(when=RestartWhen.NEVER)
+AFTER_SIGNALS = RestartPolicy(when=RestartWhen.ON_SIGNAL)
+
+
+Retirer = Callable[[str, Retire], None]
+"""Sends a worker, by its uid, the word to leave."""
+
+
+@dataclass(slots=True, eq=False)
+class Life:
+    """One life of one worker process."""
+
+    uid: str
+    worker: WorkerId
+    job: JobKey
+    job_name: JobName
+    child: str
+    block_bytes: int
+    audit: bool
+    progress: Progress | None = None
+    finished: Finished | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    retiring: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class _Slot:
+    """When the next life of a job's workers may begin, after lives that were killed."""
+
+    tracker: RestartTracker
+    not_before: float = 0.0
+    gave_up: str = ""
+
+
+class Workers:
+    """Starts, retires and buries the node's workers."""
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        store: Store,
+        view: ClusterView,
+        supervisor: Supervisor,
+        logs: LogBuffer,
+        control: str,
+    ) -> None:
+        self.lives: dict[str, Life] = {}
+        self._config = config
+        self._store = store
+        self._view = view
+        self._supervisor = supervisor
+        self._logs = logs
+        self._control = control
+        self._me = NodeId(config.node)
+        self._next_number = 1
+        self._slots: dict[JobKey, _Slot] = {}
+        self._tasks: asyncio.TaskGroup
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """From now on tasks run in ``tasks``."""
+        self._tasks = tasks
+
+    # -- reconciling ----------------------------------------------------------------------------
+
+    async def reconcile(self, lease: Lease | None, retire: Retirer) -> float | None:
+        """Start or retire workers until each job has what its status says.
+
+        Returns after how many seconds to look again; None: when something changes. Without a
+        lease no worker may live: the cluster has declared them dead.
+        """
+        again_s: float | None = None
+        for job in self._view.active_jobs:
+            wanted = job.status.workers.get(self._me, 0) if job.status and lease else 0
+            lives = [life for life in self.lives.values() if life.job == job.key]
+            staying = [life for life in lives if life.retiring is None]
+            for life in staying[wanted:]:
+                self._retire(life, retire, at_once=lease is None)
+            if lease is not None and len(lives) < wanted:
+                again_s = await self._start_more(job, wanted - len(lives), lease, again_s)
+        active = {job.key for job in self._view.active_jobs}
+        for life in list(self.lives.values()):
+            if life.job not in active and life.retiring is None:
+                self._retire(life, retire, at_once=True)
+        return again_s
+
+    async def _start_more(
+        self, job: JobView, count: int, lease: Lease, again_s: float | None
+    ) -> float | None:
+        assert job.spec is not None
+        slot = self._slots.setdefault(job.key, _Slot(RestartTracker(AFTER_SIGNALS)))
+        wait_s = slot.not_before - time.monotonic()
+        if slot.gave_up:
+            return again_s
+        if wait_s > 0:
+            return wait_s if again_s is None else min(again_s, wait_s)
+        for _ in range(count):
+            await self._start(job, job.spec, lease)
+        slot.tracker.started(time.monotonic())
+        return again_s
+
+    async def _start(self, job: JobView, spec: JobSpec, lease: Lease) -> None:
+        """Record the life in etcd, which names it, then start the process."""
+        while True:
+            uid = f"{self._me}.{self._next_number}"
+            self._next_number += 1
+            record = encode(WorkerRecord(node=self._me))
+            key = self._view.keys.worker(job.name, uid)
+            created = await self._store.create(key, record, lease.id)
+            if created is not None:
+                break
+        life = Life(
+            uid=uid,
+            worker=WorkerId(created),
+            job=job.key,
+            job_name=job.name,
+            child=f"{job.name}.{uid}",
+            block_bytes=spec.block_bytes,
+            audit=spec.audit,
+        )
+        self.lives[uid] = life
+        self._supervisor.add(
+            self._child_spec(life, spec),
+            lambda exit_: self._ended(life, exit_),
+            log_buffer=self._logs,
+        )
+        log.info("job=%s worker=%s started", job.name, uid)
+
+    def _child_spec(self, life: Life, spec: JobSpec) -> ChildSpec:
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._config.threads_per_worker),
+            **spec.env,
+            "PYTHONUNBUFFERED": "1",
+            "ELASTICPS_AGENT": self._control,
+            "ELASTICPS_WORKER": life.uid,
+            "ELASTICPS_FAILURE_FILE": str(self._failure_file(life)),
+        }
+        return ChildSpec(
+            name=life.child,
+            argv=(sys.executable, "-m", "elasticps.worker", *spec.argv),
+            env=env,
+            cwd=spec.cwd,
+            restart=NEVER,
+        )
+
+    def _failure_file(self, life: Life) -> Path:
+        return self._config.runtime_dir / f"{life.child}.failure"
+
+    # -- endings --------------------------------------------------------------------------------
+
+    def _retire(self, life: Life, retire: Retirer, *, at_once: bool) -> None:
+        """Ask a worker to leave after its round, or, where its job or lease is gone, stop it."""
+        if not at_once:
+            retire(life.uid, Retire("the leader wants no worker here any more"))
+        grace_s = 0.0 if at_once else RETIRE_GRACE_S
+        life.retiring = self._tasks.create_task(self._stop_after(life, grace_s))
+
+    async def _stop_after(self, life: Life, grace_s: float) -> None:
+        try:
+            async with asyncio.timeout(grace_s):
+                await life.ended.wait()
+        except TimeoutError:
+            if not life.ended.is_set():
+                await self._supervisor.remove(life.child)
+                self._bury(life, WorkerRecord(node=self._me, state=WorkerState.LEFT))
+
+    def _ended(self, life: Life, exit_: Exit) -> None:
+        """The process has ended by itself: what became of it decides what is recorded."""
+        record = self._record(life, exit_)
+        slot = self._slots.get(life.job)
+        if slot is not None and record.state is WorkerState.KILLED:
+            decision = slot.tracker.exited(time.monotonic(), Ended.SIGNAL)
+            if isinstance(decision, Restart):
+                slot.not_before = time.monotonic() + decision.after_s
+            elif isinstance(decision, GiveUp):
+                slot.gave_up = decision.reason
+                record = msgspec.structs.replace(
+                    record, state=WorkerState.FAILED, reason=f"{exit_.reason}; {decision.reason}"
+                )
+        self._bury(life, record)
+        self._tasks.create_task(self._forget_child(life))
+
+    async def _forget_child(self, life: Life) -> None:
+        await self._supervisor.remove(life.child)
+
+    def _record(self, life: Life, exit_: Exit) -> WorkerRecord:
+        verdict = life.finished.verdict if life.finished else None
+        failure = self._failure(life)
+        if life.finished is not None and life.finished.left:
+            state, reason, traceback = WorkerState.LEFT, "retired", ""
+        elif failure is not None:
+            state, reason, traceback = WorkerState.FAILED, failure.reason, failure.traceback
+        elif exit_.code == 0:
+            state, reason, traceback = WorkerState.SUCCEEDED, "finished", ""
+        elif exit_.signal is not None:
+            state, reason, traceback = WorkerState.KILLED, exit_.reason, ""
+        else:
+            state, reason, traceback = WorkerState.FAILED, exit_.reason, ""
+        progress = life.progress
+        return WorkerRecord(
+            node=self._me,
+            state=state,
+            reason=reason,
+            traceback=traceback,
+            verdict=verdict,
+            round=progress.round if progress else 0,
+            metrics=progress.metrics if progress else {},
+        )
+
+    def _failure(self, life: Life) -> ScriptFailure | None:
+        path = self._failure_file(life)
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=ScriptFailure)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            return ScriptFailure(f"its failure could not be read: {error}", "")
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _bury(self, life: Life, record: WorkerRecord) -> None:
+        life.ended.set()
+        log.info(
+            "job=%s worker=%s %s: %s", life.job_name, life.uid, record.state.value, record.reason
+        )
+        self._tasks.create_task(self._write(life, record))
+
+    async def _write(self, life: Life, record: WorkerRecord) -> None:
+        """Replace the life's record, without a lease: the leader must see it even if we leave."""
+        key = self._view.keys.worker(life.job_name, life.uid)
+        while True:
+            try:
+                # None: the key went with a lost lease or with its job, and is not to come back.
+                await self._store.replace(key, encode(record), life.worker)
+                break
+            except StoreUnavailable as error:
+                log.warning("worker=%s record not written: %s", life.uid, error)
+                await asyncio.sleep(RECORD_RETRY_S)
+            except StoreError as error:
+                log.error("worker=%s record refused: %s", life.uid, error)
+                break
+        self.lives.pop(life.uid, None)
+
+    # -- what workers say -----------------------------------------------------------------------
+
+    def welcome(self, uid: str, cluster: str) -> Welcome | None:
+        life = self.lives.get(uid)
+        if life is None:
+            return None
+        return Welcome(
+            worker=life.worker,
+            job=life.job,
+            node=self._me,
+            cluster=cluster,
+            audit=life.audit,
+            block_bytes=life.block_bytes,
+        )
