@@ -1,7 +1,7 @@
 """Handwritten digits with a small convolutional network: an ordinary training script, made elastic.
 
-    elasticps run --nodes 3 examples/digits.py
-    python examples/digits.py --local          # the same training in one process, without elasticps
+elasticps run --nodes 3 examples/digits.py
+python examples/digits.py --local          # the same training in one process, without elasticps
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ def datasets() -> tuple[TensorDataset, TensorDataset]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
     pixels = torch.tensor(images / 16.0, dtype=torch.float32).view(-1, 1, 8, 8)[order]
     targets = torch.tensor(labels)[order]
-    return TensorDataset(pixels[:1437], targets[:1437]), TensorDataset(pixels[1437:], targets[1437:])
+    return TensorDataset(pixels[:1437], targets[:1437]), TensorDataset(
+        pixels[1437:], targets[1437:]
+    )
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 16, 256),
+        nn.Conv2d(16, 32, 3, padding=1),
         nn.ReLU(),
-        nn.Linear(256, 10),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
     )
 
 

@@ -44,6 +44,13 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         return not self.replicas and not self.workers
 
 
+class NodeState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node that was asked something is now."""
+
+    node: str
+    state: str
+
+
 class JobWorker(msgspec.Struct, frozen=True, kw_only=True):
     uid: str
     node: str
@@ -56,10 +63,10 @@ class JobWorker(msgspec.Struct, frozen=True, kw_only=True):
 class Movement(msgspec.Struct, frozen=True, kw_only=True):
     """What migrations have cost a job so far."""
 
-    blocks: int
-    value_bytes: int
-    snapshot_bytes: int
-    least_value_bytes: int
+    blocks: int = 0
+    value_bytes: int = 0
+    snapshot_bytes: int = 0
+    least_value_bytes: int = 0
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,11 +136,11 @@ class Jobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """One block on its way from the node ``source`` to the node ``target``."""
+    """One block on its way to the node ``target``; no ``source``: there was no copy of it."""
 
     job: str
     block: int
-    source: str
+    source: str | None
     target: str
     bytes: int
 

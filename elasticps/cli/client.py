@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -22,6 +22,7 @@ from elasticps.cli.answers import (
     Moves,
     Node,
     Nodes,
+    NodeState,
     Status,
     Submission,
 )
@@ -78,12 +79,12 @@ class Api:
     async def job(self, job: str) -> Job:
         return await self._ask(f"jobs/{_part(job)}", Job)
 
-    async def drain(self, node: str, *, stay: bool) -> Node:
+    async def drain(self, node: str, *, stay: bool) -> NodeState:
         body = msgspec.json.encode({"stay": stay})
-        return await self._call("POST", f"nodes/{_part(node)}/drain", Node, body)
+        return await self._call("POST", f"nodes/{_part(node)}/drain", NodeState, body)
 
-    async def undrain(self, node: str) -> Node:
-        return await self._call("DELETE", f"nodes/{_part(node)}/drain", Node)
+    async def undrain(self, node: str) -> NodeState:
+        return await self._call("DELETE", f"nodes/{_part(node)}/drain", NodeState)
 
     async def moves(self) -> Moves:
         """What a rebalance would move, without starting it."""
@@ -98,22 +99,21 @@ class Api:
     async def cancel(self, job: str) -> Job:
         return await self._call("POST", f"jobs/{_part(job)}/cancel", Job)
 
-    async def lines(self, job: str, *, follow: bool) -> AsyncIterator[Line]:
-        """What the job's workers wrote; with ``follow`` until the job ends."""
-        url = f"{self.url}/api/v1/jobs/{_part(job)}/logs?follow={int(follow)}"
+    async def lines(
+        self, job: str, *, follow: bool, node: Node | None = None
+    ) -> AsyncIterator[Line]:
+        """What the job's workers, or those of one node, wrote; with ``follow`` until it ends."""
+        url = f"{_url(node) if node else self.url}/api/v1/jobs/{_part(job)}/logs"
+        url += f"?follow={int(follow)}" + ("&local=1" if node else "")
         endless = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
         with _plain_errors(url):
             async with self._session.get(url, timeout=endless, allow_redirects=False) as response:
                 await _check(response, url)
                 async for line in response.content:
-                    if line.strip():
-                        yield _decoded(line, Line, url)
+                    yield _decoded(line, Line, url)
 
     def _remember(self, nodes: tuple[Node, ...]) -> None:
-        urls = (node.http if "://" in node.http else f"http://{node.http}" for node in nodes)
-        self._others = tuple(
-            url for url in urls if urlsplit(url).netloc != urlsplit(self.url).netloc
-        )
+        self._others = tuple(url for url in map(_url, nodes) if url != self.url)
 
     async def _ask(self, path: str, kind: type[Answer]) -> Answer:
         try:
@@ -147,7 +147,7 @@ class Api:
 
 async def watch(
     ask: Callable[[], Awaitable[Answer]], *, period_s: float = 0.5, patience_s: float = PATIENCE_S
-) -> AsyncIterator[Answer]:
+) -> AsyncGenerator[Answer, None]:
     """Ask for ever, every ``period_s``, and yield the answers.
 
     Raises PeerUnavailable when nobody answers for ``patience_s``.
@@ -215,6 +215,10 @@ def _decoded(body: bytes, kind: type[Answer], url: str) -> Answer:
             where=url,
             hint="does --api name a daemon of this version of elasticps?",
         ) from None
+
+
+def _url(node: Node) -> str:
+    return node.http if "://" in node.http else f"http://{node.http}"
 
 
 def _part(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,8 @@ async def _drained(api: Api, node: str, timeout_s: float | None) -> None:
     last: Node | None = None
     try:
         with Progress() as progress:
-            async with asyncio.timeout(timeout_s):
-                async for nodes in watch(api.nodes):
+            async with asyncio.timeout(timeout_s), aclosing(watch(api.nodes)) as looks:
+                async for nodes in looks:
                     last = next((each for each in nodes if each.node == node), None)
                     if last is None or (last.state == "drained" and last.idle):
                         break
@@ -170,7 +171,7 @@ def submit(
 
     \b
     Example:
-      elasticps submit --start-workers 4 --replicas 2 train.py --epochs 10
+      elasticps submit --start-workers 4 train.py --epochs 10
       elasticps submit --env OMP_NUM_THREADS=4 train.py
     """
     if job["max_workers"] < job["start_workers"]:

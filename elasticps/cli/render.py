@@ -101,7 +101,7 @@ def _print_moves(moves: Moves) -> None:
         table.add_row(
             _cell(move.job),
             str(move.block),
-            _cell(move.source),
+            _cell(move.source or "-"),
             _cell(move.target),
             human_bytes(move.bytes),
         )

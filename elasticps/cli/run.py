@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from elasticps.cli import output
-from elasticps.cli.answers import Job, Status, Submission
+from elasticps.cli.answers import Job, Node, Status, Submission
 from elasticps.cli.daemon import split
 from elasticps.cli.options import job_options, run_async, script_argument
 from elasticps.cli.progress import Progress
@@ -95,7 +95,7 @@ def run(
     \b
     Example:
       elasticps run train.py
-      elasticps run --nodes 3 --replicas 2 train.py --epochs 10
+      elasticps run --nodes 3 --audit train.py --epochs 10
     """
     if job["replicas"] > nodes:
         copies = f"{job['replicas']} replicas need as many nodes, and there are {nodes}"
@@ -138,7 +138,7 @@ async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:
             submitted = await api.submit(wanted.submission)
             try:
                 job = await _follow(api, submitted.job, progress)
-            except asyncio.CancelledError:
+            except BaseException:  # whatever ends the following ends the job
                 await _cancel(api, submitted.job, progress)
                 raise
             progress.show("stopping the cluster ...")
@@ -147,35 +147,57 @@ async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:
 
 async def _follow(api: Api, name: str, progress: Progress) -> Job:
     """Show the job's lines and progress until it has ended."""
-    async with asyncio.TaskGroup() as group:
-        lines = group.create_task(_show_lines(api, name, progress))
-        job = await _ended(api, name, progress)
-        await asyncio.wait({lines}, timeout=LAST_LINES_S)
-        lines.cancel()
-    return job
-
-
-async def _show_lines(api: Api, name: str, progress: Progress) -> None:
-    try:
-        async for line in api.lines(name, follow=True):
-            with progress.above():
-                output.print_line(line)
-    except PeerUnavailable as error:
-        with progress.above():
-            click.echo(f"warning: the workers' lines are no longer shown: {error.what}", err=True)
-
-
-async def _ended(api: Api, name: str, progress: Progress) -> Job:
     from elasticps.cli.client import watch
 
-    async for status in watch(api.status):
-        job = next((each for each in status.jobs if each.job == name), None)
-        if job is None:
-            continue
-        if job.final:
-            return job
-        progress.show(_progress(job, status))
-    raise AssertionError("watch ends by raising alone")
+    async with asyncio.TaskGroup() as group, aclosing(watch(api.status)) as statuses:
+        lines = _Lines(api, name, progress, group)
+        async for status in statuses:
+            job = next((each for each in status.jobs if each.job == name), None)
+            if job is None:  # asked of a daemon that has not heard of it yet
+                continue
+            lines.open(job, status.nodes)
+            if job.final:
+                await lines.aclose()
+                return job
+            progress.show(_progress(job, status))
+    raise AssertionError("a watch ends by an error alone")
+
+
+class _Lines:
+    """What a job's workers write, shown as it comes.
+
+    Each node is asked for its own, so that only a dead node's lines end early.
+    """
+
+    def __init__(self, api: Api, job: str, progress: Progress, group: asyncio.TaskGroup) -> None:
+        self._api = api
+        self._job = job
+        self._progress = progress
+        self._group = group
+        self._streams: dict[str, asyncio.Task[None]] = {}
+
+    def open(self, job: Job, nodes: Iterable[Node]) -> None:
+        """Begin with the nodes that have workers by now."""
+        working = {worker.node for worker in job.workers}
+        for node in nodes:
+            if node.node in working and node.http not in self._streams:
+                self._streams[node.http] = self._group.create_task(self._show(node))
+
+    async def aclose(self) -> None:
+        """Wait for the last lines of a job that has ended, for a while."""
+        if self._streams:
+            await asyncio.wait(self._streams.values(), timeout=LAST_LINES_S)
+        for stream in self._streams.values():
+            stream.cancel()
+
+    async def _show(self, node: Node) -> None:
+        try:
+            async for line in self._api.lines(self._job, follow=True, node=node):
+                with self._progress.above():
+                    output.print_line(line)
+        except PeerUnavailable:
+            with self._progress.above():
+                click.echo(f"warning: node {node.node} is gone, its lines end here", err=True)
 
 
 def _progress(job: Job, status: Status) -> str:

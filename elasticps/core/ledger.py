@@ -204,7 +204,7 @@ class Ledger(msgspec.Struct, kw_only=True):
         """Take workers out in the middle of a round: who remains pushes and votes again."""
         first = self.members[:1]
         self.joining = [worker for worker in self.joining if worker not in workers]
-        self.departed += [worker for worker in workers if worker not in self.departed]
+        self.departed += [worker for worker in workers if not self._is_gone(worker)]
         gone = [worker for worker in self.members if worker in workers]
         if not gone:
             return []
@@ -274,7 +274,7 @@ class Ledger(msgspec.Struct, kw_only=True):
 
     @property
     def _exhausted(self) -> bool:
-        """No sample is lent and none is left: not merely that those lent this round came back."""
+        """None lent and none left: where a worker died, none may be lent while some are left."""
         lent = any(self.leases.values())
         return self.data is not None and not lent and self.supply.spent(self.data)
 

@@ -43,7 +43,6 @@ class Level(ABC):
         self.sizes = sizes
         self.bound = max(sizes)
         self.over = [-share for share in shares]
-        self.count = [0] * len(shares)
         self.groups = groups
         self.fresh = fresh
         self.homes = homes
@@ -64,17 +63,17 @@ class Level(ABC):
         return sorted(poor, key=lambda site: self.over[site])
 
     def need(self, site: int) -> Need:
-        """Sorts first who must receive, then newcomers with room, then by what they lack.
-
-        Ties go round, so that the backups of one site's blocks are on many sites.
-        """
+        """Sorts first who must receive, then newcomers with room, then by what they lack."""
         over = self.over[site]
-        turn = (site + self.count[site]) % len(self.over)
-        return (over > -self.bound, over >= 0 or not self.fresh[site], over, turn, site)
+        old = over >= 0 or not self.fresh[site]
+        return (over > -self.bound, old, over, self.turn(site), site)
+
+    def turn(self, site: int) -> int:
+        """Whose turn it is among sites that lack the same, the lowest first."""
+        return site
 
     def load(self, block: int, site: int) -> None:
         self.over[site] += self.sizes[block]
-        self.count[site] += 1
 
     def shift(self, block: int, donor: int, receiver: int) -> None:
         self.over[donor] -= self.sizes[block]

@@ -197,6 +197,10 @@ class _Backups(Level):
     def barred(self, block: int, leaving: int | None = None) -> Collection[int]:
         return [self.groups[site] for site in self.homes[block] if site != leaving]
 
+    def turn(self, site: int) -> int:
+        """Another site begins each round, so that the blocks of one primary are on many."""
+        return (site + self.over[site] // self.bound) % len(self.over)
+
     def rehome(self, block: int, donor: int, receiver: int) -> None:
         home = self.homes[block]
         home[home.index(donor)] = receiver

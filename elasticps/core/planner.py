@@ -88,14 +88,22 @@ def targets(
 ) -> list[tuple[ServerId, ...]]:
     """Where each block should be. A move under way counts as made, so that it is not undone."""
     if not sites:
-        return [entry.holders for entry in entries]
-    current = [_assumed(entry, alive, replicas) for entry in entries]
+        return [_among(entry.holders, alive) for entry in entries]
+    eligible = {site.server for site in sites}
+    current = [
+        _assumed(_among(entry.holders, alive), _among(entry.learners, eligible), replicas)
+        for entry in entries
+    ]
     return place(sizes, sites, replicas=replicas, current=current)
 
 
-def _assumed(entry: Entry, alive: Collection[ServerId], replicas: int) -> tuple[ServerId, ...]:
-    learners = tuple(learner for learner in entry.learners if learner in alive)
-    holders = tuple(server for server in entry.holders if server in alive)
+def _among(servers: tuple[ServerId, ...], chosen: Collection[ServerId]) -> tuple[ServerId, ...]:
+    return tuple(server for server in servers if server in chosen)
+
+
+def _assumed(
+    holders: tuple[ServerId, ...], learners: tuple[ServerId, ...], replicas: int
+) -> tuple[ServerId, ...]:
     return learners if replicas == 1 and learners else holders + learners
 
 

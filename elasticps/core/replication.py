@@ -128,17 +128,13 @@ class Replication:
         return Role.LEARNER if self.me in entry.learners else Role.NONE
 
     def _lead(self, entry: Entry) -> list[Action]:
-        """Keep the streams that go on, end the others, begin those that are missing.
+        """Go on with the streams to in-sync peers, end the others, begin those that are missing.
 
-        A learner's promise is for its epoch alone: a plan that this server has not seen may have
-        dropped the learner and taken it on again, empty. So its stream begins anew.
+        A learner's stream is for one epoch: a plan that this server has not seen may have dropped
+        the learner and taken it on again, empty.
         """
         wanted = (*entry.in_sync, *entry.learners)
-        kept = {
-            peer: state
-            for peer, state in self.peers.items()
-            if peer in entry.in_sync or (peer in entry.learners and not state.counted)
-        }
+        kept = {peer: state for peer, state in self.peers.items() if peer in entry.in_sync}
         actions: list[Action] = [Stop(peer) for peer in self.peers if peer not in kept]
         actions += [Snapshot(peer) for peer in wanted if peer not in kept]
         self.peers = {peer: kept.get(peer) or _Peer() for peer in wanted}

@@ -200,9 +200,11 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 
 
 def _check_directory(name: str, path: Path) -> None:
-    if "\0" in str(path) or not path.is_absolute():
+    if not (path.is_absolute() and str(path).isprintable()):
         raise UsageError(
-            f"{str(path)[:80]!r} is not an absolute path", field=name, limit="an absolute path"
+            f"{str(path)[:80]!r} is not a folder",
+            field=name,
+            limit="an absolute path on one line",
         )
 
 

@@ -62,19 +62,27 @@ class Reports:
         """The first description of a job counts: an existing one is never replaced."""
         for job, describe in list(self._models.items()):
             await self._store.create(self._view.keys.job_model(job), encode(describe.model))
-            del self._models[job]
+            self._models.pop(job, None)
 
     async def _write_promises(self) -> None:
         lease = self._lease
         if lease is None:
             return
-        jobs = {job.key: job for job in self._view.active_jobs}
         for key in sorted(self._unwritten):
-            rows = self._promises[key]
-            job = jobs.get(key)
-            if job is not None and (rows or self._node in job.reports):
-                path = self._view.keys.report(job.name, self._node)
-                await self._store.put(path, encode(ReportRecord(rows)), lease.id)
+            # Taken off first: what is promised during the write is news again.
             self._unwritten.discard(key)
-            if job is None and self._promises.get(key) == rows:
-                del self._promises[key]
+            try:
+                await self._write_promise(key, lease)
+            except StoreError:
+                self._unwritten.add(key)
+                raise
+
+    async def _write_promise(self, key: JobKey, lease: Lease) -> None:
+        job = next((job for job in self._view.active_jobs if job.key == key), None)
+        if job is None:
+            self._promises.pop(key, None)
+            return
+        rows = self._promises[key]
+        if rows or self._node in job.reports:
+            path = self._view.keys.report(job.name, self._node)
+            await self._store.put(path, encode(ReportRecord(rows)), lease.id)

@@ -94,6 +94,7 @@ class Workers:
         self._me = NodeId(config.node)
         self._next_number = 1
         self._slots: dict[JobKey, _Slot] = {}
+        self._finished: set[JobKey] = set()
         self._tasks: asyncio.TaskGroup
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -115,13 +116,18 @@ class Workers:
             staying = [life for life in lives if life.retiring is None]
             for life in staying[wanted:]:
                 self._retire(life, retire, at_once=lease is None)
-            if lease is not None and len(lives) < wanted:
+            if lease is not None and len(lives) < wanted and not self._is_finishing(job):
                 again_s = await self._start_more(job, wanted - len(lives), lease, again_s)
         active = {job.key for job in self._view.active_jobs}
         for life in list(self.lives.values()):
             if life.job not in active and life.retiring is None:
                 self._retire(life, retire, at_once=True)
         return again_s
+
+    def _is_finishing(self, job: JobView) -> bool:
+        """A worker has come to the end of the training: nobody is to begin it anew."""
+        states = [life.record.state for life in job.workers.values()]
+        return job.key in self._finished or WorkerState.SUCCEEDED in states
 
     async def _start_more(
         self, job: JobView, count: int, lease: Lease, again_s: float | None
@@ -207,6 +213,8 @@ class Workers:
     def _ended(self, life: Life, exit_: Exit) -> None:
         """The process has ended by itself: what became of it decides what is recorded."""
         record = self._record(life, exit_)
+        if record.state is WorkerState.SUCCEEDED:
+            self._finished.add(life.job)
         slot = self._slots.get(life.job)
         if slot is not None and record.state is WorkerState.KILLED:
             decision = slot.tracker.exited(time.monotonic(), Ended.SIGNAL)

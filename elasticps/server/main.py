@@ -153,12 +153,20 @@ def stop_on_signals(stopped: asyncio.Event) -> None:
         loop.add_signal_handler(number, stopped.set)
 
 
+def warm_up() -> None:
+    """Take one optimizer step: torch loads much of itself at the first, for seconds."""
+    value = torch.zeros(1)
+    value.grad = torch.zeros(1)
+    torch.optim.SGD([value]).step()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="elasticps.server", description=__doc__)
     for name in ("control", "cluster", "node", "tcp", "unix"):
         parser.add_argument(f"--{name}", required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    warm_up()
     # One loop, one thread: several servers a machine share its cores, not each all of them.
     torch.set_num_threads(1)
     uvloop.run(serve(options))

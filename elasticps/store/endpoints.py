@@ -40,7 +40,8 @@ _OPTIONS: list[tuple[str, int]] = [
 ]
 # A member that has no leader says so at once instead of holding the request.
 _REQUIRE_LEADER = ("hasleader", "true")
-_LOOK_AGAIN_S = 0.01
+_FIRST_LOOK_S = 0.005
+_LONGEST_LOOK_S = 0.1
 _PAUSE_S = 0.05
 _ASK_WHY_S = 0.2
 
@@ -119,6 +120,7 @@ class Endpoints:
         ``deadline`` is on the monotonic clock. Raises StoreUnavailable, with ``why`` as the last
         known reason.
         """
+        look_s = _FIRST_LOOK_S
         while True:
             if not self._links:
                 raise RuntimeError("the store is not open")
@@ -132,7 +134,8 @@ class Endpoints:
             if time.monotonic() >= deadline:
                 raise self._unavailable(why or await self._why_not_connected())
             # Looking at the state again is cheap and, unlike gRPC's own wait, cancellable.
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            await asyncio.sleep(look_s)
+            look_s = min(2 * look_s, _LONGEST_LOOK_S)
 
     def judge(self, link: Link, error: grpc.aio.AioRpcError, metadata: Metadata) -> Fault:
         """Learn from a failed call: leave the endpoint, forget the token, or raise the refusal."""

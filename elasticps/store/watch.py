@@ -66,8 +66,9 @@ Batch = Snapshot | Changes
 async def watch_prefix(store: Store, prefix: str) -> AsyncGenerator[Batch, None]:
     """Mirror the keys under ``prefix``: a Snapshot, then Changes, for as long as one iterates.
 
-    After a compaction that overtook the watch comes another Snapshot. While etcd is away nothing
-    comes. Leave it by cancellation or within ``contextlib.aclosing``.
+    After a compaction that overtook the watch, or when etcd was restored to an earlier state, comes
+    another Snapshot. While etcd is away nothing comes. Leave it by cancellation or within
+    ``contextlib.aclosing``.
 
     Raises StoreError when etcd refuses the watch (permissions, say).
     """
@@ -82,15 +83,16 @@ async def watch_prefix(store: Store, prefix: str) -> AsyncGenerator[Batch, None]
             async with aclosing(watch(store, prefix, listing.revision + 1)) as batches:
                 async for changes in batches:
                     yield changes
-        except WatchCompacted:
-            _log.warning("watch was compacted away, listing again prefix=%s", prefix)
+        except WatchCompacted as error:
+            _log.warning("watch lists again prefix=%s error=%s", prefix, error)
 
 
 async def watch(store: Store, prefix: str, start_revision: int) -> AsyncGenerator[Changes, None]:
     """The changes under ``prefix`` from ``start_revision`` on, each exactly once, in order.
 
-    Raises WatchCompacted when a revision that is still to be delivered was compacted away, and
-    StoreError when etcd refuses the watch.
+    Raises WatchCompacted when a revision that is still to be delivered was compacted away, or when
+    etcd's history has become shorter than ``start_revision`` - 1, and StoreError when etcd refuses
+    the watch.
     """
     next_revision = start_revision
     pause_s = _FIRST_PAUSE_S
@@ -124,15 +126,9 @@ class _Stream:
         self._call: Any = None
 
     async def __aenter__(self) -> Self:
-        deadline = time.monotonic() + self._answer_s
         first, end = prefix_range(self._prefix)
-        if self._endpoints.config.username is not None:
-            # A refused watch does not tell an expired login from a missing right; a read does.
-            await self._endpoints.call(
-                lambda link: link.kv.Range,
-                rpc.RangeRequest(key=first, range_end=end, count_only=True),
-                repeatable=True,
-            )
+        await self._read_first(first, end)
+        deadline = time.monotonic() + self._answer_s
         self._link = await self._endpoints.connected(deadline)
         self._metadata = await self._endpoints.metadata(deadline)
         create = rpc.WatchCreateRequest(
@@ -163,6 +159,25 @@ class _Stream:
             # etcd cuts a large response anywhere, also within a revision.
             if events and not response.fragment:
                 return tuple(events)
+
+    async def _read_first(self, first: bytes, end: bytes) -> None:
+        """A watch would wait in silence where a read tells what is wrong.
+
+        A refused watch does not tell an expired login from a missing right, and one from a
+        revision that etcd has not reached (again, after an old backup was restored) never begins.
+        """
+        answer = await self._endpoints.call(
+            lambda link: link.kv.Range,
+            rpc.RangeRequest(key=first, range_end=end, limit=1, keys_only=True),
+            repeatable=True,
+        )
+        if answer.header.revision < self._start_revision - 1:
+            raise WatchCompacted(
+                f"etcd has lost its history from revision {self._start_revision} on",
+                where=self._prefix,
+                limit=f"revision {answer.header.revision}",
+                hint="was an older backup restored?",
+            )
 
     async def _open(self, request: Any) -> None:
         try:

@@ -108,7 +108,8 @@ class Connection(asyncio.BufferedProtocol):
 
         A reply's payload is received into ``into`` when it has exactly that many bytes, otherwise
         into fresh memory of at most ``max_reply`` bytes. Once this has returned, raised or been
-        cancelled, nothing is written to ``into`` any more: a late reply is dropped.
+        cancelled, nothing is written to ``into`` any more: a late reply is dropped. Unless it
+        returned, what ``into`` holds has no meaning.
 
         Raises PeerUnavailable when the connection is lost or no reply came within ``timeout_s``
         (the request may have taken effect), WireError when the reply breaks a limit.
@@ -196,7 +197,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once; what was not sent yet is dropped. Idempotent, and cannot block."""
-        self._transport.abort()
+        if not self._lost.is_set():
+            self._transport.abort()
 
     async def aclose(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Send what is queued, then close; abort if the peer has not taken it in ``timeout_s``.

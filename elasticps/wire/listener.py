@@ -71,13 +71,20 @@ class Listener:
         if self.address.transport == "unix":
             sock = _bind_unix(self.address)
             self._inode = _inode(self.address.path)
-            self._server: asyncio.Server = await loop.create_unix_server(
-                self._protocol, sock=sock, backlog=BACKLOG
+            self._server = await loop.create_unix_server(
+                self._protocol, sock=sock, backlog=BACKLOG, start_serving=False
             )
         else:
             sock = await _bind_tcp(self.address)
             self.address = Address.tcp(self.address.host, sock.getsockname()[1])
-            self._server = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG)
+            self._server = await loop.create_server(
+                self._protocol, sock=sock, backlog=BACKLOG, start_serving=False
+            )
+        try:
+            await self._server.start_serving()
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -256,6 +256,17 @@ async def compact(store: Store, revision: int) -> None:
     await store.endpoints.call(lambda link: link.kv.Compact, request)
 
 
+async def first_endpoint_answers(client: Store) -> int:
+    """Make the first endpoint the store's current one; returns etcd's revision."""
+    links = client.endpoints._links
+    while True:
+        status = await client.status()
+        if client.endpoints._current == 0:
+            return status.revision
+        client.endpoints.leave(links[client.endpoints._current])
+        await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 def etcd_server(tmp_path: Path) -> Iterator[EtcdServer]:
     """An etcd of the test's own, to kill, freeze and start again."""

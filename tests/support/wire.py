@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from elasticps.errors import ElasticError
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, Dispatcher, connect
-from elasticps.wire.frame import Header
+from elasticps.wire.frame import FLAG_REPLY, Header, pack, unpack
 from elasticps.wire.listener import Listener, listen
 from tests.support.loops import on_both_loops
 from tests.support.processes import open_fds
@@ -38,6 +38,21 @@ def on_both_loops_without_leaks(test: Callable[..., Awaitable[None]]) -> Callabl
         await eventually(lambda: (open_fds(), len(asyncio.all_tasks())) == before)
 
     return on_both_loops(checked)
+
+
+def reply_to(request: bytes, payload: bytes) -> bytes:
+    header = unpack(request)
+    return (
+        pack(
+            Header(
+                kind=header.kind,
+                flags=FLAG_REPLY,
+                request=header.request,
+                payload_length=len(payload),
+            )
+        )
+        + payload
+    )
 
 
 class Inbox:

@@ -8,12 +8,12 @@ import pytest
 
 from elasticps.errors import StoreUnavailable
 from elasticps.store import Election, Lease, Store, StoreConfig
-from tests.support.etcd import EtcdServer
+from tests.support.etcd import EtcdServer, first_endpoint_answers
 from tests.support.proxy import Proxy
 
 
 def through(*endpoints: str) -> StoreConfig:
-    return StoreConfig(endpoints=endpoints, request_timeout_s=0.4)
+    return StoreConfig(endpoints=endpoints, request_timeout_s=0.5)
 
 
 async def test_a_write_whose_answer_is_lost_is_not_sent_twice(
@@ -29,6 +29,24 @@ async def test_a_write_whose_answer_is_lost_is_not_sent_twice(
             await client.put("/a", b"1")
         assert (await store.status()).revision == before + 1
         assert await client.put("/a", b"2") == before + 2
+
+
+async def test_a_write_whose_connection_breaks_is_not_sent_twice(
+    shared_etcd: EtcdServer, store: Store
+) -> None:
+    async with (
+        Proxy(shared_etcd.client_port) as proxy,
+        Store(through(proxy.endpoint, shared_etcd.endpoint)) as client,
+    ):
+        await first_endpoint_answers(client)
+        proxy.swallow_answers()
+        putting = asyncio.create_task(client.put("/a", b"1"))
+        while (found := await store.get("/a")) is None:
+            await asyncio.sleep(0.001)
+        await proxy.cut()
+        with pytest.raises(StoreUnavailable):
+            await putting
+        assert await store.get("/a") == found
 
 
 async def test_a_read_whose_answer_is_lost_is_asked_elsewhere(
@@ -110,14 +128,3 @@ async def test_a_campaign_recognises_its_own_earlier_win(
 
         again = await Election(store, "/leader").campaign(lease, b"me")
         assert again == fence
-
-
-async def first_endpoint_answers(client: Store) -> int:
-    """Make the first endpoint the current one; the store's revision."""
-    links = client.endpoints._links
-    while True:
-        status = await client.status()
-        if client.endpoints._current == 0:
-            return status.revision
-        client.endpoints.leave(links[client.endpoints._current])
-        await asyncio.sleep(0.01)

@@ -109,7 +109,7 @@ async def test_a_transaction_beyond_etcds_limits_is_refused_with_the_limit(store
 
 async def test_a_transaction_does_one_branch_or_the_other(store: Store) -> None:
     revision = await store.put("/a", b"1")
-    then = [Put("/a", b"2"), Get("/a"), Delete("/b")]
+    then = (Put("/a", b"2"), Get("/a"), Delete("/b"))
     result = await store.txn([Compare.modified("/a", revision)], then, [Get("/a")])
     assert result.succeeded
     assert result.revision == revision + 1

@@ -99,16 +99,21 @@ async def test_a_campaign_ends_when_its_own_lease_is_lost(store: Store) -> None:
             await campaign
 
 
-async def test_a_campaign_waits_on_a_key_older_than_a_compaction(store: Store) -> None:
+async def test_a_campaign_waits_on_a_key_older_than_a_compaction(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "elasticps.store.election")
     election = Election(store, "/leader")
     async with Lease.grant(store, 30) as old, Lease.grant(store, 30) as new:
         fence = await election.campaign(old, b"old")
+        await store.put("/other", b"")
         await compact(store, await store.put("/other", b""))
         campaign = asyncio.create_task(election.campaign(new, b"new"))
         await asyncio.wait({campaign}, timeout=0.1)
         await compact(store, await store.put("/other", b""))
         await election.resign(fence)
         assert (await campaign).create_revision > fence.create_revision
+    assert caplog.records == []
 
 
 async def test_a_campaign_goes_on_over_a_restart_of_etcd(etcd_server: EtcdServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from contextlib import aclosing
 
@@ -12,7 +13,7 @@ from elasticps.errors import StoreError, StoreUnavailable, WatchCompacted
 from elasticps.store import Changes, Delete, Put, Snapshot, Store, StoreConfig, watch_prefix
 from elasticps.store.watch import watch
 from tests.integration.store.mirror import history, mirrored
-from tests.support.etcd import EtcdServer, compact
+from tests.support.etcd import EtcdServer, compact, first_endpoint_answers
 from tests.support.proxy import Proxy
 
 
@@ -40,7 +41,7 @@ async def test_no_event_falls_between_snapshot_and_changes(store: Store) -> None
         while not writing.done():
             async with mirrored(store, "/n/") as mirror:
                 first = mirror.snapshots[0].revision
-                await mirror.until(lambda mirror=mirror: len(mirror.seen) >= 5 or writing.done())
+                await mirror.until(lambda: len(mirror.seen) >= 5 or writing.done())
             revisions = [revision for revision, _ in mirror.seen]
             assert revisions == list(range(first + 1, first + 1 + len(revisions)))
 
@@ -97,7 +98,7 @@ async def test_watch_resumes_after_kill_without_losing_or_repeating_an_event(
             writers = [group.create_task(write()) for _ in range(4)]
             for _ in range(2):
                 count = len(mirror.seen) + 200
-                await mirror.until(lambda count=count: len(mirror.seen) >= count)
+                await mirror.until(lambda: len(mirror.seen) >= count)  # noqa: B023
                 await etcd_server.restart()
             count = len(mirror.seen) + 200
             await mirror.until(lambda: len(mirror.seen) >= count)
@@ -163,18 +164,17 @@ async def test_a_watch_leaves_an_endpoint_that_went_silent(
     shared_etcd: EtcdServer, store: Store
 ) -> None:
     async with Proxy(shared_etcd.client_port) as proxy:
-        config = StoreConfig(
-            endpoints=(proxy.endpoint, shared_etcd.endpoint), request_timeout_s=0.5
-        )
+        endpoints = (proxy.endpoint, shared_etcd.endpoint)
+        config = StoreConfig(endpoints=endpoints, request_timeout_s=0.5)
         async with Store(config) as client:
-            while client.endpoints._current != 0 or not await client.status():
-                client.endpoints._current = 0
-                await client.status()
+            await first_endpoint_answers(client)
             async with mirrored(client, "/n/") as mirror:
+                first = await store.put("/n/a", b"1")
+                await mirror.until(lambda: mirror.revision >= first)
                 proxy.swallow_answers()
-                last = await store.put("/n/a", b"")
-                await mirror.until(lambda: (last, "/n/a") in mirror.seen)
-                assert len(mirror.snapshots) == 1
+                last = await store.put("/n/a", b"2")
+                await mirror.until(lambda: mirror.revision >= last)
+                assert mirror.seen == [(first, "/n/a"), (last, "/n/a")]
 
 
 async def test_a_watch_overtaken_by_a_compaction_gets_a_snapshot_that_replaces(
@@ -201,6 +201,22 @@ async def test_a_watch_overtaken_by_a_compaction_gets_a_snapshot_that_replaces(
         last = await store.put("/n/later", b"")
         await mirror.until(lambda: "/n/later" in mirror.state)
         assert mirror.seen == [(last, "/n/later")]
+
+
+async def test_a_watch_on_an_etcd_that_lost_its_history_gets_a_snapshot_that_replaces(
+    etcd_server: EtcdServer,
+) -> None:
+    async with Store(etcd_server.config()) as store, mirrored(store, "/n/") as mirror:
+        for _ in range(20):
+            last = await store.put("/n/a", b"1")
+        await mirror.until(lambda: mirror.revision >= last)
+        etcd_server.kill()
+        shutil.rmtree(etcd_server.directory / "data")
+        await etcd_server.restart()
+        await mirror.until(lambda: len(mirror.snapshots) == 2)
+        assert mirror.state == {}
+        await store.put("/n/b", b"1")
+        await mirror.until(lambda: "/n/b" in mirror.state)
 
 
 async def test_a_plain_watch_from_a_compacted_revision_raises(store: Store) -> None:

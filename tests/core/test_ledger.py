@@ -1,0 +1,382 @@
+"""The ledger: rounds are whole, samples are neither lost nor repeated, everybody is answered."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from elasticps.core.ids import Generation, Round, WorkerId
+from elasticps.core.ledger import (
+    Admitted,
+    Answer,
+    Answers,
+    Command,
+    Committed,
+    Initialized,
+    Join,
+    Leave,
+    Ledger,
+    Left,
+    Observe,
+    Refused,
+    Regenerated,
+    Register,
+    Registered,
+    Vote,
+)
+from elasticps.core.ranges import DataSpec, Range
+from elasticps.core.replica import Commit
+from tests.support.ledger_world import Worker, World, encoded
+from tests.support.properties import REPRODUCIBLE
+
+ONE, TWO, THREE = WorkerId(1), WorkerId(2), WorkerId(3)
+DATA = DataSpec(size=10, batch_size=4, epochs=1, seed=0)
+
+
+def vote(worker: WorkerId, number: int, generation: int, **flags: bool) -> Vote:
+    return Vote(worker, Round(number), Generation(generation), **flags)
+
+
+def ledger_of(*workers: WorkerId, data: DataSpec | None = None) -> Ledger:
+    """A ledger whose members are ``workers``, at the start of round 1 under generation 1."""
+    ledger = Ledger(start_workers=len(workers))
+    for worker in workers:
+        ledger.apply(Join(worker))
+    ledger.apply(Initialized(workers[0]))
+    if data is not None:
+        ledger.apply(Register(workers[0], data))
+    return ledger
+
+
+def only(answers: Answers, worker: WorkerId) -> Answer:
+    (answer,) = [answer for name, answer in answers if name == worker]
+    return answer
+
+
+def asked(answers: Answers) -> list[WorkerId]:
+    return [worker for worker, _ in answers]
+
+
+# -- the start ----------------------------------------------------------------------------------
+
+
+def test_a_job_starts_when_enough_workers_have_come_and_one_initializes() -> None:
+    ledger = Ledger(start_workers=2)
+    assert ledger.apply(Join(ONE)) == []
+    admitted = only(ledger.apply(Join(TWO)), ONE)
+    assert isinstance(admitted, Admitted)
+    assert (admitted.initialize, admitted.commit) == (True, None)
+    assert ledger.apply(Join(TWO)) == []
+    answers = ledger.apply(Initialized(ONE))
+    assert asked(answers) == [ONE, TWO]
+    for rank, (_, answer) in enumerate(answers):
+        assert isinstance(answer, Admitted)
+        assert not answer.initialize
+        assert (answer.turn.rank, answer.turn.world, answer.turn.round) == (rank, 2, 1)
+
+
+def test_when_the_initializer_dies_the_next_worker_initializes() -> None:
+    ledger = Ledger(start_workers=2)
+    ledger.apply(Join(ONE))
+    ledger.apply(Join(TWO))
+    answers = ledger.apply(Observe((TWO,), 5))
+    assert asked(answers) == [TWO]
+    assert isinstance(answers[0][1], Admitted)
+    assert answers[0][1].initialize
+    assert isinstance(only(ledger.apply(Initialized(ONE)), ONE), Refused)
+    assert isinstance(only(ledger.apply(Initialized(TWO)), TWO), Admitted)
+
+
+def test_a_joiner_is_admitted_with_the_next_commit() -> None:
+    ledger = ledger_of(ONE)
+    assert ledger.apply(Join(TWO)) == []
+    answers = ledger.apply(vote(ONE, 1, 1))
+    assert asked(answers) == [ONE, TWO]
+    admitted = only(answers, TWO)
+    assert isinstance(admitted, Admitted)
+    assert admitted.commit == Commit(Round(1), Generation(1), (ONE,))
+    assert (admitted.turn.round, admitted.turn.generation, admitted.turn.rank) == (2, 2, 1)
+
+
+def test_joiners_are_admitted_at_once_when_nobody_is_left() -> None:
+    ledger = ledger_of(ONE)
+    ledger.apply(Join(TWO))
+    answers = ledger.apply(Leave(ONE))
+    assert asked(answers) == [TWO, ONE]
+    assert isinstance(only(answers, TWO), Admitted)
+    assert isinstance(only(answers, ONE), Left)
+
+
+# -- rounds -------------------------------------------------------------------------------------
+
+
+def test_a_round_is_committed_when_all_have_voted_in_rank_order() -> None:
+    ledger = ledger_of(ONE, TWO, THREE)
+    assert ledger.apply(vote(THREE, 1, 1)) == []
+    assert ledger.apply(vote(ONE, 1, 1)) == []
+    answers = ledger.apply(vote(TWO, 1, 1, contributes=False))
+    assert asked(answers) == [ONE, TWO, THREE]
+    for _, answer in answers:
+        assert isinstance(answer, Committed)
+        assert answer.commit == Commit(Round(1), Generation(1), (ONE, THREE))
+
+
+def test_a_death_opens_a_generation_and_those_who_voted_vote_again() -> None:
+    ledger = ledger_of(ONE, TWO, THREE)
+    ledger.apply(vote(ONE, 1, 1))
+    answers = ledger.apply(Observe((ONE, TWO), 9))
+    assert asked(answers) == [ONE]
+    assert isinstance(answers[0][1], Regenerated)
+    assert (answers[0][1].turn.generation, answers[0][1].turn.world) == (2, 2)
+    assert isinstance(only(ledger.apply(vote(TWO, 1, 1)), TWO), Regenerated)
+    assert ledger.apply(vote(TWO, 1, 2)) == []
+    committed = only(ledger.apply(vote(ONE, 1, 2)), ONE)
+    assert isinstance(committed, Committed)
+    assert committed.commit == Commit(Round(1), Generation(2), (ONE, TWO))
+
+
+@pytest.mark.parametrize(
+    ("late", "expected"),
+    [
+        (vote(ONE, 1, 1), Committed),
+        (vote(ONE, 0, 1), Refused),
+        (vote(ONE, 3, 1), Refused),
+        (vote(ONE, 2, 0), Regenerated),
+        (vote(THREE, 1, 1), Refused),
+        (Initialized(THREE), Refused),
+        (Register(THREE, DATA), Refused),
+        (Leave(THREE), Left),
+        (Join(ONE), Admitted),
+    ],
+)
+def test_a_question_out_of_turn_has_its_answer(late: Command, expected: type[Answer]) -> None:
+    ledger = ledger_of(ONE, TWO)
+    for worker in (ONE, TWO):
+        ledger.apply(vote(worker, 1, 1))
+    assert isinstance(only(ledger.apply(late), late.worker), expected)  # type: ignore[union-attr]
+    assert (ledger.round, ledger.votes, ledger.members) == (1, {}, [ONE, TWO])
+
+
+def test_a_worker_that_leaves_with_a_round_counts_in_it_and_hears_so_however_late() -> None:
+    ledger = ledger_of(ONE, TWO)
+    ledger.apply(vote(ONE, 1, 1, leaving=True))
+    first = only(ledger.apply(vote(TWO, 1, 1)), ONE)
+    assert first == Committed(Commit(Round(1), Generation(1), (ONE, TWO)), None)
+    ledger.apply(vote(TWO, 2, 2))
+    ledger.apply(Observe((ONE, TWO), 8))
+    assert only(ledger.apply(vote(ONE, 1, 1, leaving=True)), ONE) == first
+    assert isinstance(only(ledger.apply(vote(ONE, 2, 2)), ONE), Refused)
+    ledger.apply(Observe((TWO,), 9))
+    assert ledger.farewells == {}
+    assert ledger.departed == []
+
+
+def test_a_vote_that_did_not_count_is_never_answered_with_the_commit() -> None:
+    """Declared dead in the round, it would believe that its push was applied."""
+    ledger = ledger_of(ONE, TWO)
+    ledger.apply(vote(TWO, 1, 1))
+    ledger.apply(Observe((ONE,), 9))
+    assert isinstance(only(ledger.apply(vote(ONE, 1, 2)), ONE), Committed)
+    assert isinstance(only(ledger.apply(vote(TWO, 1, 1)), TWO), Refused)
+
+
+def test_an_old_list_of_the_living_removes_nobody() -> None:
+    ledger = ledger_of(ONE, TWO)
+    ledger.apply(Observe((ONE, TWO), 9))
+    before = encoded(ledger)
+    assert ledger.apply(Observe((ONE,), 8)) == []
+    assert encoded(ledger) == before
+    assert isinstance(only(ledger.apply(Join(THREE)), THREE), Refused)
+    assert ledger.apply(Join(WorkerId(10))) == []
+
+
+def test_one_that_left_stays_gone_though_a_list_is_older_than_itself() -> None:
+    ledger = ledger_of(ONE, TWO)
+    ledger.apply(Join(THREE))
+    ledger.apply(Leave(THREE))
+    ledger.apply(Observe((ONE, TWO), 2))
+    assert isinstance(only(ledger.apply(Join(THREE)), THREE), Refused)
+
+
+# -- data ---------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_lent_in_rank_order_and_what_a_dead_worker_held_is_lent_again() -> None:
+    ledger = ledger_of(ONE, TWO, data=DATA)
+    assert ledger.leases == {ONE: (Range(0, 2),), TWO: (Range(2, 4),)}
+    ledger.apply(vote(ONE, 1, 1))
+    ledger.apply(Observe((ONE,), 9))
+    assert ledger.leases == {ONE: (Range(0, 2),)}
+    ledger.apply(vote(ONE, 1, 2))
+    assert ledger.leases == {ONE: (Range(2, 4), Range(4, 6))}
+
+
+def test_data_are_not_exhausted_while_a_dead_workers_samples_wait_to_be_lent_again() -> None:
+    ledger = ledger_of(ONE, TWO, data=DataSpec(size=1, batch_size=4, epochs=1, seed=0))
+    assert ledger.leases == {ONE: (), TWO: (Range(0, 1),)}
+    ledger.apply(Observe((ONE,), 9))
+    registered = only(ledger.apply(Register(ONE, ledger.data or DATA)), ONE)
+    assert isinstance(registered, Registered)
+    assert not registered.turn.exhausted
+    ledger.apply(vote(ONE, 1, 2, contributes=False))
+    assert ledger.leases == {ONE: (Range(0, 1),)}
+    committed = only(ledger.apply(vote(ONE, 2, 2)), ONE)
+    assert isinstance(committed, Committed)
+    assert committed.turn is not None
+    assert committed.turn.exhausted
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataSpec(size=0, batch_size=4, epochs=1, seed=0),
+        DataSpec(size=10, batch_size=0, epochs=1, seed=0),
+        DataSpec(size=10, batch_size=-1, epochs=1, seed=0),
+        DataSpec(size=10, batch_size=4, epochs=0, seed=0),
+    ],
+)
+def test_data_without_a_sample_are_refused_and_change_nothing(data: DataSpec) -> None:
+    ledger = ledger_of(ONE)
+    before = encoded(ledger)
+    assert isinstance(only(ledger.apply(Register(ONE, data)), ONE), Refused)
+    assert encoded(ledger) == before
+
+
+def test_all_workers_must_read_the_same_data_and_say_so_before_the_first_step() -> None:
+    ledger = ledger_of(ONE, TWO, data=DATA)
+    assert isinstance(only(ledger.apply(Register(TWO, DATA)), TWO), Registered)
+    other = msgspec.structs.replace(DATA, seed=1)
+    assert isinstance(only(ledger.apply(Register(TWO, other)), TWO), Refused)
+    late = ledger_of(ONE)
+    late.apply(vote(ONE, 1, 1))
+    assert isinstance(only(late.apply(Register(ONE, DATA)), ONE), Refused)
+
+
+# -- any order ----------------------------------------------------------------------------------
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Joins, questions, lost answers, late copies, leaves, deaths and failovers as they come.
+
+    ``World`` checks the promises at every step; the end checks that all get through.
+    """
+
+    world: World
+
+    @initialize(
+        start_workers=st.integers(1, 3),
+        data=st.none()
+        | st.builds(
+            DataSpec,
+            size=st.integers(1, 14),
+            batch_size=st.integers(1, 6),
+            epochs=st.integers(1, 2),
+            seed=st.just(0),
+        ),
+    )
+    def begin(self, start_workers: int, data: DataSpec | None) -> None:
+        self.world = World(Ledger(start_workers=start_workers), data)
+        self.lists = [((), 0)]
+        for _ in range(start_workers):
+            self.world.ask(self.world.spawn())
+
+    def _drawn(self, data: st.DataObject, workers: list[Worker]) -> Worker:
+        return workers[data.draw(st.integers(0, len(workers) - 1))]
+
+    @property
+    def idle(self) -> list[Worker]:
+        return [worker for worker in self.world.living if worker.idle]
+
+    @property
+    def waiting(self) -> list[Worker]:
+        return [worker for worker in self.world.living if worker.asked is not None]
+
+    @precondition(lambda self: len(self.world.living) < 5)
+    @rule()
+    def join(self) -> None:
+        self.world.ask(self.world.spawn())
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data(), heard=st.sampled_from([True, True, True, False]))
+    def go_on(self, data: st.DataObject, heard: bool) -> None:
+        self.world.ask(self._drawn(data, self.idle), heard=heard)
+
+    @precondition(lambda self: self.idle)
+    @rule()
+    def all_go_on(self) -> None:
+        for worker in self.idle:
+            if worker.idle:
+                self.world.ask(worker)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def ask_again(self, data: st.DataObject) -> None:
+        self.world.ask(self._drawn(data, self.waiting))
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data())
+    def retire(self, data: st.DataObject) -> None:
+        self._drawn(data, self.idle).retiring = True
+
+    @precondition(lambda self: any(worker.turn for worker in self.idle))
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        members = [worker for worker in self.idle if worker.turn]
+        self.world.removals += 1
+        self.world.leave(self._drawn(data, members))
+
+    @precondition(lambda self: self.world.living)
+    @rule(data=st.data(), at_once=st.booleans())
+    def die(self, data: st.DataObject, at_once: bool) -> None:
+        self._drawn(data, self.world.living).living = False
+        self.world.removals += 1
+        self.list_living()
+        if at_once:
+            self.world.observe(*self.lists[-1])
+
+    @precondition(lambda self: self.world.living)
+    @rule(data=st.data())
+    def be_declared_dead_though_alive(self, data: st.DataObject) -> None:
+        out = self._drawn(data, self.world.living)
+        self.world.removals += 1
+        self.world.revision += 1
+        listed = tuple(worker for worker in self.world.listed if worker != out.id)
+        self.lists.append((listed, self.world.revision))
+        self.world.observe(*self.lists[-1])
+
+    @rule()
+    def list_living(self) -> None:
+        self.world.revision += 1
+        self.lists.append((self.world.listed, self.world.revision))
+
+    @rule(data=st.data())
+    def observe(self, data: st.DataObject) -> None:
+        alive, revision = self.lists[data.draw(st.integers(0, len(self.lists) - 1))]
+        self.world.observe(alive, revision)
+
+    @precondition(lambda self: self.world.applied)
+    @rule(data=st.data())
+    def receive_a_late_copy(self, data: st.DataObject) -> None:
+        applied = self.world.applied
+        self.world.check_repeat(applied[data.draw(st.integers(0, len(applied) - 1))])
+
+    @rule()
+    def fail_over(self) -> None:
+        self.world.fail_over()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        self.world.settle(rounds=2)
+        data = self.world.ledger.data
+        if data is not None:
+            assert self.world.committed == Counter(range(data.size * data.epochs))
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(REPRODUCIBLE, max_examples=60, stateful_step_count=40)
