@@ -19,7 +19,8 @@ class Optimizer(ABC):
     The entry point names an instance, or a class that is made without arguments. ``elementwise``
     says that an element's update depends on that element's gradient and state alone: then the
     optimizer sees blocks, flat pieces of parameters; otherwise whole parameters in their shape.
-    Its state must be tensors and plain numbers, so that it can move with its block.
+    Its state must be tensors and plain numbers in ``optimizer.state``, so that it can move with its
+    block, and it must not write into the gradients that it is given: replicas get the same ones.
     """
 
     api_version: ClassVar[int] = 1

@@ -62,7 +62,7 @@ def load(group: str, name: str, contract: type[Contract]) -> Contract:
     try:
         target = found[0].load()
         made = target() if isinstance(target, type) else target
-    except Exception as error:  # whatever a plugin raises becomes an error that names it
+    except (Exception, SystemExit) as error:  # whatever it raises becomes an error that names it
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"cannot be imported: {reason}", where=plugin.where) from error
     return _checked(made, plugin, contract)

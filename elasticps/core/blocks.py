@@ -15,6 +15,7 @@ from elasticps.errors import UsageError
 DEFAULT_BLOCK_BYTES = 4 * 1024 * 1024
 MIN_BLOCK_BYTES = 4 * 1024
 MAX_BLOCK_BYTES = 512 * 1024 * 1024
+VECTOR_ELEMENTS = 64
 LEDGER_BYTES = 4096
 """What the ledger counts for in placement: about its size at a few dozen workers."""
 
@@ -112,7 +113,10 @@ def partition(model: Model) -> tuple[Block, ...]:
     blocks: list[Block] = []
     for index, parameter in enumerate(model.parameters):
         width = DTYPE_BYTES[parameter.dtype]
-        span = max(1, model.block_bytes // width) if model.elementwise else parameter.numel
+        # Whole vectors of any processor: torch rounds a vector and its scalar tail differently in
+        # half precision, and a cut must not change a result.
+        whole = model.block_bytes // width // VECTOR_ELEMENTS * VECTOR_ELEMENTS
+        span = whole if model.elementwise else parameter.numel
         for start in range(0, parameter.numel, span):
             stop = min(start + span, parameter.numel)
             blocks.append(

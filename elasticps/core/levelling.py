@@ -20,7 +20,7 @@ Lots = list[list[Lot]]
 Step = tuple[Lot, int, int]
 """A lot, its donor, its receiver."""
 
-Need = tuple[bool, bool, int, int, int]
+Need = tuple[bool, bool, int, int]
 """A site's place in the queue for more; its last item is the site."""
 
 
@@ -66,11 +66,11 @@ class Level(ABC):
         """Sorts first who must receive, then newcomers with room, then by what they lack."""
         over = self.over[site]
         old = over >= 0 or not self.fresh[site]
-        return (over > -self.bound, old, over, self.turn(site), site)
+        return (over > -self.bound, old, over, site)
 
-    def turn(self, site: int) -> int:
-        """Whose turn it is among sites that lack the same, the lowest first."""
-        return site
+    def turn(self, block: int) -> int:
+        """Which of the blocks of one size is settled first."""
+        return block
 
     def load(self, block: int, site: int) -> None:
         self.over[site] += self.sizes[block]
@@ -84,7 +84,7 @@ class Level(ABC):
         """Give every block that lacks replicas to the neediest, the largest block first."""
         lacking = [block for block, home in enumerate(self.homes) if len(home) < copies]
         needy = Needy(self) if lacking else None
-        for block in sorted(lacking, key=lambda block: -self.sizes[block]):
+        for block in sorted(lacking, key=lambda block: (-self.sizes[block], self.turn(block))):
             home = self.homes[block]
             while needy and len(home) < copies:
                 site = needy.first(self.barred(block))

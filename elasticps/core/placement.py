@@ -89,7 +89,8 @@ def place(
     shares, scale = _shares(sum(sizes), weights, domains, copies)
     backups = _Backups([size * scale for size in sizes], shares, domains, fresh, homes)
     backups.plan(copies)
-    return [tuple(order[site].server for site in home) for home in homes]
+    servers = [site.server for site in order]
+    return [tuple([servers[site] for site in home]) for home in homes]
 
 
 def moves(
@@ -162,20 +163,21 @@ class _Primaries(Level):
             for site in home[:1]:
                 self.load(block, site)
         self.settle(1)
-        if self.rich() or self.poor():
-            self._hand_over()
+        self._hand_over()
         cost = [
             2 if promoted[block] else int(len(home) >= copies)
             for block, home in enumerate(self.homes)
         ]
-        for most in range(3):
-            if self.rich() or self.poor():
-                self.even(
-                    self.lots((b, h[:1]) for b, h in enumerate(self.homes) if cost[b] <= most)
-                )
+        for outside, act in ((self.rich, self.relieve), (self.poor, self.fill)):
+            for most in sorted(set(cost)):
+                if outside():
+                    allowed = [block for block, each in enumerate(cost) if each <= most]
+                    act(self.lots((block, self.homes[block][:1]) for block in allowed))
 
     def _hand_over(self) -> None:
         """Let backups lead instead of the rich, and the poor instead of their primaries."""
+        if not (self.rich() or self.poor()) or all(len(home) < 2 for home in self.homes):
+            return
         leading = self.lots((block, home[:1]) for block, home in enumerate(self.homes))
         backing = self.lots((block, home[1:]) for block, home in enumerate(self.homes))
         for donor in self.rich():
@@ -197,21 +199,26 @@ class _Backups(Level):
     def barred(self, block: int, leaving: int | None = None) -> Collection[int]:
         return [self.groups[site] for site in self.homes[block] if site != leaving]
 
-    def turn(self, site: int) -> int:
-        """Another site begins each round, so that the blocks of one primary are on many."""
-        return (site + self.over[site] // self.bound) % len(self.over)
+    def turn(self, block: int) -> int:
+        """No order that primaries follow too: the backups of one site's blocks are on many."""
+        mixed = block
+        for _ in range(2):
+            mixed = (mixed ^ mixed >> 16) * 0x45D9F3B & 0xFFFFFFFF
+        return mixed
 
     def rehome(self, block: int, donor: int, receiver: int) -> None:
         home = self.homes[block]
         home[home.index(donor)] = receiver
 
     def plan(self, copies: int) -> None:
+        if copies == 1 and all(len(home) == 1 for home in self.homes):
+            return
         for block, home in enumerate(self.homes):
             for site in home:
                 self.load(block, site)
         self._drop(copies)
-        if copies > 1:
-            self.settle(copies)
+        self.settle(copies)
+        if self.rich() or self.poor():
             self.even(self.lots((block, home[1:]) for block, home in enumerate(self.homes)))
 
     def _drop(self, copies: int) -> None:

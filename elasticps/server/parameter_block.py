@@ -88,6 +88,7 @@ class ParameterBlock(Hosted):
             reason = RefusalMeta(f"weight {meta.weight}: must be finite and above 0")
             request.answer(Status.REFUSED, encode(reason))
             return
+        self._tensor.check_options(meta.hyper)
         push = Push(
             worker=header.worker, seq=header.seq, round=header.round, generation=meta.generation
         )

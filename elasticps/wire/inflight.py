@@ -74,8 +74,6 @@ class InFlight:
         """The request waits no more; a reply that comes yet is nobody's."""
         if self._pending.get(pending.number) is pending:
             del self._pending[pending.number]
-        if pending.answer.done() and not pending.answer.cancelled():
-            pending.answer.exception()  # one that was cancelled as it failed leaves this unread
 
     def destination(self, header: Header) -> memoryview | None:
         """Where a reply's payload goes; None when nobody waits for it. Raises WireError."""

@@ -81,5 +81,5 @@ class ElasticOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         state = dict(self.state)
         self.state.clear()
-        if state and self._run.round == 0:
+        if self._run.round == 0:
             self._run.give_states(by_block(self._run.memory, state))

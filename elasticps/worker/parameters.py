@@ -61,6 +61,11 @@ def describe(
 ) -> Model:
     """The job's model as the servers must know it. Raises UsageError naming what cannot be."""
     group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
+    if group_of.keys() - {id(tensor) for _, tensor in named}:
+        raise UsageError(
+            "a param group holds a tensor that is no parameter of the model, or needs no gradient",
+            field="groups",
+        )
     parameters = []
     for name, tensor in named:
         _check(name, tensor)

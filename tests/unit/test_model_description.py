@@ -117,4 +117,4 @@ def test_parameters_in_no_group_are_left_to_the_worker() -> None:
     groups = [{"params": [net[1].bias], "lr": 0.5}, {"params": [net[0].weight], "lr": 0.1}]
     model = described([*net.named_parameters()], groups)
     assert [(row.name, row.group) for row in model.parameters] == [("0.weight", 1), ("1.bias", 0)]
-    assert refused_field([("other", torch.zeros(1))], groups=groups) == "parameters"
+    assert refused_field([("other", torch.zeros(1))], groups=groups) == "groups"

@@ -69,6 +69,13 @@ async def mirrored(store: Store, prefix: str) -> AsyncIterator[Mirror]:
         following.cancel()
 
 
+async def assert_exact(mirror: Mirror, store: Store, prefix: str) -> None:
+    """The mirror has had every event since its first snapshot, each once, in etcd's order."""
+    seen = mirror.seen
+    first = mirror.snapshots[0].revision + 1
+    assert seen == await history(store, prefix, first, seen[-1][0])
+
+
 async def history(store: Store, prefix: str, first: int, last: int) -> list[tuple[int, str]]:
     """etcd's own record of the revisions ``first`` to ``last``, the measure for every mirror."""
     events: list[tuple[int, str]] = []

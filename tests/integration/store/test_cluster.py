@@ -8,7 +8,7 @@ import pytest
 
 from elasticps.errors import StoreUnavailable
 from elasticps.store import Lease, Store
-from tests.integration.store.mirror import Mirror, history, mirrored
+from tests.integration.store.mirror import Mirror, assert_exact, mirrored
 from tests.support.etcd import EtcdCluster, EtcdServer
 
 
@@ -45,8 +45,7 @@ async def test_puts_watch_and_lease_go_on_when_etcds_leader_is_killed(
         last, failures = await put_until(store, mirror, 50)
         assert failures < 10
         await mirror.until(lambda: mirror.revision >= last)
-        first = mirror.snapshots[0].revision + 1
-        assert mirror.seen == await history(store, "/n/", first, mirror.revision)
+        await assert_exact(mirror, store, "/n/")
         assert len(mirror.snapshots) == 1
 
         renewed = asyncio.Event()
@@ -74,8 +73,7 @@ async def test_puts_and_watch_leave_a_frozen_member(etcd_cluster: EtcdCluster) -
         frozen.resume()
         last, _ = await put_until(store, mirror, 20)
         await mirror.until(lambda: mirror.revision >= last)
-        first = mirror.snapshots[0].revision + 1
-        assert mirror.seen == await history(store, "/n/", first, mirror.revision)
+        await assert_exact(mirror, store, "/n/")
         assert len(mirror.snapshots) == 1
 
 
@@ -98,5 +96,4 @@ async def test_without_a_majority_calls_fail_and_work_again_with_it(
         await one.ready()
         last, _ = await put_until(store, mirror, 5)
         await mirror.until(lambda: mirror.revision >= last)
-        first = mirror.snapshots[0].revision + 1
-        assert mirror.seen == await history(store, "/n/", first, mirror.revision)
+        await assert_exact(mirror, store, "/n/")

@@ -12,7 +12,7 @@ import pytest
 from elasticps.errors import StoreError, StoreUnavailable, WatchCompacted
 from elasticps.store import Changes, Delete, Put, Snapshot, Store, StoreConfig, watch_prefix
 from elasticps.store.watch import watch
-from tests.integration.store.mirror import history, mirrored
+from tests.integration.store.mirror import assert_exact, mirrored
 from tests.support.etcd import EtcdServer, compact, first_endpoint_answers
 from tests.support.proxy import Proxy
 
@@ -81,7 +81,6 @@ async def test_watch_resumes_after_kill_without_losing_or_repeating_an_event(
     etcd_server: EtcdServer,
 ) -> None:
     async with Store(etcd_server.config()) as store, mirrored(store, "/n/") as mirror:
-        first = mirror.snapshots[0].revision + 1
         stop = asyncio.Event()
 
         async def write() -> int:
@@ -105,7 +104,7 @@ async def test_watch_resumes_after_kill_without_losing_or_repeating_an_event(
             stop.set()
         last = max(writer.result() for writer in writers)
         await mirror.until(lambda: mirror.revision >= last)
-        assert mirror.seen == await history(store, "/n/", first, last)
+        await assert_exact(mirror, store, "/n/")
         assert len(mirror.snapshots) == 1
 
 
@@ -140,7 +139,7 @@ async def test_a_watch_goes_on_after_etcd_was_frozen_for_5_seconds(
 ) -> None:
     config = etcd_server.config(request_timeout_s=1.0)
     async with Store(config) as store, mirrored(store, "/n/") as mirror:
-        first = await store.put("/n/a", b"before")
+        await store.put("/n/a", b"before")
         etcd_server.pause()
         thaw = time.monotonic() + 5
         failures = 0
@@ -157,7 +156,7 @@ async def test_a_watch_goes_on_after_etcd_was_frozen_for_5_seconds(
                 continue
         await mirror.until(lambda: mirror.revision >= last)
         assert failures > 0
-        assert mirror.seen == await history(store, "/n/", first, last)
+        await assert_exact(mirror, store, "/n/")
 
 
 async def test_a_watch_leaves_an_endpoint_that_went_silent(
@@ -238,7 +237,7 @@ async def test_a_quiet_watch_stays_on_its_stream_and_stays_alive(
             if i % 5 == 0:
                 last = await store.put("/n/a", b"%d" % i)
         await mirror.until(lambda: mirror.revision >= last)
-        assert mirror.seen == await history(store, "/n/", mirror.snapshots[0].revision + 1, last)
+        await assert_exact(mirror, store, "/n/")
     assert caplog.records == []
 
 
