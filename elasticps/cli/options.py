@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 import click
 
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
+from elasticps.core.records import MAX_REPLICAS
 from elasticps.errors import UsageError
 
 if TYPE_CHECKING:  # aiohttp takes longer to import than all the rest
     from elasticps.cli.client import Api
 
 DEFAULT_API = "http://127.0.0.1:7400"
-MAX_REPLICAS = 16
 MAX_WORKERS = 1024
 
 Result = TypeVar("Result")
@@ -132,7 +132,7 @@ def job_options(command: Command) -> Command:
             type=click.IntRange(1, MAX_REPLICAS),
             default=1,
             show_default=True,
-            help="Copies of each block; N of them outlive the loss of N-1 nodes.",
+            help="Copies of each block. This version keeps one.",
         ),
         click.option(
             "--block-bytes",

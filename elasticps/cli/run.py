@@ -97,9 +97,6 @@ def run(
       elasticps run train.py
       elasticps run --nodes 3 --audit train.py --epochs 10
     """
-    if job["replicas"] > nodes:
-        copies = f"{job['replicas']} replicas need as many nodes, and there are {nodes}"
-        click.echo(f"warning: {copies}: the job runs with fewer copies", err=True)
     submission = Submission(
         argv=(str(script.absolute()), *args),
         cwd=str(Path.cwd()),

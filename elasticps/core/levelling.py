@@ -1,6 +1,6 @@
-"""Levelling: sites out of balance give or receive replicas, until each is near its ideal share.
+"""Levelling: sites give or receive replicas until each is within one block of its ideal share.
 
-No site's excess or lack is then one largest block or more, and little has moved. Sites, blocks
+Moves are few: sites within that bound stay as they are unless another needs them. Sites, blocks
 and groups are plain indexes here; what they stand for is the matter of ``placement``.
 """
 

@@ -2,7 +2,7 @@
 
 A plan is made in two acts of the same kind. First every block gets a primary, then its backups.
 In each act blocks stay where they are; blocks without a home go to the neediest sites; and only
-sites outside the bound (see ``place``) give or receive more. All arithmetic is in whole numbers.
+where a site is out of bound (see ``place``) does more move. All arithmetic is in whole numbers.
 """
 
 from __future__ import annotations

@@ -42,6 +42,10 @@ class DrainRecord(msgspec.Struct, frozen=True, kw_only=True):
     stay: bool = False
 
 
+MAX_REPLICAS = 1
+"""More than one copy of a block needs failover, which this version does not have."""
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What was submitted; never changed afterwards."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (

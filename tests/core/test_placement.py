@@ -20,6 +20,8 @@ from elasticps.core.ids import NodeId, ServerId, node_of
 from elasticps.core.placement import Move, Site, least_bytes, moves, place
 
 Places = list[tuple[ServerId, ...]]
+Situation = tuple[list[int], list[Site], list[list[ServerId]] | None]
+"""Sizes, sites, and where the blocks are."""
 
 MIB = 1 << 20
 
@@ -83,7 +85,6 @@ def situations(draw: st.DrawFn, cluster: st.SearchStrategy[list[Site]]) -> Situa
     return sizes, sites, draw(st.one_of(st.none(), st.just(current)))
 
 
-Situation = tuple[list[int], list[Site], list[list[ServerId]] | None]
 any_zones = st.one_of(no_zone, few_zones)
 anywhere = situations(clusters(weights=wild_weights, zones=any_zones))
 among_equals = situations(clusters(zones=any_zones))
@@ -143,6 +144,7 @@ def moved(sizes: Sequence[int], current: Sequence[Sequence[ServerId]], target: P
 # 1, 2: balance.
 
 
+@settings(deadline=None)
 @given(anywhere, replica_counts)
 def test_each_site_leads_within_one_block_of_its_share_by_weight(
     situation: Situation, replicas: int
@@ -154,6 +156,7 @@ def test_each_site_leads_within_one_block_of_its_share_by_weight(
         assert abs(load[server] - share) < max(sizes)
 
 
+@settings(deadline=None)
 @given(clusters(), st.integers(0, 4), st.integers(0, 100), replica_counts)
 def test_equal_sites_lead_equal_counts_of_equal_blocks(
     sites: list[Site], size: int, count: int, replicas: int
@@ -164,6 +167,7 @@ def test_equal_sites_lead_equal_counts_of_equal_blocks(
     assert max(counts) - min(counts) <= 1
 
 
+@settings(deadline=None)
 @given(among_equals, replica_counts)
 def test_equal_sites_hold_within_one_block_of_their_share_in_all_roles_together(
     situation: Situation, replicas: int
@@ -175,6 +179,7 @@ def test_equal_sites_hold_within_one_block_of_their_share_in_all_roles_together(
         assert abs(load[server] - share) < max(sizes)
 
 
+@settings(deadline=None)
 @given(situations(clusters(weights=near_weights, min_nodes=7)), st.integers(2, 3))
 def test_unequal_sites_with_room_hold_within_one_block_a_replica_of_their_share(
     situation: Situation, replicas: int
@@ -211,6 +216,7 @@ def test_a_node_that_outweighs_all_others_holds_every_block_once() -> None:
 # 3: minimal movement.
 
 
+@settings(deadline=None)
 @given(anywhere, replica_counts)
 def test_what_was_placed_stays_placed(situation: Situation, replicas: int) -> None:
     sizes, sites, current = situation
@@ -218,6 +224,7 @@ def test_what_was_placed_stays_placed(situation: Situation, replicas: int) -> No
     assert place(sizes, sites, replicas=replicas, current=places) == places
 
 
+@settings(deadline=None)
 @given(equal_blocks, st.integers(1, 12))
 def test_a_join_moves_one_share_to_the_newcomer_and_nothing_elsewhere(
     sizes: list[int], count: int
@@ -230,6 +237,7 @@ def test_a_join_moves_one_share_to_the_newcomer_and_nothing_elsewhere(
     assert abs(sum(move.size for move in copies) - Fraction(sum(sizes), count + 1)) < max(sizes)
 
 
+@settings(deadline=None)
 @given(any_blocks, clusters(weights=near_weights), near_weights)
 def test_a_join_moves_blocks_elsewhere_only_once_the_newcomer_has_its_share(
     sizes: list[int], sites: list[Site], weight: float
@@ -242,6 +250,7 @@ def test_a_join_moves_blocks_elsewhere_only_once_the_newcomer_has_its_share(
     assert targets <= {newcomer.server} or led(sizes, after)[newcomer.server] >= share
 
 
+@settings(deadline=None)
 @given(any_blocks, st.integers(2, 8), st.integers(2, 3))
 def test_a_join_with_backups_moves_one_share_a_replica(
     sizes: list[int], count: int, replicas: int
@@ -257,6 +266,7 @@ def test_a_join_with_backups_moves_one_share_a_replica(
     assert abs(sum(move.size for move in copies) - elsewhere - share) < max(sizes)
 
 
+@settings(deadline=None)
 @given(equal_blocks, st.integers(2, 12), st.data())
 def test_a_leave_moves_only_the_blocks_of_the_leaver(
     sizes: list[int], count: int, data: st.DataObject
@@ -269,6 +279,7 @@ def test_a_leave_moves_only_the_blocks_of_the_leaver(
         assert was == will or was == (leaver.server,)
 
 
+@settings(deadline=None)
 @given(any_blocks, st.integers(3, 8), st.integers(2, 3), st.data())
 def test_a_leave_copies_little_more_than_the_replicas_of_the_leaver(
     sizes: list[int], count: int, replicas: int, data: st.DataObject
@@ -281,6 +292,7 @@ def test_a_leave_copies_little_more_than_the_replicas_of_the_leaver(
     assert moved(sizes, before, after) <= lost + lost // 4 + 2 * max(sizes)
 
 
+@settings(deadline=None)
 @given(anywhere)
 def test_no_more_moves_than_if_blocks_could_be_cut(situation: Situation) -> None:
     sizes, sites, current = situation
@@ -302,7 +314,7 @@ def cheapest(sizes: list[int], sites: list[Site], current: list[ServerId]) -> in
     return min(costs)
 
 
-@settings(derandomize=True, max_examples=200)
+@settings(derandomize=True, max_examples=200, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 20), st.sampled_from(["a", "b", "c", "gone"])),
@@ -330,6 +342,7 @@ def test_a_donor_gives_the_block_that_just_suffices() -> None:
     assert led(sizes, after) == {"a/1": 22, "b/1": 3}
 
 
+@settings(deadline=None)
 @given(any_blocks, st.integers(2, 6), st.integers(1, 3), st.data())
 def test_a_plan_half_carried_out_leads_to_no_more_copies(
     sizes: list[int], count: int, replicas: int, data: st.DataObject
@@ -347,6 +360,7 @@ def test_a_plan_half_carried_out_leads_to_no_more_copies(
 # 4: failure domains.
 
 
+@settings(deadline=None)
 @given(anywhere, replica_counts)
 def test_replicas_share_no_node_and_no_zone_where_there_are_enough(
     situation: Situation, replicas: int
@@ -378,6 +392,7 @@ def test_the_backups_of_one_site_are_on_many() -> None:
 # 5: determinism.
 
 
+@settings(deadline=None)
 @given(anywhere, replica_counts, st.randoms(use_true_random=False))
 def test_the_order_of_sites_does_not_matter(
     situation: Situation, replicas: int, chance: random.Random
@@ -413,6 +428,7 @@ def test_the_plan_is_the_same_under_any_hash_seed() -> None:
 # 6: promotion.
 
 
+@settings(deadline=None)
 @given(any_blocks, st.integers(2, 8), st.integers(2, 3), st.data())
 def test_a_backup_leads_when_its_primary_is_gone(
     sizes: list[int], count: int, replicas: int, data: st.DataObject

@@ -164,11 +164,11 @@ def test_a_refused_job_exits_2_and_closes_the_cluster(api, start, script, marks)
     assert marks.read_text().endswith("closed\n")
 
 
-def test_more_replicas_than_nodes_run_degraded_and_say_so(api, start, script):
-    api.career = [{"state": "SUCCEEDED"}]
-    code, _, err = finish(start("--nodes", 2, "--replicas", 3, script))
-    assert code == 0
-    assert "warning: 3 replicas need as many nodes, and there are 2" in err
+def test_more_replicas_than_this_version_keeps_are_refused_before_anything_starts(start, script, marks):
+    code, _, err = finish(start("--nodes", 2, "--replicas", 2, script))
+    assert code == 2
+    assert "--replicas" in err
+    assert not marks.exists()
 
 
 def test_the_job_is_followed_through_another_daemon_when_the_first_dies(api, start, script):

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import aiohttp
 from aiohttp import web
 
+from elasticps.daemon.http.body import NotFound, as_json
 from elasticps.daemon.http.jobs import JobRoutes
-from elasticps.daemon.http.lookup import NotFound
 from elasticps.daemon.http.nodes import NodeRoutes
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.node import Node
@@ -61,7 +61,7 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
 
 
 async def _healthy(_: web.Request) -> web.Response:
-    return web.json_response({"ok": True})
+    return as_json({"ok": True})
 
 
 @web.middleware
@@ -84,4 +84,4 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
 
 def _error(status: int, error: ElasticError) -> web.Response:
     fields = {key: getattr(error, key) for key in ("what", "where", "field", "limit", "hint")}
-    return web.json_response({"error": fields}, status=status)
+    return as_json({"error": fields}, status=status)

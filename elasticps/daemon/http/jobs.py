@@ -16,8 +16,8 @@ from aiohttp import web
 from elasticps.api.plugins import STRATEGIES, discover
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
 from elasticps.core.ids import JobName
-from elasticps.core.records import JobSpec, NodeRecord, encode
-from elasticps.daemon.http.lookup import body_of, job_named
+from elasticps.core.records import MAX_REPLICAS, JobSpec, NodeRecord, encode
+from elasticps.daemon.http.body import as_json, body_of, job_named
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.log_files import LinesMissed
 from elasticps.daemon.node import Node
@@ -64,17 +64,17 @@ class JobRoutes:
         )
 
     async def jobs(self, _: web.Request) -> web.Response:
-        return web.json_response({"jobs": (await self._status.cluster())["jobs"]})
+        return as_json({"jobs": (await self._status.cluster())["jobs"]})
 
     async def job(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._status.job(job_named(self._view, request)))
+        return as_json(await self._status.job(job_named(self._view, request)))
 
     async def submit(self, request: web.Request) -> web.Response:
         body = await body_of(request, JobBody)
         _check(body)
         name = await self._create(body)
         await self._node.until(lambda: name in self._view.jobs)
-        return web.json_response(await self._status.job(self._view.jobs[name]), status=201)
+        return as_json(await self._status.job(self._view.jobs[name]), status=201)
 
     async def _create(self, body: JobBody) -> JobName:
         """Write the spec under the asked name, or under the script's with the next free number."""
@@ -92,7 +92,7 @@ class JobRoutes:
     async def cancel(self, request: web.Request) -> web.Response:
         job = job_named(self._view, request)
         await self._node.store.put(self._node.keys.job_cancel(job.name), b"{}")
-        return web.json_response(await self._status.job(job), status=202)
+        return as_json(await self._status.job(job), status=202)
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """Lines of the job's workers as NDJSON; with ``follow=1`` until the job has ended."""
@@ -209,7 +209,7 @@ def _check(body: JobBody) -> None:
         raise UsageError(f"there is no script {script} on this node", field="argv")
     _in_range("start_workers", body.start_workers, 1, MAX_WORKERS)
     _in_range("max_workers", body.max_workers, body.start_workers, MAX_WORKERS)
-    _in_range("replicas", body.replicas, 1, 1)
+    _in_range("replicas", body.replicas, 1, MAX_REPLICAS)
     _in_range("block_bytes", body.block_bytes, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
     strategies = [plugin.name for plugin in discover(STRATEGIES)]
     if body.strategy not in strategies:

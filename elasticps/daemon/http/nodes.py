@@ -13,7 +13,7 @@ from elasticps.core.ids import node_of
 from elasticps.core.placement import moves
 from elasticps.core.planner import targets
 from elasticps.core.records import DrainRecord, encode
-from elasticps.daemon.http.lookup import body_of, node_named
+from elasticps.daemon.http.body import as_json, body_of, node_named
 from elasticps.daemon.http.status import ClusterStatus, local_status
 from elasticps.daemon.leader import sites_of
 from elasticps.daemon.node import Node
@@ -42,14 +42,13 @@ class NodeRoutes:
         )
 
     async def cluster(self, _: web.Request) -> web.Response:
-        return web.json_response(await self._status.cluster())
+        return as_json(await self._status.cluster())
 
     async def local(self, _: web.Request) -> web.Response:
-        body = msgspec.json.encode(local_status(self._node))
-        return web.Response(body=body, content_type="application/json")
+        return as_json(local_status(self._node))
 
     async def nodes(self, _: web.Request) -> web.Response:
-        return web.json_response({"nodes": await self._status.nodes()})
+        return as_json({"nodes": await self._status.nodes()})
 
     async def drain(self, request: web.Request) -> web.Response:
         """Mark a node to be emptied; the leader moves its blocks and workers off."""
@@ -57,20 +56,20 @@ class NodeRoutes:
         body = await body_of(request, DrainBody)
         record = DrainRecord(stay=body.stay)
         await self._node.store.put(self._node.keys.drain(name), encode(record))
-        return web.json_response(await self._status.node(name), status=202)
+        return as_json(await self._status.node(name), status=202)
 
     async def undrain(self, request: web.Request) -> web.Response:
         name = node_named(self._view, request)
         await self._node.store.delete(self._node.keys.drain(name))
-        return web.json_response(await self._status.node(name))
+        return as_json(await self._status.node(name))
 
     async def rebalance(self, _: web.Request) -> web.Response:
-        return web.json_response(rebalance_plan(self._view))
+        return as_json(rebalance_plan(self._view))
 
     async def start_rebalance(self, _: web.Request) -> web.Response:
         """Wake the leader, which plans whenever anything changes."""
         await self._node.store.put(self._node.keys.rebalance, str(time.time()).encode())
-        return web.json_response(rebalance_plan(self._view), status=202)
+        return as_json(rebalance_plan(self._view), status=202)
 
 
 def rebalance_plan(view: ClusterView) -> dict[str, Any]:

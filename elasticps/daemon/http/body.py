@@ -1,4 +1,4 @@
-"""Finding what a request names, and reading what it carries."""
+"""Requests read and answers written: names looked up, bodies checked, JSON made."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 class NotFound(UsageError):
     """What a request names does not exist."""
+
+
+def as_json(document: object, status: int = 200) -> web.Response:
+    """A JSON answer. Numbers that JSON does not have (NaN, infinity) become null."""
+    return web.Response(
+        body=msgspec.json.encode(document), status=status, content_type="application/json"
+    )
 
 
 def job_named(view: ClusterView, request: web.Request) -> JobView:

@@ -1,0 +1,478 @@
+"""A cluster in one process: real shard servers on real sockets; the test is daemon and leader.
+
+No etcd and no processes: ``Rig`` holds the job's model, its workers and its plan, moves the plan on
+with the real planner from what the servers promise, and tells everybody, as daemons would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+from elasticps.core.blocks import LEDGER_BYTES, Model, partition
+from elasticps.core.ids import LEDGER, BlockId, JobKey, JobName, NodeId, PlanEpoch, ServerId
+from elasticps.core.ids import WorkerId, server_of
+from elasticps.core.placement import Site
+from elasticps.core.plan import Entry
+from elasticps.core.planner import first_plan, next_plan
+from elasticps.core.records import CaughtUpRow, ServerRecord
+from elasticps.server.hosted import Hosted
+from elasticps.server.ledger_host import LedgerHost
+from elasticps.server.main import ShardServer
+from elasticps.server.parameter_block import ParameterBlock
+from elasticps.server.session import Session
+from elasticps.wire.address import Address
+from elasticps.wire.connection import Connection
+from elasticps.wire.control import ControlEnd, tell
+from elasticps.wire.listener import Listener, listen
+from elasticps.wire.messages import (
+    AliveWorkers,
+    Control,
+    Describe,
+    Finished,
+    JobInfo,
+    PlanRow,
+    PlanUpdate,
+    Progress,
+    Retire,
+    Servers,
+    ServeUntil,
+    Welcome,
+    WorkerHello,
+)
+from elasticps.worker.run import AGENT_VARIABLE, WORKER_VARIABLE
+from tests.support.members import Blueprint, Member, together
+from tests.support.processes import open_fds
+from tests.support.wire import eventually
+
+CLUSTER = "rig"
+JOB = JobKey(1)
+LEASE_S = 3600.0
+TICK_S = 1e-6
+
+Lag = Callable[[], float]
+
+
+class _Stopped(Exception):
+    """Ends a server's task group."""
+
+
+class Child:
+    """Somebody who is told things by the rig, each after some lag, in order."""
+
+    def __init__(self, hear: Callable[[Control], None], lag: Lag) -> None:
+        self._hear = hear
+        self._lag = lag
+        self._due = 0.0
+        self._deaf = False
+
+    def tell(self, message: Control) -> None:
+        loop = asyncio.get_running_loop()
+        self._due = max(self._due + TICK_S, loop.time() + self._lag())
+        loop.call_at(self._due, self._hear_if_alive, message)
+
+    def _hear_if_alive(self, message: Control) -> None:
+        if not self._deaf:
+            self._hear(message)
+
+    def stop(self) -> None:
+        self._deaf = True
+
+
+@dataclass(slots=True, eq=False)
+class RigServer:
+    """One life of a shard server. ``promises`` is what it reported last."""
+
+    server: ShardServer
+    record: ServerRecord
+    site: Site
+    listeners: tuple[Listener, Listener]
+    sessions: dict[Connection, Session]
+    child: Child
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    promises: tuple[CaughtUpRow, ...] = ()
+
+    @property
+    def id(self) -> ServerId:
+        return self.record.server
+
+    @property
+    def tcp(self) -> Address:
+        return self.listeners[0].address
+
+    @property
+    def wire_errors(self) -> int:
+        return sum(listener.wire_errors for listener in self.listeners)
+
+    def cut(self) -> None:
+        """Reset every data connection from and to this server."""
+        for connection in [*self.sessions, *self.server.peers._connections.values()]:
+            connection.abort()
+
+    def replica(self, block: BlockId) -> Hosted | None:
+        return self.server.table.replica(JOB, block)
+
+    def parameter_block(self, block: BlockId) -> ParameterBlock:
+        found = self.server.table.block(JOB, block)
+        assert found is not None
+        return found
+
+    def ledger(self) -> LedgerHost:
+        found = self.server.table.ledger(JOB)
+        assert found is not None
+        return found
+
+    async def hear_promises(self, on_change: Callable[[], None]) -> None:
+        while True:
+            self.promises = (await self.server.promises.get()).rows
+            on_change()
+
+
+class Rig:
+    """``async with Rig(servers=2) as rig``: on leaving, nothing may have leaked or gone wrong."""
+
+    def __init__(
+        self,
+        servers: int = 2,
+        *,
+        start_workers: int = 1,
+        replicas: int = 1,
+        local: bool = True,
+        audit: bool = False,
+        lag: Lag = lambda: 0.0,
+    ) -> None:
+        self.servers: dict[ServerId, RigServer] = {}
+        self.sites: list[Site] = []
+        self.entries: dict[BlockId, Entry] = {}
+        self.model: Model | None = None
+        self.alive: list[WorkerId] = []
+        self.revision = int(JOB)
+        self.accidents: list[dict[str, Any]] = []
+        self.progress: dict[str, Progress] = {}
+        self.finished: dict[str, Finished] = {}
+        self._first_servers = servers
+        self._start_workers = start_workers
+        self._replicas = replicas
+        self._local = local
+        self._audit = audit
+        self._lag = lag
+        self._pinned: dict[BlockId, tuple[ServerId, ...]] = {}
+        self._children: dict[object, Child] = {}
+        self._members: list[Member] = []
+        self._runs: dict[Connection, tuple[str, WorkerId]] = {}
+        self._tasks = asyncio.TaskGroup()
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: self.accidents.append(context))
+        self._before = open_fds(), len(asyncio.all_tasks())
+        directory = tempfile.TemporaryDirectory(prefix="rig")
+        self._directory = Path(self._stack.enter_context(directory))
+        await self._stack.enter_async_context(self._tasks)
+        self._stack.push_async_callback(self._close)
+        control = Address.unix(self._directory / "control.sock")
+        end = ControlEnd(self._on_message, self._on_closed)
+        self.control = await self._stack.enter_async_context(listen(control, lambda _: end))
+        for _ in range(self._first_servers):
+            await self.start_server()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.__aexit__(*cast("tuple[None, None, None]", error))
+        asyncio.get_running_loop().set_exception_handler(None)
+        if error[0] is None:
+            assert self.accidents == []
+            await eventually(lambda: (open_fds(), len(asyncio.all_tasks())) == self._before)
+
+    async def _close(self) -> None:
+        for member in self._members:
+            await member.aclose()
+        for server in list(self.servers.values()):
+            await self._end(server)
+
+    # -- servers --------------------------------------------------------------------------------
+
+    async def start_server(self, *, node: str = "", site: bool = True) -> ServerId:
+        """Start a shard server; ``site``: it may hold blocks from now on."""
+        self.revision += 1
+        name = NodeId(node or f"node{self.revision}")
+        started: asyncio.Future[RigServer] = asyncio.get_running_loop().create_future()
+        self._tasks.create_task(self._serve(name, started))
+        made = await started
+        self.servers[made.id] = made
+        self._children[made.id] = made.child
+        made.child.tell(ServeUntil(time.monotonic() + LEASE_S))
+        self._tell_all(self._servers_message())
+        self._introduce_job(made.child)
+        made.child.tell(self._alive_message())
+        if site:
+            self.sites.append(made.site)
+            self.lead()
+        return made.id
+
+    async def _serve(self, node: NodeId, started: asyncio.Future[RigServer]) -> None:
+        """A server's life, as ``elasticps.server.main`` leads it but for the daemon's channel."""
+        me = server_of(node, f"{self.revision:x}")
+        with contextlib.suppress(_Stopped):
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    await self._serve_in(tasks, node, me, started)
+            except* _Stopped:
+                raise _Stopped from None
+
+    async def _serve_in(
+        self,
+        tasks: asyncio.TaskGroup,
+        node: NodeId,
+        me: ServerId,
+        started: asyncio.Future[RigServer],
+    ) -> None:
+        server = ShardServer(CLUSTER, me, tasks)
+        sessions: dict[Connection, Session] = {}
+
+        def session(conn: Connection) -> Session:
+            for closed in [other for other in sessions if other.closed]:
+                del sessions[closed]
+            sessions[conn] = Session(CLUSTER, server.table, server.lease)
+            return sessions[conn]
+
+        unix_path = self._directory / f"{me.replace('/', '.')}.sock"
+        async with (
+            listen(Address.tcp("127.0.0.1", 0), session) as tcp,
+            listen(Address.unix(unix_path), session) as unix,
+        ):
+            made = RigServer(
+                server=server,
+                record=ServerRecord(server=me, tcp=str(tcp.address), unix=str(unix.address)),
+                site=Site(server=me, node=node),
+                listeners=(tcp, unix),
+                sessions=sessions,
+                child=Child(lambda message: server.on_message(_NOBODY, message), self._lag),
+            )
+            tasks.create_task(made.hear_promises(self.lead))
+            started.set_result(made)
+            await made.stopped.wait()
+        await server.peers.aclose()
+        raise _Stopped
+
+    async def kill_server(self, server: ServerId) -> None:
+        """As a killed process: its connections are reset, and everybody is told it is gone."""
+        dead = self.servers.pop(server)
+        self.sites = [site for site in self.sites if site.server != server]
+        dead.cut()
+        await self._end(dead)
+        self._tell_all(self._servers_message())
+        self.lead()
+
+    async def _end(self, server: RigServer) -> None:
+        self._children.pop(server.id, None)
+        server.child.stop()
+        server.stopped.set()
+        await eventually(lambda: all(not listener.connections for listener in server.listeners))
+
+    # -- the leader's part ----------------------------------------------------------------------
+
+    @property
+    def sizes(self) -> list[int]:
+        assert self.model is not None
+        return [LEDGER_BYTES, *(block.nbytes for block in partition(self.model))]
+
+    def describe(self, model: Model) -> None:
+        """The job's first worker has described its model: there is a plan to make."""
+        if self.model is not None:
+            return
+        self.model = model
+        self._tell_all(self._job_message())
+        self._write(first_plan(self.sizes, self.sites, self._replicas))
+
+    def lead(self) -> None:
+        """Write plans until there is nothing left to change."""
+        while self.model is not None and (changed := self._changed()):
+            self._write(changed)
+
+    def _changed(self) -> list[Entry]:
+        alive = set(self.servers)
+        promises = [row for server in self.servers.values() for row in server.promises]
+        free = [entry for block, entry in self.entries.items() if block not in self._pinned]
+        groups: list[tuple[list[Entry], list[Site]]] = [(free, self.sites)]
+        for block, names in self._pinned.items():
+            sites = [self.servers[name].site for name in names if name in self.servers]
+            groups.append(([self.entries[block]], sites))
+        changed: list[Entry] = []
+        for entries, sites in groups:
+            sizes = [self.sizes[entry.block] for entry in entries]
+            replicas = self._replicas if entries is free else len(sites)
+            changed += next_plan(sizes, entries, sites, alive, promises, replicas or 1).changed
+        return changed
+
+    def _write(self, changed: Sequence[Entry]) -> None:
+        """Every write is a revision, and that is the epoch of what it changed."""
+        self.revision += 1
+        for entry in changed:
+            self.entries[entry.block] = replace(entry, epoch=PlanEpoch(self.revision))
+        self._tell_all(self._plan_message())
+
+    def epoch(self, block: BlockId) -> PlanEpoch:
+        return self.entries[block].epoch
+
+    def primary(self, block: BlockId) -> RigServer:
+        return self.servers[self.entries[block].primary]
+
+    def pin(self, block: BlockId, *servers: ServerId) -> None:
+        """From now on ``block`` belongs on these servers, the present holders first to lead."""
+        self._pinned[block] = servers
+        self.lead()
+
+    async def move(self, block: BlockId, *servers: ServerId) -> None:
+        """Move a block to ``servers`` and wait until they are all that holds it."""
+        self.pin(block, *servers)
+        await eventually(lambda: self.is_at(block, *servers))
+
+    def is_at(self, block: BlockId, *servers: ServerId) -> bool:
+        entry = self.entries[block]
+        return set(entry.holders) == set(servers) and not entry.learners
+
+    async def move_all(self, *servers: ServerId) -> None:
+        """Move every block, and the ledger, to ``servers``."""
+        await together(*(self.move(block, *servers) for block in list(self.entries)))
+
+    # -- workers --------------------------------------------------------------------------------
+
+    def worker(self, blueprint: Blueprint, *, seed: int = 0) -> Member:
+        """A new worker, which has not joined yet."""
+        member = Member(CLUSTER, JOB, self._next_worker(), blueprint, seed)
+        self._members.append(member)
+        self._introduce(member.id, member.agent.hear)
+        self.describe(blueprint.model)
+        return member
+
+    async def workers(self, count: int, blueprint: Blueprint) -> list[Member]:
+        """New workers that have joined."""
+        members = [self.worker(blueprint) for _ in range(count)]
+        await together(*(member.join() for member in members))
+        return members
+
+    async def kill(self, member: Member) -> None:
+        """A worker's process dies, and etcd notices."""
+        await member.die()
+        self.evict(member.id)
+
+    def evict(self, worker: WorkerId) -> None:
+        """etcd does not list the worker any more."""
+        child = self._children.pop(worker, None)
+        if child is not None:
+            child.stop()
+        if worker in self.alive:
+            self.alive.remove(worker)
+        self.revision += 1
+        self._tell_alive()
+
+    def _next_worker(self) -> WorkerId:
+        self.revision += 1
+        worker = WorkerId(self.revision)
+        self.alive.append(worker)
+        self._tell_alive()
+        return worker
+
+    def _introduce(self, worker: WorkerId, hear: Callable[[Control], None]) -> None:
+        child = self._children[worker] = Child(hear, self._lag)
+        child.tell(self._servers_message())
+        self._introduce_job(child)
+
+    # -- workers that call join(): the daemon's end of their control channel --------------------
+
+    def environment(self, uid: str) -> dict[str, str]:
+        """What a daemon sets for its worker ``uid``."""
+        return {AGENT_VARIABLE: str(self.control.address), WORKER_VARIABLE: uid}
+
+    def retire(self, uid: str) -> None:
+        worker = next(worker for name, worker in self._runs.values() if name == uid)
+        self._children[worker].tell(Retire("the test says so"))
+
+    def _on_message(self, conn: Connection, message: Control) -> None:
+        match message:
+            case WorkerHello(uid=uid):
+                worker = self._next_worker()
+                self._runs[conn] = uid, worker
+                tell(conn, self._welcome(worker))
+                self._introduce(worker, lambda message: tell(conn, message))
+            case Describe(model=model):
+                self.describe(model)
+            case Progress():
+                self.progress[self._runs[conn][0]] = message
+            case Finished():
+                self.finished[self._runs[conn][0]] = message
+
+    def _on_closed(self, conn: Connection) -> None:
+        _, worker = self._runs.pop(conn, ("", None))
+        if worker is not None:
+            self.evict(worker)
+
+    def _welcome(self, worker: WorkerId) -> Welcome:
+        return Welcome(
+            worker=worker,
+            job=JOB,
+            node=NodeId("here"),
+            cluster=CLUSTER,
+            audit=self._audit,
+            block_bytes=4096,
+        )
+
+    # -- what daemons tell ----------------------------------------------------------------------
+
+    def _introduce_job(self, child: Child) -> None:
+        child.tell(self._job_message())
+        if self.entries:
+            child.tell(self._plan_message())
+
+    def _tell_all(self, message: Control) -> None:
+        for child in self._children.values():
+            child.tell(message)
+
+    def _tell_alive(self) -> None:
+        for server in self.servers.values():
+            server.child.tell(self._alive_message())
+
+    def _alive_message(self) -> AliveWorkers:
+        return AliveWorkers(JOB, tuple(self.alive), self.revision)
+
+    def _job_message(self) -> JobInfo:
+        return JobInfo(
+            job=JOB,
+            name=JobName("job"),
+            start_workers=self._start_workers,
+            strategy="data-parallel",
+            model=self.model,
+        )
+
+    def _servers_message(self) -> Servers:
+        records = tuple(server.record for server in self.servers.values())
+        local = frozenset(self.servers) if self._local else frozenset[ServerId]()
+        return Servers(records, local)
+
+    def _plan_message(self) -> PlanUpdate:
+        rows = tuple(
+            PlanRow(
+                entry.block, entry.primary, entry.in_sync, entry.learners, entry.epoch, entry.fresh
+            )
+            for _, entry in sorted(self.entries.items())
+        )
+        return PlanUpdate(JOB, rows)
+
+
+_NOBODY = cast("Connection", None)
+"""The channel that a message from the rig came by."""
+
+
+async def both(one: Awaitable[Any], other: Awaitable[Any]) -> None:
+    await asyncio.gather(one, other)
+
+
+__all__ = ["CLUSTER", "JOB", "LEDGER", "Blueprint", "Member", "Rig", "RigServer", "together"]
