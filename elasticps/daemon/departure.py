@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 
 from elasticps.core.ids import NodeId
-from elasticps.core.records import DrainRecord, encode
+from elasticps.core.records import DrainRecord, decode, encode
 from elasticps.daemon.view import ClusterView
 from elasticps.errors import StoreError
 from elasticps.store import Store
@@ -64,12 +64,11 @@ class Departure:
             drained.cancel()
 
     async def unmark(self) -> None:
-        """Take the drain mark off, unless an operator wants it to stay: a later life may serve."""
-        drain = self._view.drains.get(self._node)
-        if drain is None or drain.stay:
-            return
+        """Take the drain mark off, unless an operator wants it to stay: the next life may serve."""
         try:
-            await self._store.delete(self._drain_key)
+            mark = await self._store.get(self._drain_key)
+            if mark is not None and not decode(mark.value, DrainRecord, mark.key).stay:
+                await self._store.delete(self._drain_key)
         except StoreError as error:
             log.warning("the drain mark stays: %s", error)
 

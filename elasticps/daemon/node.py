@@ -77,6 +77,7 @@ class Node:
     async def run(self, serve_http: ServeHttp) -> int:
         """Be a node until told to leave; returns the process's exit code."""
         await check_format(self.store, self.keys)
+        await self.departure.unmark()
         self.departure.ask_on_signals()
         async with AsyncExitStack() as stack:
             self.http_url = await stack.enter_async_context(serve_http(self))
@@ -97,9 +98,10 @@ class Node:
                 tasks.create_task(self._feed_watchdog(), name="watchdog")
                 code = await self.departure.wait(lambda: self.membership.lease is not None)
                 self._notifier.stopping()
-                await self.departure.unmark()
                 member.cancel()
                 await asyncio.wait({member})
+                # After the registration is gone, or the leader would give blocks back to this node.
+                await self.departure.unmark()
                 raise _Left
         except* _Left:
             log.info("node=%s left, exit code %d", self.name, code)

@@ -56,6 +56,13 @@ class LedgerHost(Hosted):
             return
         command = Observe(workers, revision)
         self._execute(command, msgspec.msgpack.encode(command))
+        self._dismiss_the_dead()
+
+    def _dismiss_the_dead(self) -> None:
+        """The ledger has no answer for whom it declared dead: one that lives may ask again."""
+        known = {*self._ledger.members, *self._ledger.joining}
+        for worker in self._waiting.keys() - known:
+            self._waiting.pop(worker).answer(Status.FENCED)
 
     def _execute(self, command: Command, body: bytes) -> None:
         version = self._replication.record(_digest(body))

@@ -240,15 +240,19 @@ _INITIAL_DIGEST = mix(0)
 
 
 def _mean(staged: list[_Staged]) -> torch.Tensor | None:
-    """The workers' mean gradient by samples, summed in rank order into the first one's memory."""
+    """The workers' mean gradient by samples, summed in rank order.
+
+    Half precision is summed in single, for a batch's sum may not fit it; others in the first one's
+    memory.
+    """
     total = sum(item.weight for item in staged)
     held = [(item.gradient, item.weight) for item in staged if item.gradient is not None]
     if not held:
         return None
-    mean, weight = held[0]
+    first, weight = held[0]
     if weight == total:
-        return mean
-    mean.mul_(weight)
+        return first
+    mean = first.to(torch.promote_types(first.dtype, torch.float32)).mul_(weight)
     for gradient, weight in held[1:]:
         mean.add_(gradient, alpha=weight)
-    return mean.div_(total)
+    return mean.div_(total).to(first.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -80,11 +81,12 @@ class LocalRun:
         """One step with the mean of the gradients by weight; a missing one counts as zeros."""
         total = sum(weight for _, weight in pushes)
         for index, parameter in enumerate(self.parameters):
-            held = [(g[index], weight) for g, weight in pushes if g[index] is not None]
-            mean = sum(gradient * (weight / total) for gradient, weight in held if len(held) > 1)
-            parameter.grad = cast("torch.Tensor", mean) if len(held) > 1 else None
-            if len(held) == 1 and held[0][0] is not None:
-                parameter.grad = held[0][0] * (held[0][1] / total)
+            shares = [
+                gradient * (weight / total)
+                for gradients, weight in pushes
+                if (gradient := gradients[index]) is not None
+            ]
+            parameter.grad = functools.reduce(torch.add, shares) if shares else None
         self.optimizer.step()
 
 

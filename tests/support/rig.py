@@ -10,14 +10,24 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 from elasticps.core.blocks import LEDGER_BYTES, Model, partition
-from elasticps.core.ids import LEDGER, BlockId, JobKey, JobName, NodeId, PlanEpoch, ServerId
-from elasticps.core.ids import WorkerId, server_of
+from elasticps.core.ids import (
+    LEDGER,
+    BlockId,
+    JobKey,
+    JobName,
+    NodeId,
+    PlanEpoch,
+    ServerId,
+    WorkerId,
+    server_of,
+)
+from elasticps.core.ledger import Ledger
 from elasticps.core.placement import Site
 from elasticps.core.plan import Entry
 from elasticps.core.planner import first_plan, next_plan
@@ -123,7 +133,7 @@ class RigServer:
         assert found is not None
         return found
 
-    def ledger(self) -> LedgerHost:
+    def ledger_host(self) -> LedgerHost:
         found = self.server.table.ledger(JOB)
         assert found is not None
         return found
@@ -185,7 +195,12 @@ class Rig:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._stack.__aexit__(*cast("tuple[None, None, None]", error))
+        try:
+            await self._stack.__aexit__(*cast("tuple[None, None, None]", error))
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) > 1:
+                raise
+            raise group.exceptions[0] from None
         asyncio.get_running_loop().set_exception_handler(None)
         if error[0] is None:
             assert self.accidents == []
@@ -324,6 +339,12 @@ class Rig:
 
     def primary(self, block: BlockId) -> RigServer:
         return self.servers[self.entries[block].primary]
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger's state at its primary; one without members until there is a primary."""
+        hosted = self.primary(LEDGER).server.table.ledger(JOB)
+        return hosted._ledger if hosted else Ledger(start_workers=0)
 
     def pin(self, block: BlockId, *servers: ServerId) -> None:
         """From now on ``block`` belongs on these servers, the present holders first to lead."""
@@ -470,9 +491,3 @@ class Rig:
 _NOBODY = cast("Connection", None)
 """The channel that a message from the rig came by."""
 
-
-async def both(one: Awaitable[Any], other: Awaitable[Any]) -> None:
-    await asyncio.gather(one, other)
-
-
-__all__ = ["CLUSTER", "JOB", "LEDGER", "Blueprint", "Member", "Rig", "RigServer", "together"]
