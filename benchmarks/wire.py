@@ -76,7 +76,7 @@ class Bare(asyncio.BufferedProtocol):
     def __init__(self, size: int, on_message: Callable[[Bare], None]) -> None:
         self.memory = memoryview(bytearray(size))
         self.outgoing = memoryview(bytearray(size))
-        self._on_message = on_message
+        self.on_message = on_message
         self._filled = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -93,7 +93,7 @@ class Bare(asyncio.BufferedProtocol):
         self._filled += nbytes
         if self._filled == len(self.memory):
             self._filled = 0
-            self._on_message(self)
+            self.on_message(self)
 
     def send(self) -> None:
         self.transport.write(self.outgoing)
@@ -148,47 +148,54 @@ async def frames_ping(conn: Connection, load: Load) -> list[float]:
     return times
 
 
-async def bare_exchange(address: Address, size: int, count: int, in_flight: int) -> list[float]:
-    """The moments at which ``count`` messages had come back, counted from the first sending."""
+async def bare_connect(address: Address, size: int) -> Bare:
     loop = asyncio.get_running_loop()
-    finished: asyncio.Future[None] = loop.create_future()
+
+    def protocol() -> Bare:
+        return Bare(size, Bare.send)
+
+    if address.transport == "unix":
+        _, bare = await loop.create_unix_connection(protocol, address.path)
+    else:
+        _, bare = await loop.create_connection(protocol, address.host, address.port)
+    return bare
+
+
+async def bare_exchange(bare: Bare, count: int, in_flight: int) -> list[float]:
+    """The moments at which ``count`` messages had come back, counted from the first sending."""
+    finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     moments: list[float] = []
 
-    def came_back(protocol: Bare) -> None:
+    def came_back(bare: Bare) -> None:
         moments.append(time.perf_counter() - start)
         if len(moments) == count:
             finished.set_result(None)
         elif len(moments) + in_flight <= count:
-            protocol.send()
+            bare.send()
 
-    def protocol() -> Bare:
-        return Bare(size, came_back)
-
-    if address.transport == "unix":
-        transport, bare = await loop.create_unix_connection(protocol, address.path)
-    else:
-        transport, bare = await loop.create_connection(protocol, address.host, address.port)
+    bare.on_message = came_back
     start = time.perf_counter()
     for _ in range(in_flight):
         bare.send()
     await finished
-    transport.close()
     return moments
 
 
 async def measure(addresses: Addresses, load: Load, rounds: int) -> dict[str, float]:
     moved = 2 * load.size * (load.moves // load.in_flight) * load.in_flight / 1e9
     frames, bare, frame_pings, bare_pings = [], [], [], []
+    bare_blocks = await bare_connect(addresses.bare_blocks, load.size)
+    bare_ping = await bare_connect(addresses.bare_pings, HEADER_SIZE)
     async with await connect(addresses.frames, timeout_s=TIMEOUT_S) as conn:
         for _ in range(rounds + 1):
-            moments = await bare_exchange(
-                addresses.bare_blocks, load.size, load.moves, load.in_flight
-            )
+            moments = await bare_exchange(bare_blocks, load.moves, load.in_flight)
             bare.append(moved / moments[-1])
             frames.append(moved / await frames_move(conn, load))
-            moments = await bare_exchange(addresses.bare_pings, HEADER_SIZE, load.pings, 1)
+            moments = await bare_exchange(bare_ping, load.pings, 1)
             bare_pings += [b - a for a, b in zip([0.0, *moments], moments, strict=False)]
             frame_pings += await frames_ping(conn, load)
+    bare_blocks.transport.close()
+    bare_ping.transport.close()
     ratios = [f / b for f, b in zip(frames[1:], bare[1:], strict=True)]  # the first warms up
     return {
         "gb_per_s": statistics.median(frames[1:]),

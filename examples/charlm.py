@@ -88,9 +88,10 @@ def main() -> None:
             loss = functional.cross_entropy(model(text).flatten(0, 1), following.flatten())
             loss.backward()
             optimizer.step()
-            run.log(loss=loss, bits_per_character=float(loss) / math.log(2))
+            bits = float(loss.detach()) / math.log(2)
+            run.log(loss=loss, bits_per_character=bits)
             if run.is_main and run.round % 10 == 0:
-                print(f"round {run.round}: {float(loss) / math.log(2):.2f} bits a character")
+                print(f"round {run.round}: {bits:.2f} bits a character")
             if run.round >= chosen.rounds:
                 break
 

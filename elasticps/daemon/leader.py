@@ -41,18 +41,27 @@ class Write:
     why: str
 
 
-def decide(
-    view: ClusterView, now_unix: float, lost_after_s: float, orphans: Orphans
-) -> list[Write]:
-    """One write at most for each job that is not as it should be."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Now:
+    """One moment: ``unix`` is written down, ``monotonic`` is what waiting is measured by."""
+
+    unix: float
+    monotonic: float
+
+
+def decide(view: ClusterView, now: Now, orphans: Orphans) -> list[Write]:
+    """One write at most for each job that is not as it should be.
+
+    A job whose status cannot be read is left alone: it may have ended.
+    """
     writes = []
     for job in view.jobs.values():
-        if job.spec is None:
+        if job.spec is None or "status" in job.damaged:
             continue
         write = (
             _cleared(view.keys, job)
             if not job.active
-            else _advanced(view, job, job.spec, now_unix, lost_after_s, orphans)
+            else _advanced(view, job, job.spec, now, orphans)
         )
         if write is not None:
             writes.append(write)
@@ -60,16 +69,21 @@ def decide(
 
 
 class Orphans:
-    """Since when a job has had blocks without a living replica, by this leader's clock."""
+    """Which jobs have blocks without a living replica, since when, by one leader's clock.
 
-    def __init__(self) -> None:
+    After ``lost_after_s`` a job is not waited for any more.
+    """
+
+    def __init__(self, lost_after_s: float) -> None:
+        self.lost_after_s = lost_after_s
         self._since: dict[JobName, float] = {}
 
-    def waiting_s(self, job: JobName, orphaned: bool, now: float) -> float:
+    def overdue(self, job: JobName, orphaned: bool, now: Now) -> bool:
         if not orphaned:
             self._since.pop(job, None)
-            return 0.0
-        return now - self._since.setdefault(job, now)
+            return False
+        since = self._since.setdefault(job, now.monotonic)
+        return now.monotonic - since > self.lost_after_s
 
 
 def sites_of(view: ClusterView) -> list[Site]:
@@ -85,8 +99,7 @@ def _advanced(
     view: ClusterView,
     job: JobView,
     spec: JobSpec,
-    now_unix: float,
-    lost_after_s: float,
+    now: Now,
     orphans: Orphans,
 ) -> Write | None:
     slots = {record.node: record.worker_slots for record in view.schedulable if record.servers}
@@ -96,14 +109,16 @@ def _advanced(
         slots=slots,
         workers=list(job.workers.values()),
         cancelled=job.cancelled,
-        now_unix=now_unix,
+        now_unix=now.unix,
     )
     planned = Planned()
-    if not status.state.final and job.model is not None:
+    if job.damaged and not status.state.final:
+        reason = f"its {' and '.join(job.damaged)} in etcd cannot be read: its blocks stay put"
+        status = msgspec.structs.replace(status, reason=reason)
+    elif job.model is not None and not status.state.final:
         planned = _plan(view, job, spec)
         status = _with_movement(view, job, status, planned)
-        waited_s = orphans.waiting_s(job.name, bool(planned.orphaned), now_unix)
-        status = _with_orphans(view, status, planned.orphaned, waited_s, lost_after_s, now_unix)
+        status = _with_orphans(view, job.name, status, planned.orphaned, orphans, now)
     return _write(view.keys, job, status, planned.changed)
 
 
@@ -155,23 +170,25 @@ def _destined(entry: Entry) -> ServerId:
 
 def _with_orphans(
     view: ClusterView,
+    job: JobName,
     status: JobStatus,
     orphaned: Sequence[Entry],
-    waited_s: float,
-    lost_after_s: float,
-    now_unix: float,
+    orphans: Orphans,
+    now: Now,
 ) -> JobStatus:
     """Blocks whose only holders are gone: wait for them to return, then give the job up."""
+    overdue = orphans.overdue(job, bool(orphaned), now)
     if not orphaned:
         return status
     gone = sorted({node_of(server) for entry in orphaned for server in entry.holders})
     nodes = ", ".join(gone)
     if any(_restarted(view, node) for node in gone):
         reason = f"{len(orphaned)} blocks are lost: the shard server of {nodes} restarted without"
-        return lost(status, f"{reason} them, and no other replica was in sync", now_unix)
-    if waited_s > lost_after_s:
-        reason = f"{len(orphaned)} blocks are lost: {nodes} did not return in {lost_after_s:g} s"
-        return lost(status, f"{reason}, and no other replica was in sync", now_unix)
+        return lost(status, f"{reason} them, and no other replica was in sync", now.unix)
+    if overdue:
+        waited = f"{nodes} did not return in {orphans.lost_after_s:g} s"
+        reason = f"{len(orphaned)} blocks are lost: {waited}"
+        return lost(status, f"{reason}, and no other replica was in sync", now.unix)
     waiting = f"waiting for {nodes} to return: it holds the only replica of {len(orphaned)} blocks"
     return msgspec.structs.replace(status, reason=waiting)
 
@@ -233,12 +250,14 @@ class Leader:
         self._view = view
         self._changed = changed
         self._lost_after_s = lost_after_s
-        self._orphans = Orphans()
 
     async def lead(self, fence: Fence) -> None:
         """Decide and write until cancelled. Raises FenceLost when another has been elected."""
+        # What an earlier leadership saw begin may have ended and begun anew since.
+        orphans = Orphans(self._lost_after_s)
         while True:
-            writes = decide(self._view, time.time(), self._lost_after_s, self._orphans)
+            now = Now(unix=time.time(), monotonic=time.monotonic())
+            writes = decide(self._view, now, orphans)
             for write in writes:
                 await self._carry_out(fence, write)
             if not writes:

@@ -24,6 +24,7 @@ from elasticps.wire.messages import (
     PlanUpdate,
     Progress,
     Promises,
+    Retire,
     ServerHello,
     ServerLoad,
     Servers,
@@ -47,6 +48,8 @@ class Children(Protocol):
     def loaded(self, load: ServerLoad) -> None: ...
 
     def welcome(self, uid: str) -> Welcome | None: ...
+
+    def retired(self, uid: str) -> Retire | None: ...
 
     def described(self, uid: str, describe: Describe) -> None: ...
 
@@ -83,7 +86,6 @@ class Links:
         self._machine = machine
         self._children = children
         self._links: dict[Connection, _Link] = {}
-        self._undelivered: dict[str, Control] = {}
         self._serve_until = 0.0
 
     def on_connect(self, conn: Connection) -> ControlEnd:
@@ -96,16 +98,10 @@ class Links:
             link.tell(ServeUntil(deadline))
 
     def tell_worker(self, uid: str, message: Control) -> None:
-        """Send to one worker, now or when it says hello."""
-        links = [link for link in self._links.values() if link.uid == uid]
-        for link in links:
-            link.tell(message)
-        if not links:
-            self._undelivered[uid] = message
-
-    def forget_worker(self, uid: str) -> None:
-        """The worker has ended: nothing is kept for it."""
-        self._undelivered.pop(uid, None)
+        """Send to one worker, if it has said hello."""
+        for link in self._links.values():
+            if link.uid == uid:
+                link.tell(message)
 
     def sync(self) -> None:
         """Tell every child what has changed in the view since it was last told."""
@@ -138,9 +134,9 @@ class Links:
             link = self._links[conn] = _Link(conn, message.uid, welcome.job)
             link.tell(welcome)
             self._sync(link)
-            undelivered = self._undelivered.pop(message.uid, None)
-            if undelivered is not None:
-                link.tell(undelivered)
+            retired = self._children.retired(message.uid)
+            if retired is not None:
+                link.tell(retired)
         else:
             log.error("a %s before hello on the control channel", type(message).__name__)
             conn.abort()

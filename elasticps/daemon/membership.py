@@ -11,7 +11,7 @@ from elasticps.core.records import NodeRecord, decode, encode
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.leader import Leader
 from elasticps.errors import FenceLost, LeaseLost, StoreError, StoreUnavailable, UsageError
-from elasticps.store import Election, Keys, Lease, Store
+from elasticps.store import Compare, Delete, Election, Keys, Lease, Store
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,8 @@ class Membership:
     """Registers the node under a lease; on losing it, registers anew under another.
 
     ``record`` gives the node's registration once its shard server listens; ``rewritten`` is set
-    when that has changed. ``lease`` is None while the node is not registered.
+    when that has changed. ``lease`` is None while the node is not registered; ``joined`` says
+    whether it ever was.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Membership:
         on_change: Callable[[Lease | None], Awaitable[None]],
     ) -> None:
         self.lease: Lease | None = None
+        self.joined = False
         self.leading = False
         self.rewritten = asyncio.Event()
         self._config = config
@@ -49,7 +51,8 @@ class Membership:
     async def run(self) -> None:
         """Stay a member until cancelled; then leave the cluster.
 
-        Raises UsageError when another living daemon has this node's id.
+        Raises UsageError when another living daemon has this node's id, StoreError when etcd
+        refuses the first registration or holds another's value in its place.
         """
         while True:
             try:
@@ -62,6 +65,11 @@ class Membership:
                 log.error("not a member any more: %s", error)
             except StoreUnavailable as error:
                 log.warning("etcd does not answer: %s", error)
+            except StoreError as error:
+                if not self.joined:
+                    raise
+                # The blocks here outlive what is wrong with etcd (no space left, say).
+                log.error("not a member: %s", error)
             await asyncio.sleep(RETRY_S)
 
     async def _live(self, lease: Lease) -> None:
@@ -79,7 +87,7 @@ class Membership:
         record = await self._record()
         self.rewritten.clear()
         await self._claim(record, lease)
-        self.lease = lease
+        self.lease, self.joined = lease, True
         await self._on_change(lease)
         log.info("node=%s incarnation=%s registered", record.node, record.incarnation)
         async with asyncio.TaskGroup() as tasks:
@@ -94,8 +102,9 @@ class Membership:
             held = await self._store.get(key)
             if held is None:
                 continue
-            if _incarnation(held.value, key) == record.incarnation:
-                await self._store.delete(key)
+            if decode(held.value, NodeRecord, key).incarnation == record.incarnation:
+                seen = Compare.modified(key, held.mod_revision)
+                await self._store.txn([seen], [Delete(key)])
             elif time.monotonic() > deadline:
                 raise UsageError(
                     f"node id {record.node} is taken by a living daemon",
@@ -111,7 +120,14 @@ class Membership:
             await self.rewritten.wait()
             self.rewritten.clear()
             record = await self._record()
-            await self._store.put(self._keys.node(record.node), encode(record), lease.id)
+            try:
+                await self._store.put(self._keys.node(record.node), encode(record), lease.id)
+            except LeaseLost:
+                raise
+            except StoreError as error:
+                log.warning("the registration waits for etcd: %s", error)
+                self.rewritten.set()
+                await asyncio.sleep(RETRY_S)
 
     async def _campaign(self, lease: Lease, record: NodeRecord) -> None:
         election = Election(self._store, self._keys.leader)
@@ -125,11 +141,3 @@ class Membership:
                 log.warning("deposed: %s", error)
             finally:
                 self.leading = False
-
-
-def _incarnation(value: bytes, key: str) -> str:
-    try:
-        return decode(value, NodeRecord, key).incarnation
-    except StoreError as error:
-        log.error("the node's key holds a value that is not ours: %s", error)
-        return ""

@@ -29,7 +29,15 @@ from elasticps.errors import StoreError
 from elasticps.store import Keys, Lease, Store, check_format, watch_prefix
 from elasticps.wire.address import Address
 from elasticps.wire.listener import listen
-from elasticps.wire.messages import Describe, Finished, Progress, Promises, ServerLoad, Welcome
+from elasticps.wire.messages import (
+    Describe,
+    Finished,
+    Progress,
+    Promises,
+    Retire,
+    ServerLoad,
+    Welcome,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +65,7 @@ class Node:
         self._changed = asyncio.Condition()
         self._nudge = asyncio.Event()
         self._links = Links(self.view, self.machine, self)
-        self._reports = Reports(store, self.view, self.name)
+        self._reports = Reports(store, self.view, self.name, self._links.tell_worker)
         self.membership = Membership(
             config,
             store,
@@ -96,7 +104,7 @@ class Node:
                 tasks.create_task(self._reconcile(), name="workers")
                 tasks.create_task(self._reports.run(), name="reports")
                 tasks.create_task(self._feed_watchdog(), name="watchdog")
-                code = await self.departure.wait(lambda: self.membership.lease is not None)
+                code = await self.departure.wait(lambda: self.membership.joined)
                 self._notifier.stopping()
                 member.cancel()
                 await asyncio.wait({member})
@@ -137,10 +145,10 @@ class Node:
             self._notifier.watchdog()
             await asyncio.sleep(period_s)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         """Wait until ``condition`` holds; it is looked at whenever the view changes."""
         async with self._changed:
-            await self._changed.wait_for(condition)
+            await self._changed.wait_for(lambda: bool(condition()))
 
     async def _tell_changed(self) -> None:
         self._nudge.set()
@@ -152,7 +160,7 @@ class Node:
 
     async def _node_record(self) -> NodeRecord:
         """This node's registration; the first one waits for the shard server to listen."""
-        await self.server.first_hello.wait()
+        await self.server.listening()
         record = self.server.record
         return NodeRecord(
             node=self.name,
@@ -194,6 +202,10 @@ class Node:
 
     def welcome(self, uid: str) -> Welcome | None:
         return self.workers.welcome(uid, self.config.cluster)
+
+    def retired(self, uid: str) -> Retire | None:
+        life = self.workers.lives.get(uid)
+        return life.retire if life is not None else None
 
     def described(self, uid: str, describe: Describe) -> None:
         life = self.workers.lives.get(uid)

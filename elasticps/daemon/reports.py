@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
-from elasticps.core.ids import JobKey, NodeId
+from elasticps.core.ids import JobKey, JobName, NodeId
 from elasticps.core.records import CaughtUpRow, ReportRecord, encode
 from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Life
-from elasticps.errors import StoreError
+from elasticps.errors import StoreError, StoreUnavailable
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Describe, Promises
+from elasticps.wire.messages import Describe, Promises, Rejected
 
 log = logging.getLogger(__name__)
 
@@ -19,16 +20,26 @@ RETRY_S = 0.3
 
 
 class Reports:
-    """Writes the newest word of each kind; many words in a short time become one write."""
+    """Writes the newest word of each kind; many words in a short time become one write.
 
-    def __init__(self, store: Store, view: ClusterView, node: NodeId) -> None:
+    ``reject`` tells a worker, by its uid, that etcd refuses its model.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        view: ClusterView,
+        node: NodeId,
+        reject: Callable[[str, Rejected], None],
+    ) -> None:
         self._store = store
         self._view = view
         self._node = node
+        self._reject = reject
         self._lease: Lease | None = None
         self._promises: dict[JobKey, tuple[CaughtUpRow, ...]] = {}
         self._unwritten: set[JobKey] = set()
-        self._models: dict[str, Describe] = {}
+        self._models: dict[str, tuple[JobName, Describe]] = {}
         self._news = asyncio.Event()
 
     def promised(self, promises: Promises) -> None:
@@ -37,7 +48,7 @@ class Reports:
         self._news.set()
 
     def described(self, life: Life, describe: Describe) -> None:
-        self._models[life.job_name] = describe
+        self._models[life.uid] = (life.job_name, describe)
         self._news.set()
 
     def under(self, lease: Lease | None) -> None:
@@ -60,9 +71,14 @@ class Reports:
 
     async def _write_models(self) -> None:
         """The first description of a job counts: an existing one is never replaced."""
-        for job, describe in list(self._models.items()):
-            await self._store.create(self._view.keys.job_model(job), encode(describe.model))
-            self._models.pop(job, None)
+        for uid, (job, describe) in list(self._models.items()):
+            try:
+                await self._store.create(self._view.keys.job_model(job), encode(describe.model))
+            except StoreUnavailable:
+                raise
+            except StoreError as error:
+                self._reject(uid, Rejected(f"etcd does not take the job's model: {error}"))
+            self._models.pop(uid, None)
 
     async def _write_promises(self) -> None:
         lease = self._lease

@@ -13,6 +13,7 @@ from elasticps.core.restart import RestartPolicy
 from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.supervisor import Supervisor
+from elasticps.errors import ElasticError
 from elasticps.wire.address import Address
 from elasticps.wire.messages import ServerLoad
 
@@ -27,7 +28,8 @@ class ShardServerChild:
     def __init__(self, config: DaemonConfig, control: Address, on_change: Callable[[], None]):
         self.record: ServerRecord | None = None
         self.load: ServerLoad | None = None
-        self.first_hello = asyncio.Event()
+        self._first_hello = asyncio.Event()
+        self._unable = ""
         self._config = config
         self._control = control
         self._on_change = on_change
@@ -50,9 +52,20 @@ class ShardServerChild:
         )
         supervisor.add(spec, self._ended)
 
+    async def listening(self) -> None:
+        """Wait for the first life to listen. Raises ElasticError when it exits instead."""
+        await self._first_hello.wait()
+        if self._unable:
+            log_file = self._config.log_dir / f"{CHILD}.log"
+            raise ElasticError(
+                f"the shard server cannot run: it {self._unable}",
+                where=f"node {self._config.node}",
+                hint=f"{log_file} says why",
+            )
+
     def said_hello(self, record: ServerRecord) -> None:
         self.record = record
-        self.first_hello.set()
+        self._first_hello.set()
         self._on_change()
 
     def gone(self) -> None:
@@ -62,3 +75,6 @@ class ShardServerChild:
 
     def _ended(self, exit_: Exit) -> None:
         log.error("the shard server ended: %s", exit_.reason)
+        if not self._first_hello.is_set() and exit_.signal is None:
+            self._unable = exit_.reason
+            self._first_hello.set()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from elasticps.core.blocks import LEDGER_BYTES, Model, partition
-from elasticps.core.ids import JobKey, JobName, NodeId, ServerId, WorkerId
-from elasticps.core.plan import Entry, decode_part
+from elasticps.core.ids import JobKey, JobName, NodeId, ServerId, WorkerId, node_of
+from elasticps.core.plan import PART_BLOCKS, Entry, decode_part
 from elasticps.core.records import (
     CaughtUpRow,
     DrainRecord,
@@ -56,11 +56,20 @@ class JobView:
     parts: dict[int, PlanPart] = field(default_factory=dict)
     workers: dict[str, LivingWorker] = field(default_factory=dict)
     reports: dict[NodeId, ReportRecord] = field(default_factory=dict)
+    foreign: set[ParsedKey] = field(default_factory=set)
 
     @property
     def active(self) -> bool:
         """Submitted, and not ended."""
         return self.spec is not None and not (self.status and self.status.state.final)
+
+    @property
+    def damaged(self) -> list[str]:
+        """Which of status, model and plan are there but are not ours: to be neither read nor made
+        anew."""
+        parts = -(-len(self.sizes) // PART_BLOCKS)
+        kinds = {key.kind.value for key in self.foreign if key.part is None or key.part < parts}
+        return sorted(kinds & {"status", "model", "plan"})
 
     @property
     def entries(self) -> list[Entry]:
@@ -110,11 +119,10 @@ class ClusterView:
         return [self.nodes[node] for node in sorted(self.nodes) if node not in self.drains]
 
     def holds_nothing(self, node: NodeId) -> bool:
-        """True when no active job has a replica or a worker on ``node``."""
-        record = self.nodes.get(node)
-        servers = {server.server for server in record.servers} if record else set()
+        """True when no active job has a replica or a worker on ``node``, registered or not."""
         return not any(
-            any(not servers.isdisjoint(entry.servers) for entry in job.entries)
+            "plan" in job.damaged
+            or any(node_of(server) == node for entry in job.entries for server in entry.servers)
             or any(life.record.node == node for life in job.running)
             for job in self.active_jobs
         )
@@ -144,6 +152,9 @@ class ClusterView:
                 self.foreign_values += 1
                 log.error("etcd holds a value that is not ours: %s", error)
                 self._apply(parsed, None)
+                if parsed.job is not None:
+                    name = JobName(parsed.job)
+                    self.jobs.setdefault(name, JobView(name)).foreign.add(parsed)
 
     def _apply(self, parsed: ParsedKey, value: KeyValue | None) -> None:
         if parsed.job is not None:
@@ -157,6 +168,7 @@ class ClusterView:
 
     def _apply_job(self, name: JobName, parsed: ParsedKey, value: KeyValue | None) -> None:
         job = self.jobs.setdefault(name, JobView(name))
+        job.foreign.discard(parsed)
         match parsed.kind:
             case KeyKind.JOB_SPEC:
                 job.spec = _decoded(value, JobSpec)
@@ -175,7 +187,8 @@ class ClusterView:
                 _keep(job.workers, parsed.worker or "", _life(parsed, value) if value else None)
             case KeyKind.REPORT:
                 _keep(job.reports, NodeId(parsed.node or ""), _decoded(value, ReportRecord))
-        if not any((job.spec, job.status, job.model, job.parts, job.workers, job.reports)):
+        known = (job.spec, job.status, job.model, job.parts, job.workers, job.reports)
+        if not (any(known) or job.cancelled or job.foreign):
             del self.jobs[name]
 
 

@@ -35,11 +35,17 @@ from elasticps.worker.launch import ScriptFailure
 
 log = logging.getLogger(__name__)
 
-RETIRE_GRACE_S = 30.0
-"""How long a worker may take to end its round and leave before it is stopped."""
+RETIRE_GRACE_S = 15.0
+"""How long a worker may take to end its round and leave before it is stopped: half of what a
+stopping daemon waits by default."""
 RECORD_RETRY_S = 0.5
+NEVER_JOINED = "the script ended without calling elasticps.join()"
 NEVER = RestartPolicy(when=RestartWhen.NEVER)
-AFTER_SIGNALS = RestartPolicy(when=RestartWhen.ON_SIGNAL)
+AFTER_SIGNALS = RestartPolicy(when=RestartWhen.ON_SIGNAL, max_restarts=5)
+"""A worker may take ten seconds to come to its death: more restarts do not fit into the window."""
+MAX_REASON_CHARS = 2_000
+MAX_TRACEBACK_CHARS = 64_000
+"""A record of more than 1 MiB could not be written, and its job would never end."""
 
 
 Retirer = Callable[[str, Retire], None]
@@ -57,9 +63,11 @@ class Life:
     child: str
     block_bytes: int
     audit: bool
+    joined: bool = False
     progress: Progress | None = None
     finished: Finished | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    retire: Retire | None = None
     retiring: asyncio.Task[None] | None = None
 
 
@@ -148,10 +156,12 @@ class Workers:
         """Record the life in etcd, which names it, then start the process."""
         while True:
             uid = f"{self._me}.{self._next_number}"
-            self._next_number += 1
             record = encode(WorkerRecord(node=self._me))
             key = self._view.keys.worker(job.name, uid)
+            # The number is used up only by an answer: else a lost one would leave a life behind
+            # that no process lives, and that the job waits for.
             created = await self._store.create(key, record, lease.id)
+            self._next_number += 1
             if created is not None:
                 break
         life = Life(
@@ -197,7 +207,8 @@ class Workers:
     def _retire(self, life: Life, retire: Retirer, *, at_once: bool) -> None:
         """Ask a worker to leave after its round, or, where its job or lease is gone, stop it."""
         if not at_once:
-            retire(life.uid, Retire("the leader wants no worker here any more"))
+            life.retire = Retire("the leader wants no worker here any more")
+            retire(life.uid, life.retire)
         grace_s = 0.0 if at_once else RETIRE_GRACE_S
         life.retiring = self._tasks.create_task(self._stop_after(life, grace_s))
 
@@ -238,6 +249,8 @@ class Workers:
             state, reason, traceback = WorkerState.LEFT, "retired", ""
         elif failure is not None:
             state, reason, traceback = WorkerState.FAILED, failure.reason, failure.traceback
+        elif exit_.code == 0 and not life.joined:
+            state, reason, traceback = WorkerState.FAILED, NEVER_JOINED, ""
         elif exit_.code == 0:
             state, reason, traceback = WorkerState.SUCCEEDED, "finished", ""
         elif exit_.signal is not None:
@@ -248,8 +261,8 @@ class Workers:
         return WorkerRecord(
             node=self._me,
             state=state,
-            reason=reason,
-            traceback=traceback,
+            reason=shortened(reason, MAX_REASON_CHARS),
+            traceback=shortened(traceback, MAX_TRACEBACK_CHARS),
             verdict=verdict,
             round=progress.round if progress else 0,
             metrics=progress.metrics if progress else {},
@@ -295,6 +308,7 @@ class Workers:
         life = self.lives.get(uid)
         if life is None:
             return None
+        life.joined = True
         return Welcome(
             worker=life.worker,
             job=life.job,
@@ -303,3 +317,10 @@ class Workers:
             audit=life.audit,
             block_bytes=life.block_bytes,
         )
+
+
+def shortened(text: str, most: int) -> str:
+    """``text``, or its beginning and its end with the middle left out."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} ... {len(text) - most} characters ... {text[-(most // 2) :]}"

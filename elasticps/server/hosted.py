@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
-from elasticps.core.ids import BlockId, JobKey, ServerId
+from elasticps.core.ids import BlockId, JobKey, PlanEpoch, ServerId
 from elasticps.core.plan import Entry
 from elasticps.core.records import CaughtUpRow
 from elasticps.core.replication import (
@@ -24,6 +24,8 @@ from elasticps.errors import PeerUnavailable
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Status
 from elasticps.wire.messages import OpMeta, SnapshotMeta
+
+NO_SERVER = ServerId("")
 
 STATUS_OF = {
     Check.OK: Status.OK,
@@ -104,6 +106,11 @@ class Hosted(ABC):
     def adopt(self, entry: Entry) -> None:
         """Take the plan's word on this replica's role."""
         self.perform(self.replication.adopt(entry))
+
+    def drop(self) -> None:
+        """The job is over: end the streams, answer whoever waits, let go of the state."""
+        epoch = PlanEpoch(self.replication.epoch + 1)
+        self.adopt(Entry(block=self.id, primary=NO_SERVER, epoch=epoch))
 
     def acked(self, peer: ServerId, version: int) -> None:
         self.perform(self.replication.acked(peer, version))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 
 from elasticps.core.audit import Tally, mix
 from elasticps.core.blocks import Hyperparameters
-from elasticps.core.ids import Generation, JobKey, ServerId, WorkerId
+from elasticps.core.ids import JobKey, ServerId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.replica import (
     Commit,
@@ -20,10 +21,10 @@ from elasticps.core.replica import (
     RoundOp,
 )
 from elasticps.core.replication import Replication, Role
-from elasticps.errors import WireError
+from elasticps.errors import PluginError, WireError
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.server.tensor_block import TensorBlock
-from elasticps.wire.frame import FLAG_EMPTY, Status
+from elasticps.wire.frame import FLAG_EMPTY, Kind, Status
 from elasticps.wire.messages import (
     AuditMeta,
     OpMeta,
@@ -36,6 +37,8 @@ from elasticps.wire.messages import (
     encode,
 )
 from elasticps.wire.tensors import bytes_of
+
+log = logging.getLogger(__name__)
 
 _PULL_STATUS = {
     PullOutcome.NOT_STAGED: Status.NOT_STAGED,
@@ -66,6 +69,7 @@ class ParameterBlock(Hosted):
         self._replica = Replica(me=me)
         self._staged: dict[WorkerId, _Staged] = {}
         self._parked: list[tuple[Request, Commit]] = []
+        self._broken = ""
 
     @property
     def replication(self) -> Replication:
@@ -84,9 +88,9 @@ class ParameterBlock(Hosted):
     def push(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> None:
         """Stage a gradient (``payload``: its bytes, None for a push without gradient)."""
         header = request.header
-        if not (math.isfinite(meta.weight) and meta.weight > 0):
-            reason = RefusalMeta(f"weight {meta.weight}: must be finite and above 0")
-            request.answer(Status.REFUSED, encode(reason))
+        objection = self._broken or self._objection(meta)
+        if objection:
+            _refuse(request, objection)
             return
         self._tensor.check_options(meta.hyper)
         push = Push(
@@ -108,14 +112,26 @@ class ParameterBlock(Hosted):
     def pull(self, request: Request, meta: PullMeta) -> None:
         """Answer with the value as of the round that the commit proves, applying it first."""
         outcome, op = self._replica.pull(request.header.worker, meta.commit)
-        if op is not None:
+        if op is not None and not self._broken:
             self._apply(op)
-        if outcome in (PullOutcome.VALUE, PullOutcome.APPLY):
+        if self._broken:
+            _refuse(request, self._broken)
+        elif outcome in (PullOutcome.VALUE, PullOutcome.APPLY):
             self.perform(self.replication.answer_when_durable(request))
         elif outcome is PullOutcome.WAIT and meta.commit is not None:
             self._parked.append((request, meta.commit))
         else:
             request.answer(_PULL_STATUS[outcome])
+
+    def _objection(self, meta: PushMeta) -> str:
+        """What is wrong with a push, and stays wrong; empty when nothing is."""
+        if not (math.isfinite(meta.weight) and meta.weight > 0):
+            return f"weight {meta.weight}: must be finite and above 0"
+        try:
+            self._tensor.check_options(meta.hyper)
+        except WireError as error:
+            return str(error)
+        return ""
 
     def initialize(self, request: Request, meta: StateMeta, payload: memoryview) -> None:
         """Take the block's first value; refused once a round has been applied."""
@@ -147,7 +163,14 @@ class ParameterBlock(Hosted):
         staged = [self._staged[worker] for worker, _ in op.pushes]
         hyper = staged[0].hyper if staged else {}
         gradient = _mean(staged)
-        self._tensor.step(gradient, hyper)
+        # Backups get the gradient as it is now: the optimizer may write to it.
+        sent = gradient.clone() if gradient is not None and self.replication.peers else gradient
+        try:
+            self._tensor.step(gradient, hyper)
+        except PluginError as error:
+            log.exception("job=%s block=%s is broken", self.job, self.id)
+            self._broken = str(error)
+            return
         version = self._replica.apply(op)
         self._forget_unstaged()
         meta = OpMeta(
@@ -157,7 +180,7 @@ class ParameterBlock(Hosted):
             pushes=op.pushes,
             hyper=hyper,
         )
-        payload = None if gradient is None else bytes_of(gradient)
+        payload = None if sent is None else bytes_of(sent)
         self._streams.publish(self, meta, payload)
 
     def _forget_unstaged(self) -> None:
@@ -204,13 +227,19 @@ class ParameterBlock(Hosted):
             return
         gradient = None
         if payload is not None:
+            if len(payload) != self.nbytes:
+                raise WireError(
+                    f"a gradient of {len(payload)} bytes for block {self.id}",
+                    field="payload_length",
+                    limit=f"exactly {self.nbytes}",
+                )
             gradient = self._tensor.gradient_from(torch.frombuffer(payload, dtype=torch.uint8))
         self._tensor.step(gradient, op.hyper)
         round_op = RoundOp(round=op.round, generation=op.generation, pushes=op.pushes)
         self._replica.apply(round_op, following=True)
 
     def answer_durable(self, request: Request) -> None:
-        if request.header.payload_length:  # an initial value: its sender needs no copy back
+        if request.header.kind is Kind.INIT:  # its sender needs no copy back
             request.answer(Status.OK)
             return
         meta = ValueMeta(self.replication.version, self._replica.round)
@@ -231,12 +260,12 @@ class ParameterBlock(Hosted):
     def free(self) -> None:
         """The table lets go of a freed block, and with it of its memory."""
 
-    @property
-    def generation(self) -> Generation:
-        return self._replica.generation
-
 
 _INITIAL_DIGEST = mix(0)
+
+
+def _refuse(request: Request, reason: str) -> None:
+    request.answer(Status.REFUSED, encode(RefusalMeta(reason)))
 
 
 def _mean(staged: list[_Staged]) -> torch.Tensor | None:

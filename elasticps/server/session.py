@@ -9,6 +9,7 @@ import torch
 from elasticps.core.replication import Check
 from elasticps.errors import WireError
 from elasticps.server.hosted import STATUS_OF, Hosted, Request
+from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.table import Table
 from elasticps.server.tensor_block import MAX_STATE_FACTOR
@@ -29,6 +30,7 @@ from elasticps.wire.messages import (
 from elasticps.wire.tensors import bytes_of
 
 STATE_SLACK = 64 * 1024
+_PAYLOAD_KINDS = frozenset({Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP})
 _CLIENT_KINDS = frozenset({Kind.PUSH, Kind.PULL, Kind.INIT, Kind.LEDGER, Kind.STATE, Kind.STATUS})
 
 
@@ -57,6 +59,10 @@ class Session:
         """Memory for a payload that its block can take; a block that is not here drops it."""
         if not self._caller:
             raise WireError("a payload before hello", field="kind")
+        if header.kind not in _PAYLOAD_KINDS:
+            raise WireError(
+                f"a {header.kind.name} takes no payload", field="payload_length", limit="0"
+            )
         hosted = self._table.replica(header.job, header.block)
         if hosted is None:
             self._incoming = None
@@ -120,6 +126,12 @@ class Session:
         incoming: torch.Tensor | None,
     ) -> None:
         header = request.header
+        if self._caller != str(header.worker):
+            raise WireError(
+                f"{self._caller} speaks for worker {header.worker}",
+                field="worker",
+                limit=self._caller,
+            )
         if self._lease.expired:
             request.answer(Status.NOT_SERVING)
             return
@@ -136,18 +148,12 @@ class Session:
         if refusal is not None:
             request.answer(refusal)
             return
-        if header.kind is Kind.LEDGER:
-            self._ledger(request, meta)
-        elif isinstance(hosted, ParameterBlock):
+        if isinstance(hosted, LedgerHost) and header.kind is Kind.LEDGER:
+            hosted.command(request, meta)
+        elif isinstance(hosted, ParameterBlock) and header.kind is not Kind.LEDGER:
             self._block(hosted, request, meta, payload, incoming)
         else:
-            raise WireError(f"{header.kind.name} is not for a ledger", field="block")
-
-    def _ledger(self, request: Request, meta: bytes) -> None:
-        ledger = self._table.ledger(request.header.job)
-        if ledger is None:
-            raise WireError("a ledger command for a block", field="block", limit="0")
-        ledger.command(request, meta)
+            raise WireError(f"{header.kind.name} is not for block {header.block}", field="block")
 
     def _block(
         self,

@@ -133,10 +133,6 @@ class ReplicaStreams:
         if not streams:
             self._streams.pop((hosted.job, hosted.id), None)
 
-    def close_all(self, hosted: Hosted) -> None:
-        for peer in list(self._streams.get((hosted.job, hosted.id), {})):
-            self.close(hosted, peer)
-
     def publish(self, hosted: Hosted, op: OpMeta, payload: memoryview | None) -> None:
         for stream in self._streams.get((hosted.job, hosted.id), {}).values():
             stream.publish(op, payload)

@@ -72,7 +72,7 @@ class Table:
             return
         for row in update.rows:
             mine = self._me in (row.primary, *row.in_sync, *row.learners)
-            if mine or row.block in job.hosted:
+            if (mine and not job.broken) or row.block in job.hosted:
                 entry = Entry(
                     block=row.block,
                     primary=row.primary,
@@ -124,8 +124,7 @@ class Table:
         if job is None:
             return
         for hosted in job.hosted.values():
-            self._streams.close_all(hosted)
-            hosted.refuse_waiting()
+            hosted.drop()
 
     # -- look-up for sessions -------------------------------------------------------------------
 
@@ -134,18 +133,7 @@ class Table:
         known = self._jobs.get(job)
         return known.broken if known else ""
 
-    def ledger(self, job: JobKey) -> LedgerHost | None:
-        hosted = self._hosted(job, LEDGER)
-        return hosted if isinstance(hosted, LedgerHost) else None
-
-    def block(self, job: JobKey, block: BlockId) -> ParameterBlock | None:
-        hosted = self._hosted(job, block)
-        return hosted if isinstance(hosted, ParameterBlock) else None
-
     def replica(self, job: JobKey, block: BlockId) -> Hosted | None:
-        return self._hosted(job, block)
-
-    def _hosted(self, job: JobKey, block: BlockId) -> Hosted | None:
         known = self._jobs.get(job)
         return known.hosted.get(block) if known else None
 

@@ -64,16 +64,24 @@ class TensorBlock:
     def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
         """One optimizer step; ``hyper`` is what differs from the group's options in the model.
 
-        ``gradient`` None means that no worker had a gradient. Raises WireError for an option that
-        the group does not have.
+        ``gradient`` None means that no worker had a gradient; the optimizer may write to it. Raises
+        WireError for an option that the group does not have, PluginError when the optimizer fails:
+        the value has no meaning then.
         """
         self.check_options(hyper)
         self._use(hyper)
         if gradient is None:
             return
         self._value.grad = gradient
-        self._optimizer.step()
-        self._value.grad = None
+        try:
+            self._optimizer.step()
+        except Exception as error:  # an optimizer may raise anything; its job alone ends
+            raise PluginError(
+                f"step() failed on block {self.block.id}: {type(error).__name__}: {error}",
+                where=type(self._optimizer).__name__,
+            ) from error
+        finally:
+            self._value.grad = None
 
     def check_options(self, hyper: Hyperparameters) -> None:
         """Raise WireError for an option that the param group in the model does not have."""

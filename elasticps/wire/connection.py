@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 UNIX_BUFFER = 4 << 20
-"""Bytes asked for each kernel buffer of a Unix socket, which doubles its speed. TCP is left alone:
-the kernel's own tuning is faster than a fixed size, and asking turns it off."""
+"""Bytes asked for each kernel buffer of a Unix socket: up to twice as fast as with the default. TCP
+is left alone: asking turns off the kernel's own tuning, which no fixed size that was tried beat."""
 MAX_REPLY = 1 << 20
 """Bytes of a reply's payload that are received into fresh memory, unless the request says more."""
 CLOSE_TIMEOUT_S = 5.0

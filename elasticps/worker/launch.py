@@ -38,23 +38,29 @@ def main() -> None:
         _record(ScriptFailure(f"the script exited with {error.code!r}", ""))
         sys.exit(FAILED_EXIT_CODE)
     except BaseException as error:  # whatever the script raised is the user's to see
-        reason = traceback.format_exception_only(error)[-1].strip()
-        _record(ScriptFailure(reason, _formatted(error, script)))
+        _record(ScriptFailure(f"{type(error).__name__}: {error}", _formatted(error, script)))
         sys.exit(FAILED_EXIT_CODE)
 
 
 def _formatted(error: BaseException, script: str) -> str:
-    """The traceback from the script's own first frame on."""
+    """The traceback from the script's own first frame on; none where the script cannot be run."""
     start: TracebackType | None = error.__traceback__
     while start is not None and start.tb_frame.f_code.co_filename != script:
         start = start.tb_next
-    trace = start or error.__traceback__
-    return "".join(traceback.format_exception(type(error), error, trace))
+    if start is None:
+        return "".join(traceback.format_exception_only(error))
+    return "".join(traceback.format_exception(type(error), error, start))
 
 
 def _record(failure: ScriptFailure) -> None:
     path = os.environ.get(FAILURE_VARIABLE)
+    failure = ScriptFailure(_encodable(failure.reason), _encodable(failure.traceback))
     if path:
         Path(path).write_bytes(msgspec.json.encode(failure))
     else:
         sys.stderr.write(failure.traceback or failure.reason + "\n")
+
+
+def _encodable(text: str) -> str:
+    """An exception may carry lone surrogates: a file's name that is not UTF-8, say."""
+    return text.encode(errors="backslashreplace").decode()

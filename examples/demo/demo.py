@@ -25,9 +25,11 @@ from screen import Screen
 from elasticps.testing import LocalCluster
 
 HERE = Path(__file__).resolve().parent
-EPOCHS = 100
-ROUNDS = EPOCHS * 15
-BLOCK_BYTES = 16 * 1024
+FIRST_ROUNDS = 40
+LEAST_TRAINING_S = 22.0
+STARTUPS = 2.5
+FEWEST_ROUNDS, MOST_ROUNDS = 450, 5000
+BLOCK_BYTES = 32 * 1024
 POLL_S = 0.25
 MINIMUM_ACCURACY = 0.96
 LARGEST_DIFFERENCE = 1e-5
@@ -35,10 +37,14 @@ LARGEST_DIFFERENCE = 1e-5
 Status = dict[str, Any]
 
 
+class DemoError(Exception):
+    """The story could not be told to its end."""
+
+
 class Demo:
     """Drives one local cluster through the story and keeps what it sees."""
 
-    def __init__(self, cluster: LocalCluster, screen: Screen, report: Path) -> None:
+    def __init__(self, cluster: LocalCluster, screen: Screen, report: Path, started: float) -> None:
         self.status: Status = {}
         self.nodes_peak = 0
         self.leaders: list[str] = []
@@ -46,6 +52,8 @@ class Demo:
         self._screen = screen
         self._report = report
         self._seen = asyncio.Condition()
+        self._rounds = MOST_ROUNDS
+        self._started = started
 
     @property
     def job(self) -> Status:
@@ -83,15 +91,19 @@ class Demo:
         async with self._seen:
             await self._seen.wait_for(over)
         if not reached():
-            raise RuntimeError(f"the job ended before {what}: {self.job.get('reason')}")
+            raise DemoError(f"the job ended before {what}: {self.job.get('reason')}")
 
     def progress(self) -> float:
-        return (self.job.get("round") or 0) / ROUNDS
+        return self.rounds_done() / self._rounds
+
+    def rounds_done(self) -> int:
+        return self.job.get("round") or 0
 
     async def story(self) -> None:
         say = self._screen.say
         await self._submit()
-        await self.until("training began", lambda: self.progress() > 0.12)
+        await self._decide_rounds()
+        await self.until("a node could join", lambda: self.progress() >= 0.1)
 
         say("a fourth node starts")
         joined = await self._cluster.add_node()
@@ -106,27 +118,42 @@ class Demo:
         code = await self._cluster.wait(drained)
         say(f"{drained} has drained and exited with code {code}")
         if code != 0:
-            raise RuntimeError(f"the drained node exited with code {code}")
+            raise DemoError(f"the drained node exited with code {code}")
 
         leader = self.status["leader"]
         say(f"elasticps drain --stay {leader}   (it leads: its blocks leave before it is killed)")
         await self._elasticps("drain", "--stay", leader)
         self._cluster.kill(leader)
         await self._cluster.wait(leader)
-        killed_at = self.job.get("round") or 0
+        killed_at = self.rounds_done()
         say(f"{leader}, the leader, was killed with SIGKILL at round {killed_at}")
         await self.until("a new leader", lambda: self.status["leader"] not in (None, leader))
-        await self.until("going on", lambda: (self.job.get("round") or 0) > killed_at)
+        await self.until("going on", lambda: self.rounds_done() > killed_at)
         say(f"{self.status['leader']} leads, and the job went on")
         await self.until("the end", lambda: self.job["state"] == "SUCCEEDED")
         say("training is complete")
+
+    async def _decide_rounds(self) -> None:
+        """Train for about as long as the story takes, whatever the speed of this machine.
+
+        What takes longest is that the fourth node starts, about as long as the first three took.
+        """
+        await self.until("training began", lambda: self.rounds_done() > 0)
+        training_s = max(LEAST_TRAINING_S, STARTUPS * (time.monotonic() - self._started))
+        first, started = self.rounds_done(), time.monotonic()
+        await self.until("its speed was known", lambda: self.rounds_done() >= FIRST_ROUNDS)
+        rate = (self.rounds_done() - first) / (time.monotonic() - started)
+        self._rounds = round(min(max(rate * training_s, FEWEST_ROUNDS), MOST_ROUNDS))
+        self._screen.total_rounds = self._rounds
+        rounds = self._report / "rounds.new"
+        rounds.write_text(str(self._rounds))
+        rounds.rename(self._report / "rounds")
+        self._screen.say(f"training will take {self._rounds} rounds")
 
     async def _submit(self) -> None:
         body = {
             "argv": [
                 str(HERE / "training.py"),
-                "--epochs",
-                str(EPOCHS),
                 "--report",
                 str(self._report),
             ],
@@ -140,7 +167,7 @@ class Demo:
             session.post(f"{self._cluster.api}/api/v1/jobs", json=body) as answer,
         ):
             if answer.status != 201:
-                raise RuntimeError(await answer.text())
+                raise DemoError(await answer.text())
 
     def _takes_part(self, node: str) -> bool:
         ranks = [row["rank"] for row in self.job["workers"] if row["node"] == node]
@@ -164,18 +191,18 @@ class Demo:
         )
         output, _ = await process.communicate()
         if process.returncode != 0:
-            raise RuntimeError(f"elasticps {' '.join(arguments)}: {output.decode()}")
+            raise DemoError(f"elasticps {' '.join(arguments)}: {output.decode()}")
 
 
 async def run() -> Status:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="elasticps-demo-") as directory:
         report = Path(directory)
-        with Screen(ROUNDS) as screen:
+        with Screen() as screen:
             screen.say("starting etcd and three daemons")
-            async with LocalCluster(nodes=3) as cluster:
+            async with LocalCluster(nodes=3, lease_ttl_s=2) as cluster:
                 screen.say(f"the cluster is up; its API is at {cluster.api}")
-                demo = Demo(cluster, screen, report)
+                demo = Demo(cluster, screen, report, started)
                 watching = asyncio.create_task(demo.watch())
                 try:
                     await demo.story()
@@ -192,15 +219,13 @@ async def local_run(report: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(HERE / "training.py"),
-        "--epochs",
-        str(EPOCHS),
         "--report",
         str(report),
         "--local",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     if await process.wait() != 0:
-        raise RuntimeError("the local run failed")
+        raise DemoError("the local run failed")
 
 
 def collect(demo: Demo, report: Path) -> Status:
@@ -242,7 +267,11 @@ def failures(figures: Status) -> list[str]:
 
 
 def main() -> int:
-    figures = asyncio.run(run())
+    try:
+        figures = asyncio.run(run())
+    except DemoError as error:
+        print(f"the demo failed: {error}", file=sys.stderr)
+        return 1
     table = Table("measured by this run", "", title="elasticps demo", title_justify="left")
     for name, figure in figures.items():
         table.add_row(name, f"{figure:.3g}" if isinstance(figure, float) else f"{figure:,}")

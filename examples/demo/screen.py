@@ -20,8 +20,8 @@ EVENTS_SHOWN = 8
 class Screen:
     """``update`` with each status of the cluster, ``say`` what happens."""
 
-    def __init__(self, total_rounds: int) -> None:
-        self._total = total_rounds
+    def __init__(self) -> None:
+        self.total_rounds: int | None = None
         self._started = time.monotonic()
         self._console = Console()
         self._live = Live(console=self._console, refresh_per_second=4) if _is_terminal() else None
@@ -65,7 +65,7 @@ class Screen:
     def _line(self, job: dict[str, Any]) -> str:
         done = job["round"] or 0
         loss = job["metrics"].get("loss")
-        text = f"round {done:4d} of {self._total}"
+        text = f"round {done:4d}" + (f" of {self.total_rounds}" if self.total_rounds else "")
         text += f"  loss {loss:.4f}" if loss is not None else f"  {job['reason']}"
         blocks = "  ".join(f"{node}: {count}" for node, count in job["blocks_by_node"].items())
         return text + (f"  blocks {blocks}" if blocks else "")
@@ -77,7 +77,7 @@ class Screen:
             name = node["node"] + (" (leader)" if node["leader"] else "")
             workers = ", ".join(node["workers"]) or "-"
             nodes.add_row(name, node["state"], str(node["leads"]), workers)
-        bar = ProgressBar(total=self._total, completed=(job.get("round") or 0) if job else 0)
+        bar = ProgressBar(total=self.total_rounds, completed=job.get("round") or 0)
         line = self._line(job) if job else "starting"
         events = Text("\n".join(self._events[-EVENTS_SHOWN:]))
         return Group(Text(line), bar, nodes, events)

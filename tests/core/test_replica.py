@@ -24,18 +24,14 @@ ONE, TWO, THREE = WorkerId(1), WorkerId(2), WorkerId(3)
 
 def new_primary(*, initialized: bool = True) -> Replica:
     replica = Replica(me=ME)
-    replica.replication.adopt(
-        Entry(block=BlockId(1), primary=ME, epoch=PlanEpoch(5), fresh=True)
-    )
+    replica.replication.adopt(Entry(block=BlockId(1), primary=ME, epoch=PlanEpoch(5), fresh=True))
     if initialized:
         replica.initialize(digest=0)
     return replica
 
 
 def push(worker: WorkerId, seq: int, number: int = 1, generation: int = 1) -> Push:
-    return Push(
-        worker=worker, seq=Seq(seq), round=Round(number), generation=Generation(generation)
-    )
+    return Push(worker=worker, seq=Seq(seq), round=Round(number), generation=Generation(generation))
 
 
 def commit(number: int, *contributors: WorkerId, generation: int = 1) -> Commit:

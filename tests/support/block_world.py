@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from elasticps.core.audit import Tally, mix
-from elasticps.core.ids import BlockId, Generation, NodeId, PlanEpoch, Round, Seq, ServerId, WorkerId
+from elasticps.core.ids import (
+    BlockId,
+    Generation,
+    NodeId,
+    PlanEpoch,
+    Round,
+    Seq,
+    ServerId,
+    WorkerId,
+)
 from elasticps.core.placement import Site
 from elasticps.core.plan import Entry
 from elasticps.core.planner import first_plan, next_plan
@@ -226,8 +235,7 @@ class BlockWorld:
         """What a primary promises now reaches etcd."""
         replication = self.servers[name].replication
         self.reports[name] = [
-            CaughtUpRow(BLOCK, peer, replication.epoch, 1)
-            for peer in replication.promised_learners
+            CaughtUpRow(BLOCK, peer, replication.epoch, 1) for peer in replication.promised_learners
         ]
 
     def plan(self) -> bool:
@@ -380,9 +388,7 @@ class BlockWorld:
         if server is None or not self.durable:
             return
         number = Round(self._rounds(trainer) + 1)
-        push = Push(
-            worker=trainer.id, seq=trainer.seq, round=number, generation=self.generation
-        )
+        push = Push(worker=trainer.id, seq=trainer.seq, round=number, generation=self.generation)
         self.late_pushes.append((server.id, self.plans[trainer.plans_seen - 1].epoch, push))
         outcome = server.replica.push(push)
         if outcome in (PushOutcome.STAGE, PushOutcome.REPEATED):

@@ -9,9 +9,11 @@ from enum import Enum
 
 import torch
 
-from elasticps.core.ids import Seq, WorkerId
+from elasticps.core.ids import WorkerId
 from elasticps.server.hosted import Hosted
 from elasticps.wire.messages import encode
+
+CLOSE = 1e-9
 
 
 class Outcome(Enum):
@@ -23,72 +25,66 @@ class Outcome(Enum):
 
 
 @dataclass(slots=True)
-class _Push:
+class OneHot:
+    """One push: a 1 at a place of its own, in every block."""
+
     worker: WorkerId
-    seq: Seq
     place: int
     contributors: int = 0
     outcome: Outcome = Outcome.UNKNOWN
 
+    def acknowledged(self, contributors: int) -> None:
+        self.outcome, self.contributors = Outcome.ACKNOWLEDGED, contributors
+
+    def refused(self) -> None:
+        self.outcome = Outcome.REFUSED
+
 
 @dataclass(slots=True)
 class OneHotSet:
-    """Every push is a 1 at a place of its own, in every block; the servers subtract the mean.
+    """All pushes of a run whose servers subtract the mean of the gradients.
 
     With SGD at lr 1, weights of 1 and blocks that begin as zeros, a push of a round with n
     contributors leaves -1/n at its place if it was applied once: a loss cannot hide a duplicate.
     """
 
     places: int
-    pushes: list[_Push] = field(default_factory=list)
+    pushes: list[OneHot] = field(default_factory=list)
 
-    def gradient(self, worker: WorkerId, seq: Seq, dtype: torch.dtype) -> torch.Tensor:
-        """The next push of ``worker``: to be given to each of the blocks."""
-        place = len(self.pushes)
-        assert place < self.places, "the blocks have no place left"
-        self.pushes.append(_Push(worker, seq, place))
-        gradient = torch.zeros(self.places, dtype=dtype)
-        gradient[place] = 1.0
+    def next_of(self, worker: WorkerId) -> OneHot:
+        push = OneHot(worker, len(self.pushes))
+        assert push.place < self.places, "the blocks have no place left"
+        self.pushes.append(push)
+        return push
+
+    def gradient(self, push: OneHot) -> torch.Tensor:
+        """What ``push`` gives to each of the blocks."""
+        gradient = torch.zeros(self.places, dtype=torch.float64)
+        gradient[push.place] = 1.0
         return gradient
 
-    def acknowledged(self, worker: WorkerId, seq: Seq, contributors: int) -> None:
-        push = self._find(worker, seq)
-        push.outcome, push.contributors = Outcome.ACKNOWLEDGED, contributors
-
-    def refused(self, worker: WorkerId, seq: Seq) -> None:
-        self._find(worker, seq).outcome = Outcome.REFUSED
-
-    def _find(self, worker: WorkerId, seq: Seq) -> _Push:
-        return next(push for push in self.pushes if (push.worker, push.seq) == (worker, seq))
-
-    def faults(self, blocks: Sequence[torch.Tensor], worlds: Iterable[int]) -> list[str]:
-        """What is wrong with the blocks' values; ``worlds`` are the numbers of contributors seen.
-
-        They are all that the share of a push whose fate nobody heard can be a fraction of.
-        """
-        fractions = sorted(set(worlds))
+    def faults(self, blocks: Sequence[torch.Tensor], most_contributors: int) -> list[str]:
+        """What is wrong with the blocks' values at the end, in words; empty when all is right."""
         faults = []
         for push in self.pushes:
             shares = [-float(block[push.place]) for block in blocks]
-            if max(shares) - min(shares) > 1e-9:
-                faults.append(f"{push} is not whole: {shares}")
-            elif not self._is_right(push, shares[0], fractions):
+            if max(shares) - min(shares) > CLOSE:
+                faults.append(f"{push} differs between blocks: {shares}")
+            elif not any(abs(shares[0] - one) < CLOSE for one in _allowed(push, most_contributors)):
                 faults.append(f"{push} left {shares[0]}")
-        used = len(self.pushes)
-        faults += [f"a place of no push is not 0 in {n}" for n, b in _numbered(blocks, used)]
+        unused = (bool(block[len(self.pushes) :].any()) for block in blocks)
+        faults += [f"block {n} holds what nobody pushed" for n, bad in enumerate(unused) if bad]
         return faults
 
-    def _is_right(self, push: _Push, share: float, fractions: Sequence[int]) -> bool:
-        allowed = [0.0]
-        if push.outcome is Outcome.ACKNOWLEDGED:
-            allowed = [1.0 / push.contributors]
-        elif push.outcome is Outcome.UNKNOWN:
-            allowed = [0.0, *(1.0 / fraction for fraction in fractions)]
-        return any(abs(share - one) < 1e-9 for one in allowed)
 
-
-def _numbered(blocks: Sequence[torch.Tensor], used: int) -> Iterable[tuple[int, torch.Tensor]]:
-    return ((n, block) for n, block in enumerate(blocks) if bool(block[used:].any()))
+def _allowed(push: OneHot, most_contributors: int) -> Iterable[float]:
+    match push.outcome:
+        case Outcome.ACKNOWLEDGED:
+            return [1.0 / push.contributors]
+        case Outcome.REFUSED:
+            return [0.0]
+        case Outcome.UNKNOWN:
+            return [0.0, *(1.0 / count for count in range(1, most_contributors + 1))]
 
 
 def bits_of_round(

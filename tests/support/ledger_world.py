@@ -177,6 +177,8 @@ class World:
         self.applied.append(command)
         self._check_round(before)
         self._check_state()
+        same_members = self.ledger.members == before.members
+        assert same_members == (self.ledger.generation == before.generation)
         self.check_repeat(command)
         for name, answer in answers:
             worker = self.workers[name]
@@ -243,8 +245,9 @@ class World:
         if self.data is None or self.ledger.data is None:
             return
         ledger = self.ledger
+        assert set(ledger.leases) == set(ledger.members)
         lent = [positions(lease) for lease in ledger.leases.values()]
-        if ledger.leases and not self.removals and set(ledger.leases) == set(ledger.members):
+        if lent and not self.removals:
             assert max(map(len, lent)) - min(map(len, lent)) <= 1
         assert sum(map(len, lent)) <= self.data.batch_size
         kept = Counter(position for lease in lent for position in lease)

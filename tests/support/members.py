@@ -37,10 +37,13 @@ class Blueprint:
     options: dict[str, Any] = field(default_factory=lambda: {"lr": 0.1})
     dtype: torch.dtype = torch.float32
     block_bytes: int = 4096
+    zeros: bool = False
+    """Begin with zeros in place of random values."""
 
     def parameters(self, seed: int = 0) -> list[nn.Parameter]:
         """The initial values. Another ``seed`` stands for a worker that drew its own."""
-        return [nn.Parameter(item) for item in self.random(seed)]
+        values = self.full(0.0) if self.zeros else self.random(seed)
+        return [nn.Parameter(item) for item in values]
 
     def random(self, seed: int) -> list[torch.Tensor]:
         """A tensor for each parameter, equal for equal seeds."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -32,20 +32,23 @@ from elasticps.core.placement import Site
 from elasticps.core.plan import Entry
 from elasticps.core.planner import first_plan, next_plan
 from elasticps.core.records import CaughtUpRow, ServerRecord
+from elasticps.errors import ElasticError, WireError
 from elasticps.server.hosted import Hosted
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.main import ShardServer
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.session import Session
 from elasticps.wire.address import Address
-from elasticps.wire.connection import Connection
+from elasticps.wire.connection import Connection, connect
 from elasticps.wire.control import ControlEnd, tell
+from elasticps.wire.frame import Header, Kind
 from elasticps.wire.listener import Listener, listen
 from elasticps.wire.messages import (
     AliveWorkers,
     Control,
     Describe,
     Finished,
+    HelloMeta,
     JobInfo,
     PlanRow,
     PlanUpdate,
@@ -55,11 +58,12 @@ from elasticps.wire.messages import (
     ServeUntil,
     Welcome,
     WorkerHello,
+    encode,
 )
 from elasticps.worker.run import AGENT_VARIABLE, WORKER_VARIABLE
 from tests.support.members import Blueprint, Member, together
 from tests.support.processes import open_fds
-from tests.support.wire import eventually
+from tests.support.wire import PATIENCE_S, eventually
 
 CLUSTER = "rig"
 JOB = JobKey(1)
@@ -97,7 +101,10 @@ class Child:
 
 @dataclass(slots=True, eq=False)
 class RigServer:
-    """One life of a shard server. ``promises`` is what it reported last."""
+    """One life of a shard server.
+
+    ``promises`` is what it reported last, ``errors`` the broken rules it closed connections for.
+    """
 
     server: ShardServer
     record: ServerRecord
@@ -105,6 +112,7 @@ class RigServer:
     listeners: tuple[Listener, Listener]
     sessions: dict[Connection, Session]
     child: Child
+    errors: list[ElasticError]
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     promises: tuple[CaughtUpRow, ...] = ()
 
@@ -116,9 +124,28 @@ class RigServer:
     def tcp(self) -> Address:
         return self.listeners[0].address
 
+    @contextlib.asynccontextmanager
+    async def spoken_to(self, caller: object) -> AsyncIterator[Connection]:
+        """A connection that has said hello as ``caller``; without hello if that is empty."""
+        async with await connect(self.tcp, timeout_s=PATIENCE_S) as conn:
+            if caller:
+                hello = encode(HelloMeta(cluster=CLUSTER, caller=str(caller)))
+                await conn.request(Header(Kind.HELLO), hello, timeout_s=PATIENCE_S)
+            yield conn
+
+    def connections_from(self, caller: ServerId) -> list[Connection]:
+        return [conn for conn, session in self.sessions.items() if session._caller == caller]
+
+    def forget_closed(self) -> None:
+        """Keep no connection of the past alive."""
+        self.errors.clear()
+        for conn in [conn for conn in self.sessions if conn.closed]:
+            del self.sessions[conn]
+
     @property
-    def wire_errors(self) -> int:
-        return sum(listener.wire_errors for listener in self.listeners)
+    def receives(self) -> bool:
+        """True while a payload is on its way in: some of its bytes may be here."""
+        return any(session._incoming is not None for session in self.sessions.values())
 
     def cut(self) -> None:
         """Reset every data connection from and to this server."""
@@ -129,13 +156,13 @@ class RigServer:
         return self.server.table.replica(JOB, block)
 
     def parameter_block(self, block: BlockId) -> ParameterBlock:
-        found = self.server.table.block(JOB, block)
-        assert found is not None
+        found = self.replica(block)
+        assert isinstance(found, ParameterBlock)
         return found
 
     def ledger_host(self) -> LedgerHost:
-        found = self.server.table.ledger(JOB)
-        assert found is not None
+        found = self.replica(LEDGER)
+        assert isinstance(found, LedgerHost)
         return found
 
     async def hear_promises(self, on_change: Callable[[], None]) -> None:
@@ -164,6 +191,7 @@ class Rig:
         self.alive: list[WorkerId] = []
         self.revision = int(JOB)
         self.accidents: list[dict[str, Any]] = []
+        self.leading = True
         self.progress: dict[str, Progress] = {}
         self.finished: dict[str, Finished] = {}
         self._first_servers = servers
@@ -251,17 +279,20 @@ class Rig:
     ) -> None:
         server = ShardServer(CLUSTER, me, tasks)
         sessions: dict[Connection, Session] = {}
+        errors: list[ElasticError] = []
 
         def session(conn: Connection) -> Session:
-            for closed in [other for other in sessions if other.closed]:
-                del sessions[closed]
             sessions[conn] = Session(CLUSTER, server.table, server.lease)
             return sessions[conn]
 
+        def note(conn: Connection, error: ElasticError) -> None:
+            if isinstance(error, WireError):
+                errors.append(error)
+
         unix_path = self._directory / f"{me.replace('/', '.')}.sock"
         async with (
-            listen(Address.tcp("127.0.0.1", 0), session) as tcp,
-            listen(Address.unix(unix_path), session) as unix,
+            listen(Address.tcp("127.0.0.1", 0), session, on_error=note) as tcp,
+            listen(Address.unix(unix_path), session, on_error=note) as unix,
         ):
             made = RigServer(
                 server=server,
@@ -269,6 +300,7 @@ class Rig:
                 site=Site(server=me, node=node),
                 listeners=(tcp, unix),
                 sessions=sessions,
+                errors=errors,
                 child=Child(lambda message: server.on_message(_NOBODY, message), self._lag),
             )
             tasks.create_task(made.hear_promises(self.lead))
@@ -308,8 +340,8 @@ class Rig:
         self._write(first_plan(self.sizes, self.sites, self._replicas))
 
     def lead(self) -> None:
-        """Write plans until there is nothing left to change."""
-        while self.model is not None and (changed := self._changed()):
+        """Write plans until there is nothing left to change; nothing while ``leading`` is false."""
+        while self.leading and self.model is not None and (changed := self._changed()):
             self._write(changed)
 
     def _changed(self) -> list[Entry]:
@@ -343,8 +375,8 @@ class Rig:
     @property
     def ledger(self) -> Ledger:
         """The ledger's state at its primary; one without members until there is a primary."""
-        hosted = self.primary(LEDGER).server.table.ledger(JOB)
-        return hosted._ledger if hosted else Ledger(start_workers=0)
+        hosted = self.primary(LEDGER).replica(LEDGER)
+        return hosted._ledger if isinstance(hosted, LedgerHost) else Ledger(start_workers=0)
 
     def pin(self, block: BlockId, *servers: ServerId) -> None:
         """From now on ``block`` belongs on these servers, the present holders first to lead."""
@@ -490,4 +522,3 @@ class Rig:
 
 _NOBODY = cast("Connection", None)
 """The channel that a message from the rig came by."""
-

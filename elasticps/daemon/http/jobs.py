@@ -73,7 +73,7 @@ class JobRoutes:
         body = await body_of(request, JobBody)
         _check(body)
         name = await self._create(body)
-        await self._node.until(lambda: name in self._view.jobs)
+        await self._node.until(lambda: name in self._view.jobs and self._view.jobs[name].spec)
         return as_json(await self._status.job(self._view.jobs[name]), status=201)
 
     async def _create(self, body: JobBody) -> JobName:

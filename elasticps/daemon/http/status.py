@@ -37,9 +37,13 @@ class ChildRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What only a node's own daemon knows: ``GET /api/v1/local``."""
+    """What only a node's own daemon knows: ``GET /api/v1/local``.
+
+    ``foreign_values`` counts the keys and values in etcd that it could not read.
+    """
 
     node: NodeId
+    foreign_values: int
     load: ServerLoad | None
     children: tuple[ChildRow, ...]
     workers: tuple[LocalWorker, ...]
@@ -59,7 +63,13 @@ def local_status(node: Node) -> LocalStatus:
     workers = tuple(
         LocalWorker(uid=life.uid, progress=life.progress) for life in node.workers.lives.values()
     )
-    return LocalStatus(node=node.name, load=node.server.load, children=children, workers=workers)
+    return LocalStatus(
+        node=node.name,
+        foreign_values=node.view.foreign_values,
+        load=node.server.load,
+        children=children,
+        workers=workers,
+    )
 
 
 class ClusterStatus:
@@ -172,7 +182,7 @@ class ClusterStatus:
         return {
             "job": job.name,
             "state": status.state.value if status else "PENDING",
-            "reason": status.reason if status else "waiting for a leader",
+            "reason": status.reason if status else _no_status(job),
             "script": spec.argv[0],
             "strategy": spec.strategy,
             "replicas": spec.replicas,
@@ -193,6 +203,11 @@ class ClusterStatus:
             "submitted_unix": spec.submitted_unix,
             "ended_unix": status.ended_unix if status else None,
         }
+
+
+def _no_status(job: JobView) -> str:
+    unreadable = "its status in etcd cannot be read: it is left alone"
+    return unreadable if "status" in job.damaged else "waiting for a leader"
 
 
 def _lives(job: JobView) -> list[LivingWorker]:

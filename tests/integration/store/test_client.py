@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -268,5 +269,6 @@ async def test_a_full_database_is_an_error_in_etcds_words(tmp_path: Path) -> Non
 
 
 async def fill(store: Store) -> None:
-    for i in range(20):
+    """Write until etcd refuses. It learns its own size at each commit only: no fixed number."""
+    for i in itertools.count():
         await store.put(f"/{i}", bytes(MIB))

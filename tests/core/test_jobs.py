@@ -1,0 +1,201 @@
+"""A job's status as its workers come, finish and fail; and records that are not ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from elasticps.core.audit import Verdict
+from elasticps.core.ids import JobName, NodeId, WorkerId
+from elasticps.core.jobs import lost, next_status
+from elasticps.core.records import (
+    JobSpec,
+    JobState,
+    JobStatus,
+    LivingWorker,
+    WorkerRecord,
+    WorkerState,
+    decode,
+    encode,
+)
+from elasticps.errors import StoreError
+
+A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
+RUNNING, SUCCEEDED = WorkerState.RUNNING, WorkerState.SUCCEEDED
+LEFT, FAILED, KILLED = WorkerState.LEFT, WorkerState.FAILED, WorkerState.KILLED
+SPEC = JobSpec(name=JobName("job"), argv=("train.py",), cwd="/", start_workers=2)
+SLOTS = {A: 1, B: 1}
+PENDING_JOB = JobStatus(state=JobState.PENDING, reason="")
+RUNNING_JOB = JobStatus(state=JobState.RUNNING, reason="2 workers", workers={A: 1, B: 1})
+NOW = 100.0
+
+
+def life(number: int, node: NodeId, state: WorkerState, **record: Any) -> LivingWorker:
+    return LivingWorker(
+        worker=WorkerId(number),
+        uid=f"w{number}",
+        record=WorkerRecord(node=node, state=state, **record),
+    )
+
+
+def status_after(
+    status: JobStatus | None,
+    *workers: LivingWorker,
+    slots: dict[NodeId, int] = SLOTS,
+    spec: JobSpec = SPEC,
+    cancelled: bool = False,
+) -> JobStatus:
+    """The next status; asked again, nothing changes any more."""
+    following = next_status(
+        spec, status, slots=slots, workers=workers, cancelled=cancelled, now_unix=NOW
+    )
+    again = next_status(
+        spec, following, slots=slots, workers=workers, cancelled=cancelled, now_unix=NOW + 1
+    )
+    assert again == following
+    return following
+
+
+@pytest.mark.parametrize(
+    ("status", "workers", "slots", "state", "wanted"),
+    [
+        (None, [], {}, JobState.PENDING, {}),
+        (None, [], SLOTS, JobState.PENDING, {A: 1, B: 1}),
+        (None, [life(1, A, RUNNING)], SLOTS, JobState.PENDING, {A: 1, B: 1}),
+        (
+            PENDING_JOB,
+            [life(1, A, RUNNING), life(2, B, RUNNING)],
+            SLOTS,
+            JobState.RUNNING,
+            {A: 1, B: 1},
+        ),
+        # once it runs, it goes on with whoever there is
+        (RUNNING_JOB, [life(2, B, RUNNING)], SLOTS, JobState.RUNNING, {A: 1, B: 1}),
+        (
+            RUNNING_JOB,
+            [life(1, A, KILLED), life(2, B, RUNNING)],
+            SLOTS,
+            JobState.RUNNING,
+            {A: 1, B: 1},
+        ),
+        (
+            RUNNING_JOB,
+            [life(1, A, LEFT), life(2, B, RUNNING)],
+            {B: 1, C: 2},
+            JobState.RUNNING,
+            {B: 1, C: 2},
+        ),
+        (RUNNING_JOB, [life(1, A, RUNNING)], {}, JobState.PENDING, {}),
+        # nobody is started any more when the first has finished
+        (
+            RUNNING_JOB,
+            [life(1, A, SUCCEEDED), life(2, B, RUNNING)],
+            {A: 1, B: 1, C: 1},
+            JobState.RUNNING,
+            {B: 1},
+        ),
+        (RUNNING_JOB, [life(1, A, SUCCEEDED), life(2, B, LEFT)], SLOTS, JobState.SUCCEEDED, {}),
+        (RUNNING_JOB, [life(1, A, SUCCEEDED), life(2, B, KILLED)], SLOTS, JobState.SUCCEEDED, {}),
+        (RUNNING_JOB, [life(1, A, FAILED), life(2, B, RUNNING)], SLOTS, JobState.FAILED, {}),
+        (RUNNING_JOB, [life(1, A, FAILED), life(2, B, SUCCEEDED)], SLOTS, JobState.FAILED, {}),
+        (RUNNING_JOB, [life(1, A, LEFT), life(2, B, KILLED)], SLOTS, JobState.RUNNING, SLOTS),
+    ],
+)
+def test_a_jobs_state_and_how_many_workers_each_node_runs(
+    status: JobStatus | None,
+    workers: list[LivingWorker],
+    slots: dict[NodeId, int],
+    state: JobState,
+    wanted: dict[NodeId, int],
+) -> None:
+    following = status_after(status, *workers, slots=slots)
+    assert (following.state, following.workers) == (state, wanted)
+    assert following.reason
+    assert (following.ended_unix == NOW) == state.final
+
+
+@pytest.mark.parametrize(
+    ("most", "wanted"), [(1, {A: 1}), (3, {A: 2, B: 1}), (9, {A: 2, B: 1, C: 2})]
+)
+def test_slots_are_filled_in_node_order_up_to_max_workers(
+    most: int, wanted: dict[NodeId, int]
+) -> None:
+    spec = msgspec.structs.replace(SPEC, max_workers=most, start_workers=1)
+    slots = {C: 2, A: 2, B: 1}
+    following = status_after(None, life(1, A, RUNNING), spec=spec, slots=slots)
+    assert following.workers == wanted
+    assert list(following.workers) == sorted(wanted)
+
+
+def test_a_failed_job_names_the_first_worker_that_failed_with_its_traceback() -> None:
+    failed = status_after(
+        RUNNING_JOB,
+        life(7, B, FAILED, reason="exit code 1", traceback="later"),
+        life(3, A, FAILED, reason="ValueError", traceback="first"),
+    )
+    assert failed.failure is not None
+    assert (failed.failure.node, failed.failure.worker) == (A, "w3")
+    assert (failed.failure.reason, failed.failure.traceback) == ("ValueError", "first")
+    assert "ValueError" in failed.reason
+
+
+def test_a_cancelled_job_ends_whatever_its_workers_do() -> None:
+    for workers in ([], [life(1, A, RUNNING)], [life(1, A, FAILED)]):
+        cancelled = status_after(RUNNING_JOB, *workers, cancelled=True)
+        assert (cancelled.state, cancelled.workers) == (JobState.CANCELLED, {})
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
+def test_a_job_that_has_ended_stays_as_it_is(state: JobState) -> None:
+    ended = msgspec.structs.replace(RUNNING_JOB, state=state, ended_unix=1.0)
+    assert status_after(ended, life(1, A, FAILED), cancelled=True) == ended
+
+
+def test_a_job_whose_blocks_are_gone_has_failed() -> None:
+    failed = lost(RUNNING_JOB, "3 blocks are lost", NOW)
+    assert (failed.state, failed.reason, failed.ended_unix) == (
+        JobState.FAILED,
+        "3 blocks are lost",
+        NOW,
+    )
+    assert failed.workers == {}
+
+
+def test_verdicts_of_all_workers_add_up() -> None:
+    status = status_after(
+        RUNNING_JOB,
+        life(1, A, LEFT, verdict=Verdict(5, 0, 1)),
+        life(2, B, RUNNING),
+        life(3, B, SUCCEEDED, verdict=Verdict(4, 2, 0)),
+    )
+    assert status.verdict == Verdict(9, 2, 1)
+
+
+def test_a_record_reads_back_as_it_was() -> None:
+    for record in (SPEC, RUNNING_JOB, status_after(RUNNING_JOB, life(1, A, FAILED, reason="x"))):
+        assert decode(encode(record), type(record), "key") == record
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"not ours",
+        b'{"node": 3}',
+        b'{"node": "a", "state": "resting"}',
+        b'{"node": "a"',
+        b'{"node": "\xff\xfe"}',
+        b'{"unknown": ' + b"[" * 100_000,
+    ],
+)
+def test_a_value_that_is_not_such_a_record_is_a_store_error_that_names_its_key(
+    value: bytes,
+) -> None:
+    with pytest.raises(StoreError) as refused:
+        decode(value, WorkerRecord, "/elasticps/c/key")
+    assert refused.value.where == "/elasticps/c/key"

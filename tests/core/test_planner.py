@@ -1,0 +1,385 @@
+"""Plans: step by step to where blocks belong, never without a whole replica on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from elasticps.core.ids import BlockId, NodeId, PlanEpoch, ServerId
+from elasticps.core.placement import Site
+from elasticps.core.plan import Entry
+from elasticps.core.planner import MOVES_IN_FLIGHT, Planned, first_plan, next_plan
+from elasticps.core.records import CaughtUpRow
+
+A, B, C, D = (ServerId(f"{name}/1") for name in "abcd")
+
+
+def site(server: ServerId) -> Site:
+    return Site(server=server, node=NodeId(server.split("/")[0]))
+
+
+def entry(
+    primary: ServerId,
+    in_sync: tuple[ServerId, ...] = (),
+    learners: tuple[ServerId, ...] = (),
+    *,
+    block: int = 0,
+    epoch: int = 5,
+    fresh: bool = False,
+) -> Entry:
+    return Entry(
+        block=BlockId(block),
+        primary=primary,
+        in_sync=in_sync,
+        learners=learners,
+        epoch=PlanEpoch(epoch),
+        fresh=fresh,
+    )
+
+
+def row(learner: ServerId, *, block: int = 0, epoch: int = 5) -> CaughtUpRow:
+    return CaughtUpRow(BlockId(block), learner, PlanEpoch(epoch), snapshot_bytes=8)
+
+
+def step_of(
+    before: Entry,
+    *,
+    sites: str,
+    alive: str | None = None,
+    rows: Sequence[CaughtUpRow] = (),
+    replicas: int = 1,
+) -> Planned:
+    """The next plan of one block; servers are named by their nodes' letters."""
+    named = [ServerId(f"{letter}/1") for letter in sites]
+    living = [ServerId(f"{letter}/1") for letter in (alive or sites)]
+    return next_plan([8], [before], [site(server) for server in named], living, rows, replicas)
+
+
+def changed(planned: Planned) -> tuple[ServerId, tuple[ServerId, ...], tuple[ServerId, ...]] | None:
+    """The one entry that changed: primary, in-sync backups, learners."""
+    if not planned.changed:
+        return None
+    (after,) = planned.changed
+    assert after.epoch == 0
+    return after.primary, after.in_sync, after.learners
+
+
+# -- one block ----------------------------------------------------------------------------------
+
+
+def test_a_block_begins_with_its_backups_as_learners() -> None:
+    entries = first_plan([8, 8], [site(A), site(B)], replicas=2)
+    assert [one.block for one in entries] == [0, 1]
+    assert {one.primary for one in entries} == {A, B}
+    for one in entries:
+        assert one.fresh
+        assert (one.in_sync, len(one.learners)) == ((), 1)
+        assert set(one.servers) == {A, B}
+
+
+@pytest.mark.parametrize(
+    ("before", "sites", "alive", "replicas", "after"),
+    [
+        # nothing to do
+        (entry(A), "a", "a", 1, None),
+        (entry(A, (B,)), "ab", "ab", 2, None),
+        (entry(A, (B,)), "abc", "abc", 2, None),
+        (entry(A, (), (B,)), "ab", "ab", 2, None),
+        (entry(A, (), (B,)), "b", "ab", 1, None),
+        (entry(A, (), (B,)), "ab", "ab", 1, None),
+        # a draining server serves until it is relieved
+        (entry(A), "b", "ab", 1, (A, (), (B,))),
+        (entry(A, (B,)), "bc", "abc", 2, (A, (B,), (C,))),
+        (entry(A, (B,)), "b", "ab", 2, (B, (), ())),
+        # the dead
+        (entry(A, (B,)), "bc", "bc", 2, (B, (), (C,))),
+        (entry(A, (B, C)), "bc", "bc", 3, (B, (C,), ())),
+        (entry(A, (B,)), "a", "a", 2, (A, (), ())),
+        (entry(A, (), (B,)), "a", "a", 2, (A, (), ())),
+        (entry(A, (), (B,)), "ac", "ac", 2, (A, (), (C,))),
+        # nobody may hold blocks: those that do go on
+        (entry(A), "", "a", 1, None),
+        (entry(A, (B,)), "", "a", 2, (A, (), ())),
+        (entry(A, (), (B,)), "", "ab", 1, (A, (), ())),
+        # the learner's server drains before the move is made: the block may as well stay
+        (entry(A, (), (B,)), "a", "ab", 1, (A, (), ())),
+        (entry(C, (), (B,)), "ac", "abc", 1, (C, (), ())),
+    ],
+)
+def test_the_next_entry_of_a_block(
+    before: Entry,
+    sites: str,
+    alive: str,
+    replicas: int,
+    after: tuple[ServerId, tuple[ServerId, ...], tuple[ServerId, ...]] | None,
+) -> None:
+    planned = step_of(before, sites=sites, alive=alive, replicas=replicas)
+    assert changed(planned) == after
+    assert planned.orphaned == planned.arrived == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "sites", "rows", "replicas", "after"),
+    [
+        (entry(A, (), (B,)), "b", [row(B)], 1, (B, (), ())),
+        (entry(A, (), (B,)), "ab", [row(B)], 2, (A, (B,), ())),
+        (entry(A, (), (B, C)), "abc", [row(B)], 3, (A, (B,), (C,))),
+        (entry(A, (), (B, C)), "abc", [row(C), row(B)], 3, (A, (B, C), ())),
+        (entry(A, (B,), (C,)), "bc", [row(C)], 2, (B, (C,), ())),
+    ],
+)
+def test_a_learner_that_caught_up_is_promoted_and_counted_as_arrived(
+    before: Entry,
+    sites: str,
+    rows: list[CaughtUpRow],
+    replicas: int,
+    after: tuple[ServerId, tuple[ServerId, ...], tuple[ServerId, ...]],
+) -> None:
+    planned = step_of(before, sites=sites, alive="abc", rows=rows, replicas=replicas)
+    assert changed(planned) == after
+    assert set(planned.arrived) == set(rows)
+
+
+@pytest.mark.parametrize(
+    "unfit", [row(B, epoch=4), row(B, epoch=6), row(B, block=1), row(C), row(A)]
+)
+def test_a_promise_counts_for_its_block_its_learner_and_its_epoch_alone(
+    unfit: CaughtUpRow,
+) -> None:
+    before = entry(A, (), (B,))
+    planned = step_of(before, sites="b", alive="abc", rows=[unfit])
+    assert changed(planned) is None
+    assert planned.pending_moves == 1
+
+
+def test_a_dead_learners_promise_counts_for_nothing() -> None:
+    planned = step_of(entry(A, (), (B,)), sites="ac", alive="ac", rows=[row(B)], replicas=2)
+    assert changed(planned) == (A, (), (C,))
+    assert planned.arrived == ()
+
+
+@pytest.mark.parametrize("before", [entry(A), entry(A, (B,)), entry(A, (), (C,), fresh=True)])
+def test_a_block_without_a_living_replica_is_reported_and_left_as_it_is(before: Entry) -> None:
+    planned = step_of(before, sites="cd", replicas=2)
+    assert planned.orphaned == (before,)
+    assert planned.changed == ()
+
+
+def test_a_promised_learner_saves_the_block_when_its_last_holder_dies() -> None:
+    planned = step_of(entry(A, (), (B,)), sites="b", rows=[row(B)])
+    assert changed(planned) == (B, (), ())
+    assert planned.orphaned == ()
+
+
+def test_the_first_primary_stays_marked_until_another_leads() -> None:
+    """It may see the second plan without ever having seen the first."""
+    before = entry(A, (), (B,), fresh=True)
+    (after,) = step_of(before, sites="ac", replicas=2).changed
+    assert after.fresh
+    (after,) = step_of(before, sites="b", alive="ab", rows=[row(B)]).changed
+    assert not after.fresh
+
+
+def test_a_server_fills_a_bounded_number_of_learners_at_a_time() -> None:
+    blocks = 4 * MOVES_IN_FLIGHT
+    cluster = Cluster(blocks, 1, Random(0))
+    cluster.add(A)
+    cluster.begin()
+    cluster.add(B)
+    assert len(cluster.step().changed) == MOVES_IN_FLIGHT
+    assert cluster.step().changed == ()
+    cluster.catch_up(share=0.5)
+    planned = cluster.step()
+    assert len(planned.arrived) <= MOVES_IN_FLIGHT
+    assert planned.pending_moves == 2 * MOVES_IN_FLIGHT - len(planned.arrived)
+
+
+# -- many blocks, any order ---------------------------------------------------------------------
+
+
+class Cluster:
+    """A job's plan while servers join, drain and die; every step is held against the promises."""
+
+    def __init__(self, blocks: int, replicas: int, random: Random) -> None:
+        self.random = random
+        self.replicas = replicas
+        self.sizes = [random.choice([8, 8, 8, 4]) for _ in range(blocks)]
+        if replicas == 1:
+            self.sizes = [8] * blocks
+        self.alive: list[ServerId] = []
+        self.drained: set[ServerId] = set()
+        self.entries: list[Entry] = []
+        self.rows: list[CaughtUpRow] = []
+        self.revision = 1
+        self.planned_for: list[Site] = []
+
+    @property
+    def sites(self) -> list[Site]:
+        return [site(server) for server in self.alive if server not in self.drained]
+
+    def add(self, server: ServerId) -> None:
+        self.alive.append(server)
+
+    def begin(self) -> None:
+        self.entries = list(first_plan(self.sizes, self.sites, self.replicas))
+        self._stamp(self.entries)
+
+    def _stamp(self, changed: Sequence[Entry]) -> None:
+        self.revision += 1
+        for one in changed:
+            self.entries[one.block] = replace(one, epoch=PlanEpoch(self.revision))
+
+    def catch_up(self, share: float) -> None:
+        self.rows = [
+            CaughtUpRow(one.block, learner, one.epoch, 1)
+            for one in self.entries
+            for learner in one.learners
+            if learner in self.alive and one.primary in self.alive
+            if self.random.random() < share
+        ]
+
+    def step(self) -> Planned:
+        """Write the leader's next plan."""
+        planned = next_plan(
+            self.sizes, self.entries, self.sites, self.alive, self.rows, self.replicas
+        )
+        again = next_plan(
+            self.sizes, self.entries, self.sites, self.alive, self.rows, self.replicas
+        )
+        assert again == planned
+        goes_on = self.replicas == 1 and self.sites == self.planned_for
+        self.planned_for = self.sites
+        for after in planned.changed:
+            self._check_step(self.entries[after.block], after, goes_on=goes_on)
+        before = self._learners()
+        self._stamp(planned.changed)
+        for server, count in self._learners().items():
+            assert count <= max(MOVES_IN_FLIGHT, before[server])
+        assert {one.block for one in planned.orphaned} == {
+            one.block for one in self.entries if not set(one.holders) & set(self.alive)
+        }
+        return planned
+
+    def _learners(self) -> Counter[ServerId]:
+        return Counter(
+            learner for one in self.entries for learner in one.learners if learner in self.alive
+        )
+
+    def _check_step(self, before: Entry, after: Entry, *, goes_on: bool) -> None:
+        promised = {row.learner for row in self.rows if row.block == before.block}
+        whole = {server for server in (*before.holders, *promised) if server in self.alive}
+        assert after.epoch == 0
+        assert set(after.holders) <= whole, "a server that lacks ops was promoted"
+        assert set(after.learners) <= set(self.alive) - whole
+        assert len(set(after.servers)) == len(after.servers)
+        wanted = min(self.replicas, len(self.sites))
+        assert len(after.holders) >= min(len(whole), wanted), "a replica was dropped too early"
+        if goes_on:
+            assert set(before.learners) <= set(after.servers), "a move under way was undone"
+
+    def settle(self) -> None:
+        """With all learners caught up, the plan reaches its target, and then changes nothing."""
+        for _ in range(30):
+            self.catch_up(share=1.0)
+            planned = self.step()
+            if not planned.changed:
+                break
+        else:
+            raise AssertionError("the plan does not settle")
+        assert planned.pending_moves == 0
+        assert self._learners() == Counter()
+        eligible = {one.server for one in self.sites}
+        for one in self.entries:
+            if one not in planned.orphaned and eligible:
+                assert set(one.servers) <= eligible, "a drained server still holds a block"
+                assert len(one.holders) == min(self.replicas, len(eligible))
+        if not planned.orphaned and eligible:
+            self._check_balance()
+
+    def _check_balance(self) -> None:
+        largest = max(self.sizes)
+        held = {one.server: 0 for one in self.sites}
+        for one in self.entries:
+            held[one.primary] += self.sizes[one.block]
+        share = sum(self.sizes) / len(held)
+        assert all(abs(size - share) < largest for size in held.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "replicas"), [("join", 1), ("drain", 1), ("drain", 2), ("drain", 3), ("die", 2)]
+)
+def test_a_move_under_way_is_not_undone(change: str, replicas: int) -> None:
+    for seed in range(10):
+        cluster = Cluster(5 + 5 * seed, replicas, Random(seed))
+        for server in (A, B, C, D):
+            cluster.add(server)
+        cluster.begin()
+        cluster.settle()
+        if change == "join":
+            cluster.add(ServerId("e/1"))
+        elif change == "drain":
+            cluster.drained.add(A)
+        else:
+            cluster.alive.remove(A)
+        for _ in range(6):
+            before = {one.block: one.learners for one in cluster.entries}
+            cluster.catch_up(share=0.4)
+            for after in cluster.step().changed:
+                assert set(before[after.block]) <= set(after.servers)
+        cluster.settle()
+
+
+class Walk:
+    """Servers join, drain and die while learners catch up or do not, drawn from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        random = self.random = Random(seed)
+        self.cluster = Cluster(random.randint(1, 24), random.randint(1, 3), random)
+        for _ in range(random.randint(1, 4)):
+            self.join()
+        self.cluster.begin()
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            act = self.random.choice(
+                [self.join, self.drain, self.undrain, self.die, *[self.go_on] * 6]
+            )
+            act()
+        self.go_on()
+        self.cluster.settle()
+
+    def join(self) -> None:
+        if len(self.cluster.alive) < 6:
+            self.cluster.revision += 1
+            number = self.cluster.revision
+            self.cluster.add(ServerId(f"n{number}/{number}"))
+
+    def drain(self) -> None:
+        self.cluster.drained.add(self.random.choice(self.cluster.alive))
+
+    def undrain(self) -> None:
+        self.cluster.drained.clear()
+
+    def die(self) -> None:
+        server = self.random.choice(self.cluster.alive)
+        others = set(self.cluster.alive) - {server}
+        if all(set(one.holders) & others for one in self.cluster.entries):
+            self.cluster.alive.remove(server)
+
+    def go_on(self) -> None:
+        self.cluster.catch_up(share=self.random.choice([0.0, 0.3, 1.0]))
+        self.cluster.step()
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_a_plan_settles_without_ever_losing_a_whole_replica(block: int) -> None:
+    for seed in range(25 * block, 25 * (block + 1)):
+        try:
+            Walk(seed).run(steps=25)
+        except AssertionError as error:
+            error.add_note(f"seed {seed}")
+            raise

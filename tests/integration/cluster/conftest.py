@@ -1,0 +1,33 @@
+"""One cluster of two nodes for all tests that leave it as they found it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.integration.cluster.acts import Cluster, started
+
+Script = Callable[[str], Path]
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """n1 and n2: give them jobs, but kill nothing that does not come back."""
+    async with started(2, tmp_path_factory.mktemp("shared-cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """``script(text)``: a file that holds it."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
