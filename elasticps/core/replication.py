@@ -207,8 +207,14 @@ class Replication:
             return Check.BEHIND
         return Check.OK if self.role in (Role.LEARNER, Role.IN_SYNC) else Check.UNKNOWN
 
-    def check_snapshot(self, epoch: PlanEpoch) -> Check:
-        return self._check_stream(epoch)
+    def check_snapshot(self, epoch: PlanEpoch, version: int) -> Check:
+        """May a snapshot as of ``version`` replace this replica's state? CONFLICT: it is late.
+
+        A stream that broke may still have a snapshot under way when its successor is further on.
+        """
+        verdict = self._check_stream(epoch)
+        late = self._continues and version < self.version
+        return Check.CONFLICT if verdict is Check.OK and late else verdict
 
     def install(self, version: int, history: int) -> None:
         """A snapshot's state has replaced this replica's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import uvloop
@@ -13,6 +14,8 @@ from elasticps.daemon.node import Node
 from elasticps.daemon.notify import Notifier
 from elasticps.errors import ElasticError
 from elasticps.store import Store
+
+SERVICE_MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 def run(config: DaemonConfig) -> int:
@@ -34,8 +37,11 @@ def run(config: DaemonConfig) -> int:
 
 
 async def _run(config: DaemonConfig) -> int:
+    notifier = Notifier.from_environment()
+    for name in SERVICE_MANAGER_VARIABLES:  # they are meant for this process, not for its children
+        os.environ.pop(name, None)
     async with Store(config.etcd) as store:
-        return await Node(config, store, Notifier.from_environment()).run(serve_http)
+        return await Node(config, store, notifier).run(serve_http)
 
 
 def _cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:

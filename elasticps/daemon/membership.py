@@ -97,7 +97,9 @@ class Membership:
     async def _claim(self, record: NodeRecord, lease: Lease) -> None:
         """Take the node's key; an older life's key is waited for as long as its lease may last."""
         key = self._keys.node(record.node)
-        deadline = time.monotonic() + 2 * self._config.lease_ttl_s
+        wait_s = 2 * self._config.lease_ttl_s
+        deadline = time.monotonic() + wait_s
+        waiting = False
         while await self._store.create(key, encode(record), lease.id) is None:
             held = await self._store.get(key)
             if held is None:
@@ -112,6 +114,9 @@ class Membership:
                     hint="give each machine's daemon an id of its own with --node",
                 )
             else:
+                if not waiting:
+                    log.warning("node id %s is taken: waiting at most %d s", record.node, wait_s)
+                waiting = True
                 await asyncio.sleep(RETRY_S)
 
     async def _keep_record(self, lease: Lease) -> None:

@@ -211,7 +211,10 @@ def _sizes(model: Model | None) -> tuple[int, ...]:
 
 
 def _plan_part(value: KeyValue) -> PlanPart:
-    return PlanPart(decode_part(value.value, value.mod_revision), value.mod_revision)
+    try:
+        return PlanPart(decode_part(value.value, value.mod_revision), value.mod_revision)
+    except StoreError as error:
+        raise StoreError(error.what, where=value.key) from error
 
 
 def _life(parsed: ParsedKey, value: KeyValue) -> LivingWorker:

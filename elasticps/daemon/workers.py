@@ -28,7 +28,7 @@ from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.view import ClusterView, JobView
-from elasticps.errors import StoreError, StoreUnavailable
+from elasticps.errors import StoreError, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
 from elasticps.wire.messages import Finished, Progress, Retire, Welcome
 from elasticps.worker.launch import ScriptFailure
@@ -155,7 +155,8 @@ class Workers:
     async def _start(self, job: JobView, spec: JobSpec, lease: Lease) -> None:
         """Record the life in etcd, which names it, then start the process."""
         while True:
-            uid = f"{self._me}.{self._next_number}"
+            number = self._next_number
+            uid = f"{self._me}.{number}"
             record = encode(WorkerRecord(node=self._me))
             key = self._view.keys.worker(job.name, uid)
             # The number is used up only by an answer: else a lost one would leave a life behind
@@ -169,16 +170,20 @@ class Workers:
             worker=WorkerId(created),
             job=job.key,
             job_name=job.name,
-            child=f"{job.name}.{uid}",
+            child=f"{job.name}.{number}",
             block_bytes=spec.block_bytes,
             audit=spec.audit,
         )
         self.lives[uid] = life
-        self._supervisor.add(
-            self._child_spec(life, spec),
-            lambda exit_: self._ended(life, exit_),
-            log_buffer=self._logs,
-        )
+        try:
+            self._supervisor.add(
+                self._child_spec(life, spec),
+                lambda exit_: self._ended(life, exit_),
+                log_buffer=self._logs,
+            )
+        except UsageError as error:  # the API refuses such a job; another may have written it
+            self._bury(life, self._failed(f"the job cannot be started: {error}"))
+            return
         log.info("job=%s worker=%s started", job.name, uid)
 
     def _child_spec(self, life: Life, spec: JobSpec) -> ChildSpec:
@@ -267,6 +272,9 @@ class Workers:
             round=progress.round if progress else 0,
             metrics=progress.metrics if progress else {},
         )
+
+    def _failed(self, reason: str) -> WorkerRecord:
+        return WorkerRecord(node=self._me, state=WorkerState.FAILED, reason=reason)
 
     def _failure(self, life: Life) -> ScriptFailure | None:
         path = self._failure_file(life)

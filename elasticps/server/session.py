@@ -196,9 +196,10 @@ class Session:
     def _snapshot(
         self, hosted: Hosted, request: Request, meta: bytes, payload: memoryview | None
     ) -> None:
-        check = hosted.replication.check_snapshot(request.header.plan_epoch)
+        snapshot = decode(meta, SnapshotMeta)
+        check = hosted.replication.check_snapshot(request.header.plan_epoch, snapshot.version)
         if check is Check.OK:
-            hosted.install(decode(meta, SnapshotMeta), payload or memoryview(b""))
+            hosted.install(snapshot, payload or memoryview(b""))
         request.answer(STATUS_OF[check], encode(VersionMeta(hosted.replication.version)))
 
     def _op(

@@ -186,10 +186,8 @@ def txn_result(message: Any) -> TxnResult:
 
 
 def _text(key: bytes) -> str:
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        raise StoreError("a key that is not UTF-8 is not ours", where=repr(key)) from None
+    """A key that is not UTF-8 is not ours: it gets a name that tells which, and that no key has."""
+    return key.decode(errors="backslashreplace")
 
 
 def _compare_message(compare: Compare) -> Any:

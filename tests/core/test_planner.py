@@ -119,7 +119,8 @@ def test_the_next_entry_of_a_block(
 ) -> None:
     planned = step_of(before, sites=sites, alive=alive, replicas=replicas)
     assert changed(planned) == after
-    assert planned.orphaned == planned.arrived == ()
+    assert not planned.orphaned
+    assert not planned.arrived
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ COUNTED = Blueprint(
 )
 
 
+ACTS = "move", "move all", "join", "retire", "death", "eviction", "cut", "server"
+
+
 class RandomRun:
     """Workers that train, and everything that may happen to them meanwhile."""
 
@@ -67,8 +70,11 @@ class RandomRun:
             member.give([self.one_hots.gradient(push)] * BLOCKS, leaving=member in self._retiring)
             try:
                 await self._step(member, push)
-            except JobFailed:
-                return  # given up on by etcd: it never hears what became of its push
+            except JobFailed as error:
+                # Given up on by etcd: it never hears what became of its push.
+                assert "not a member" in error.what
+                assert member not in self._present
+                return
         if exchange.turn is not None:
             await exchange.leave()
         self._present.remove(member)
@@ -89,7 +95,8 @@ class RandomRun:
         assert member.id in commit.contributors
         push.acknowledged(len(commit.contributors))
         if self._workers.random() < 0.1:
-            await exchange.push()
+            for memory in exchange._memory:
+                await exchange._push(memory, commit.round, commit.generation)
         for value in member.values():
             assert abs(float(value[push.place]) + 1.0 / len(commit.contributors)) < 1e-9
 
@@ -127,9 +134,9 @@ class RandomRun:
             self._server_is_replaced,
         ]
         while self._rig.ledger.round < rounds:
-            act = self._acts.choice(acts)
-            await act()
-            await self._rounds_pass(self._acts.randrange(3))
+            for act in self._acts.sample(acts, len(acts)):
+                await act()
+                await self._rounds_pass(self._acts.randrange(3))
         await self._quiet()
         self._last_round = self._rig.ledger.round + 2
         await self._eventually(lambda: not self._present)
@@ -239,16 +246,21 @@ class RandomRun:
 async def test_every_push_counts_once_and_every_round_whole_whatever_happens(
     seed: int, replicas: int
 ) -> None:
-    async with Rig(servers=3, start_workers=2, replicas=replicas) as rig:
+    random = Random(f"{seed}:lag")
+
+    def lag() -> float:
+        return random.choice([0.0, 0.002 * random.random()])
+
+    async with Rig(servers=3, start_workers=2, replicas=replicas, lag=lag) as rig:
         run = RandomRun(rig, seed, replicas)
         for _ in range(3):
             run.start_worker()
         await run.happen(ROUNDS)
+        assert run.happened.keys() == set(ACTS)
         last = run.left[-1]
         blocks = [value.reshape(-1) for value in last.values()]
         assert run.one_hots.faults(blocks, MOST_WORKERS) == []
         assert sum(push.contributors > 0 for push in run.one_hots.pushes) > ROUNDS
-        print(seed, replicas, run.happened, len(run.one_hots.pushes), rig.ledger.round)
         for member in run.left:
             assert (await member.exchange.audit()).lost == 0
             assert (await member.exchange.audit()).duplicated == 0

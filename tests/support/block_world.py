@@ -1,14 +1,14 @@
 """One block's life, in memory: servers, their replica streams, workers' rounds, and the plan.
 
-Everything that can happen is one method, so that a test may let it happen in any order. The servers
-act on the core's actions as a shard server does; the plan comes from ``next_plan``.
+Everything that can happen is one method, so that a test may let it happen in any order. The plan
+comes from ``next_plan``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from elasticps.core.audit import Tally, mix
+from elasticps.core.audit import Tally
 from elasticps.core.ids import (
     BlockId,
     Generation,
@@ -23,148 +23,11 @@ from elasticps.core.placement import Site
 from elasticps.core.plan import Entry
 from elasticps.core.planner import first_plan, next_plan
 from elasticps.core.records import CaughtUpRow
-from elasticps.core.replica import (
-    Applied,
-    Commit,
-    PullOutcome,
-    Push,
-    PushOutcome,
-    Replica,
-    RoundOp,
-)
-from elasticps.core.replication import (
-    Action,
-    Answer,
-    CaughtUp,
-    Check,
-    Free,
-    Replication,
-    Role,
-    Snapshot,
-    Stop,
-)
+from elasticps.core.replica import Commit, PullOutcome, Push, PushOutcome
+from elasticps.core.replication import Check, Role
+from tests.support.replica_server import Op, Pull, Server, State, Stream
 
 BLOCK = BlockId(0)
-FIRST_VALUE = mix(0)
-Op = RoundOp | None
-"""What an op does to a block; None gives it its first value."""
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """A snapshot: the replica's state, and its ``log`` in place of the numbers."""
-
-    version: int
-    history: int
-    round: Round
-    generation: Generation
-    initialized: bool
-    applied: dict[WorkerId, Applied]
-    log: tuple[Op, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """A request that waits to be durable: what the worker will see, and who asked."""
-
-    worker: WorkerId
-    log: tuple[Op, ...]
-    round: Round
-
-
-@dataclass(slots=True)
-class Stream:
-    """A primary's stream to one peer: at most one message is under way."""
-
-    ops: list[tuple[int, Op]] = field(default_factory=list)
-    begun: bool = False
-    sent: State | tuple[int, Op] | None = None
-    arrived: Check | None = None
-
-
-@dataclass(slots=True)
-class Server:
-    """One life of a shard server with its replica of the block."""
-
-    id: ServerId
-    replica: Replica = field(init=False)
-    log: tuple[Op, ...] = ()
-    streams: dict[ServerId, Stream] = field(default_factory=dict)
-    answers: list[tuple[Pull, Check]] = field(default_factory=list)
-    plans_seen: int = 0
-    living: bool = True
-
-    def __post_init__(self) -> None:
-        self.replica = Replica(me=self.id)
-
-    @property
-    def replication(self) -> Replication:
-        return self.replica.replication
-
-    def perform(self, actions: list[Action]) -> None:
-        for action in actions:
-            match action:
-                case Snapshot(peer=peer):
-                    assert peer not in self.streams
-                    self.streams[peer] = Stream()
-                case Stop(peer=peer):
-                    del self.streams[peer]
-                case Answer(request=Pull() as pull, check=check):
-                    self.answers.append((pull, check))
-                case Free():
-                    self.log, self.replica = (), Replica(me=self.id)
-                case CaughtUp(peer=peer):
-                    assert peer in self.replication.promised_learners
-
-    def adopt(self, entry: Entry) -> None:
-        self.perform(self.replication.adopt(entry))
-        if self.replication.role is not Role.PRIMARY:
-            self.replica.drop_staged()
-
-    def act(self, op: Op) -> None:
-        """Apply an op as the primary."""
-        version = self.replica.apply(op) if op else self.replica.initialize(FIRST_VALUE)
-        self.log = (*self.log, op)
-        for stream in self.streams.values():
-            stream.ops.append((version, op))
-
-    def snapshot(self) -> State:
-        return State(
-            version=self.replication.version,
-            history=self.replication.history,
-            round=self.replica.round,
-            generation=self.replica.generation,
-            initialized=self.replica.initialized,
-            applied=dict(self.replica.applied),
-            log=self.log,
-        )
-
-    def install(self, state: State) -> None:
-        self.replica.drop_staged()
-        self.replica.round, self.replica.generation = state.round, state.generation
-        self.replica.initialized, self.replica.applied = state.initialized, dict(state.applied)
-        self.log = state.log
-        self.replication.install(state.version, state.history)
-
-    def follow(self, op: Op) -> None:
-        if op is None:
-            self.replica.initialized = True
-            self.replication.follow(FIRST_VALUE)
-        else:
-            self.replica.apply(op, following=True)
-        self.log = (*self.log, op)
-
-    def receive(self, epoch: PlanEpoch, message: State | tuple[int, Op]) -> Check:
-        if isinstance(message, State):
-            check = self.replication.check_snapshot(epoch)
-            if check is Check.OK:
-                self.install(message)
-            return check
-        version, op = message
-        check = self.replication.check_op(epoch, version)
-        if check is Check.OK and version > self.replication.version:
-            self.follow(op)
-        return check
 
 
 @dataclass(slots=True)
@@ -194,7 +57,7 @@ class BlockWorld:
         self.commit: Commit | None = None
         self.durable: tuple[Op, ...] = ()
         self.logs: dict[tuple[int, int], tuple[Op, ...]] = {}
-        self.late_ops: list[tuple[ServerId, PlanEpoch, tuple[int, Op]]] = []
+        self.late_ops: list[tuple[ServerId, PlanEpoch, State | tuple[int, Op]]] = []
         self.late_pushes: list[tuple[ServerId, PlanEpoch, Push]] = []
         self.revision = 10
         for _ in range(servers):
@@ -327,9 +190,9 @@ class BlockWorld:
             self.hear(name, peer)
 
     def disrupt(self, name: ServerId, peer: ServerId) -> None:
-        """The stream breaks; an op under way may still arrive, unheard."""
+        """The stream breaks; what is under way may still arrive, unheard."""
         server, stream = self.servers[name], self.servers[name].streams[peer]
-        if isinstance(stream.sent, tuple):
+        if stream.sent is not None:
             self.late_ops.append((peer, server.replication.epoch, stream.sent))
         server.streams[peer] = Stream()
         server.replication.restarted(peer)
@@ -478,7 +341,7 @@ class BlockWorld:
             assert row.tally == tally
 
     def check_plan(self) -> None:
-        """Whoever may lead next holds all that was answered; peers are as their primary believes."""
+        """Who may lead next holds all that was answered; peers hold what their primary thinks."""
         for name in self.entry.holders:
             server = self.servers[name]
             if server.living:
@@ -520,9 +383,7 @@ class BlockWorld:
 
     def _go_on(self) -> bool:
         wrote = self.plan()
-        for name in self.servers:
-            if self.servers[name].living:
-                self.learn(name, len(self.plans))
+        self.learn_all()
         leader = self.servers[self.entry.primary]
         for peer in list(leader.streams):
             for _ in range(len(self.plans) + 5):
@@ -530,7 +391,6 @@ class BlockWorld:
         self.report(leader.id)
         for step in (self.initialize, self.push, self.vote, self.pull, self.pull):
             for trainer in self.trainers:
-                trainer.plans_seen = len(self.plans)
                 step(trainer)
         for peer in list(leader.streams):
             for _ in range(5):

@@ -1,7 +1,7 @@
 """Workers around a ledger, in memory: each asks what a real one would, and believes its answers.
 
-``World`` carries commands to a ledger and to a follower of it, answers back, and holds every promise
-of the ledger against what the workers saw.
+``World`` carries commands to a ledger and to a follower of it, answers back, and holds every
+promise of the ledger against what the workers saw.
 """
 
 from __future__ import annotations
@@ -205,12 +205,12 @@ class World:
         assert encoded(again) == now, command
 
     def _check_ballot(self, worker: Worker, vote: Vote) -> None:
-        if worker.id in self.ledger.members and vote.generation == self.ledger.generation:
-            if vote.round == self.ledger.round + 1:
-                assert worker.turn is not None
-                assert worker.turn.samples == self.ledger.leases.get(worker.id, ())
-                round_votes = self.votes.setdefault((vote.round, vote.generation), {})
-                round_votes[worker.id] = vote.contributes
+        ledger = self.ledger
+        to_come = (Round(ledger.round + 1), ledger.generation)
+        if worker.id in ledger.members and (vote.round, vote.generation) == to_come:
+            assert worker.turn is not None
+            assert worker.turn.samples == ledger.leases.get(worker.id, ())
+            self.votes.setdefault(to_come, {})[worker.id] = vote.contributes
 
     def _check_round(self, before: Ledger) -> None:
         last = self.ledger.last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -123,11 +124,11 @@ class JobRoutes:
                 if isinstance(line, LinesMissed):
                     continue
                 seen = line.sequence
-                source, _, uid = line.source.partition(".")
+                source, _, number = line.source.partition(".")
                 if source == job and line.stream != "daemon":
                     row = {
                         "node": self._node.name,
-                        "worker": uid,
+                        "worker": f"{self._node.name}.{number}",
                         "stream": line.stream,
                         "text": line.text,
                     }
@@ -202,11 +203,7 @@ def _check(body: JobBody) -> None:
     """Raises UsageError that names the field and its limit."""
     if body.name is not None and not NAME.fullmatch(body.name):
         raise UsageError(f"{body.name!r} is no job name", field="name", limit=NAME.pattern)
-    if not body.argv or any("\0" in part for part in body.argv):
-        raise UsageError("argv is the script and its arguments, without NUL", field="argv")
-    script = Path(body.cwd) / body.argv[0]
-    if not script.is_file():
-        raise UsageError(f"there is no script {script} on this node", field="argv")
+    _check_command(body)
     _in_range("start_workers", body.start_workers, 1, MAX_WORKERS)
     _in_range("max_workers", body.max_workers, body.start_workers, MAX_WORKERS)
     _in_range("replicas", body.replicas, 1, MAX_REPLICAS)
@@ -216,6 +213,24 @@ def _check(body: JobBody) -> None:
         raise UsageError(
             f"no strategy named {body.strategy!r}", field="strategy", limit=", ".join(strategies)
         )
+
+
+def _check_command(body: JobBody) -> None:
+    """What no process could be started with, on this node at least."""
+    if not body.argv or any("\0" in part for part in body.argv):
+        raise UsageError("argv is the script and its arguments, without NUL", field="argv")
+    folder = Path(body.cwd)
+    script = folder / body.argv[0]
+    # Of os.path, which says False where pathlib raises: a name too long, a NUL.
+    if not folder.is_absolute() or not os.path.isdir(folder):  # noqa: PTH112
+        raise UsageError(
+            f"{body.cwd!r} is no folder of this node", field="cwd", limit="an absolute path"
+        )
+    if not os.path.isfile(script):  # noqa: PTH113
+        raise UsageError(f"there is no script {script} on this node", field="argv")
+    for key, value in body.env.items():
+        if not key or "=" in key or "\0" in key + value:
+            raise UsageError(f"{key!r} is no environment variable", field="env")
 
 
 def _in_range(field: str, number: int, least: int, most: int) -> None:

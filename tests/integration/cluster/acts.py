@@ -76,8 +76,11 @@ class Cluster:
     def log_of(self, node: str) -> str:
         return self.local.nodes[node].log.read_text(errors="replace")
 
-    async def get(self, path: str) -> dict[str, Any]:
-        async with aiohttp.ClientSession() as session, session.get(self.url + path) as response:
+    async def get(self, path: str, url: str | None = None) -> dict[str, Any]:
+        async with (
+            aiohttp.ClientSession(url or self.url) as session,
+            session.get(path) as response,
+        ):
             return dict(await response.json())
 
     # -- acting ---------------------------------------------------------------------------------

@@ -30,13 +30,13 @@ async def test_script_that_raises_fails_the_job_with_its_own_traceback_alone(
     assert failure.node in ("n1", "n2")
     assert failure.worker.startswith(f"{failure.node}.")
     assert ended.reason == f"worker {failure.worker}: KeyError: 'missing'"
-    assert failure.traceback.splitlines() == [
+    without_marks = [line for line in failure.traceback.splitlines() if line.strip(" ~^")]
+    assert without_marks == [
         "Traceback (most recent call last):",
         f'  File "{raising}", line 5, in <module>',
         "    careless()",
         f'  File "{raising}", line 3, in careless',
         '    return {}["missing"]',
-        "           ~~^^^^^^^^^^^",
         "KeyError: 'missing'",
     ]
     assert await job.lines() == []
