@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ STARTUPS = 2.5
 FEWEST_ROUNDS, MOST_ROUNDS = 450, 5000
 BLOCK_BYTES = 32 * 1024
 POLL_S = 0.25
+INTERRUPTED = 130
 MINIMUM_ACCURACY = 0.96
 LARGEST_DIFFERENCE = 1e-5
 
@@ -195,6 +197,10 @@ class Demo:
 
 
 async def run() -> Status:
+    """The whole demo. SIGTERM ends it as Ctrl-C does: everything is taken down."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="elasticps-demo-") as directory:
         report = Path(directory)
@@ -269,6 +275,8 @@ def failures(figures: Status) -> list[str]:
 def main() -> int:
     try:
         figures = asyncio.run(run())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return INTERRUPTED
     except DemoError as error:
         print(f"the demo failed: {error}", file=sys.stderr)
         return 1

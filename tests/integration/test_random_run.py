@@ -173,39 +173,42 @@ class RandomRun:
             self._count("join")
 
     async def _worker_retires(self) -> None:
-        staying = [member for member in self._present if member not in self._retiring]
-        if len(staying) > 1:
-            self._retiring.add(self._acts.choice(staying))
-            self._count("retire")
+        self._retiring.add(self._acts.choice(await self._staying()))
+        self._count("retire")
 
     async def _worker_dies(self) -> None:
-        victim = await self._victim()
-        if victim is not None:
-            await self._rig.kill(victim)
-            self._count("death")
-            await self._rounds_pass(2)
+        await self._rig.kill(await self._victim())
+        self._count("death")
+        await self._rounds_pass(2)
 
     async def _worker_is_given_up_on(self) -> None:
-        victim = await self._victim()
-        if victim is not None:
-            self._rig.evict(victim.id)
-            self._count("eviction")
-            await self._rounds_pass(2)
+        self._rig.evict((await self._victim()).id)
+        self._count("eviction")
+        await self._rounds_pass(2)
 
-    async def _victim(self) -> Member | None:
+    async def _victim(self) -> Member:
         """A member to lose: a gradient that is staged in a block must not lose its worker while
         the block moves, which is a known limit."""
+        staying = await self._staying()
         await self._quiet()
-        staying = [
-            member
-            for member in self._present
-            if member not in self._retiring and member.exchange.turn is not None
-        ]
-        if len(staying) < 2:
-            return None
         victim = self._acts.choice(staying)
         self._present.remove(victim)
         return victim
+
+    async def _staying(self) -> list[Member]:
+        """The members that are not about to leave: two at least, so that one may go."""
+
+        def staying() -> list[Member]:
+            return [
+                member
+                for member in self._present
+                if member not in self._retiring and member.exchange.turn is not None
+            ]
+
+        for _ in range(2 - len(staying())):
+            self.start_worker()
+        await self._eventually(lambda: len(staying()) > 1)
+        return staying()
 
     async def _quiet(self) -> None:
         """Every block is where it belongs, and a round has passed since."""
@@ -259,7 +262,7 @@ async def test_every_push_counts_once_and_every_round_whole_whatever_happens(
         assert run.happened.keys() == set(ACTS)
         last = run.left[-1]
         blocks = [value.reshape(-1) for value in last.values()]
-        assert run.one_hots.faults(blocks, MOST_WORKERS) == []
+        assert run.one_hots.faults(blocks, 2 * MOST_WORKERS) == []
         assert sum(push.contributors > 0 for push in run.one_hots.pushes) > ROUNDS
         for member in run.left:
             assert (await member.exchange.audit()).lost == 0

@@ -16,6 +16,7 @@ import aiohttp
 
 from elasticps.cli import answers
 from elasticps.cli.client import Api
+from elasticps.core.records import NodeRecord, decode
 from elasticps.testing import LocalCluster
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -51,14 +52,18 @@ class Cluster:
     async def node(self, name: str) -> answers.Node | None:
         return next((node for node in (await self.status()).nodes if node.node == name), None)
 
-    async def pid(self, node: str, child: str) -> int:
-        """The process of a daemon's child whose name begins with ``child``."""
-
+    async def shard_server_pid(self, node: str) -> int:
         def living(status: answers.Status) -> int | None:
             rows = [row for each in status.nodes if each.node == node for row in each.children]
-            return next((row.pid for row in rows if row.name.startswith(child) and row.pid), None)
+            return next((row.pid for row in rows if row.name == "shard-server"), None)
 
-        return await self.until(living, f"{node} has a {child}")
+        return await self.until(living, f"{node} has a shard server")
+
+    async def record(self, node: str) -> NodeRecord | None:
+        """The node's registration in etcd."""
+        key = self.local.keys.node(node)
+        found = await self.local.store.get(key)
+        return None if found is None else decode(found.value, NodeRecord, key)
 
     async def until(
         self, found: Callable[[answers.Status], Found], what: str, timeout_s: float = WAIT_S
@@ -192,14 +197,22 @@ class Job:
             assert time.monotonic() < deadline, f"{self.name} did not print {text!r}"
             await asyncio.sleep(LOOK_S)
 
-    async def worker_pids(self) -> list[int]:
-        """The processes of its workers that live now."""
+    async def worker_pids(self, *nodes: str) -> list[int]:
+        """The processes of its workers that live now, on ``nodes`` or anywhere."""
         return [
             child.pid
             for node in (await self.cluster.status()).nodes
             for child in node.children
             if child.name.startswith(f"{self.name}.") and child.pid
+            if not nodes or node.node in nodes
         ]
+
+    async def is_left_by_all(self) -> None:
+        """Wait until no process of it lives."""
+        deadline = time.monotonic() + WAIT_S
+        while pids := await self.worker_pids():
+            assert time.monotonic() < deadline, f"{self.name} has processes: {pids}"
+            await asyncio.sleep(LOOK_S)
 
     async def cancel(self) -> None:
         async with Api(self.cluster.url) as api:
@@ -237,5 +250,6 @@ def kill(pid: int) -> None:
 
 @asynccontextmanager
 async def started(nodes: int, directory: Path, **settings: Any) -> AsyncIterator[Cluster]:
-    async with LocalCluster(nodes=nodes, **settings) as local:
+    """A cluster whose logs stay in ``directory``."""
+    async with LocalCluster(nodes=nodes, directory=directory / "cluster", **settings) as local:
         yield Cluster(local, directory)

@@ -1,0 +1,162 @@
+"""One job trains all through this file while its workers, a daemon and etcd fail, one by one.
+
+The tests are the acts of one play, in order. With one replica a block nothing may be lost but by
+the death of a shard server, which is the last act, and another job's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from elasticps.core.ids import BlockId, WorkerId
+from elasticps.core.records import ServerRecord
+from elasticps.store import EmbeddedEtcd, StoreConfig
+from elasticps.wire.address import Address
+from elasticps.wire.connection import connect
+from elasticps.wire.frame import Header, Kind, Status
+from elasticps.wire.messages import HelloMeta, encode
+from tests.integration.cluster.acts import WAIT_S, Cluster, Training, kill, started
+from tests.support.processes import runs
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def etcd() -> AsyncIterator[EmbeddedEtcd]:
+    async with EmbeddedEtcd() as etcd:
+        yield etcd
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(
+    etcd: EmbeddedEtcd, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Cluster]:
+    config = StoreConfig(endpoints=(etcd.endpoint,))
+    async with started(2, tmp_path_factory.mktemp("faults"), etcd=config) as cluster:
+        yield cluster
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def job(cluster: Cluster) -> Training:
+    job = await cluster.train(start_workers=2, audit=True)
+    await job.is_trained_by("n1", "n2")
+    return job
+
+
+async def test_killed_worker_is_started_again_as_another_life(
+    cluster: Cluster, job: Training
+) -> None:
+    (first,) = [worker for worker in (await job.look()).workers if worker.node == "n2"]
+    (pid,) = await job.worker_pids("n2")
+
+    kill(pid)
+
+    again = await job.until(
+        lambda look: next((w for w in look.workers if w.uid == first.uid and w.reason), None),
+        "tells the death",
+    )
+    assert (again.state, again.reason) == ("killed", "killed by SIGKILL (out of memory?)")
+    trained = await job.is_trained_by("n1", "n2")
+    (second,) = [w for w in trained.workers if w.node == "n2" and w.state == "running"]
+    assert second.uid != first.uid
+    await job.goes_on()
+
+
+async def test_daemon_stopped_past_its_lease_serves_nobody_and_returns_with_its_blocks(
+    cluster: Cluster, job: Training
+) -> None:
+    status = await cluster.status()
+    stopped = next(node.node for node in status.nodes if not node.leader)
+    before = await cluster.record(stopped)
+    assert before is not None
+    assert await serves(before.servers[0])
+    held = (await job.look()).blocks_by_node
+    server = await cluster.shard_server_pid(stopped)
+    (worker,) = await job.worker_pids(stopped)
+
+    async with cluster.paused(stopped):
+        waiting = f"waiting for {stopped} to return: it holds the only replica of"
+        told = await job.until(lambda look: waiting in look.reason and look, "waits for the node")
+        assert not await serves(before.servers[0])
+        assert told.state == "RUNNING"
+
+    await job.is_trained_by("n1", "n2")
+    await job.goes_on()
+    after = await cluster.record(stopped)
+    assert after is not None
+    assert (after.incarnation, after.servers) == (before.incarnation, before.servers)
+    assert await cluster.shard_server_pid(stopped) == server
+    assert (await job.look()).blocks_by_node == held
+    assert not runs(worker)
+
+
+async def test_cluster_recovers_when_etcd_was_silent_for_longer_than_every_lease(
+    etcd: EmbeddedEtcd, cluster: Cluster, job: Training
+) -> None:
+    servers = [await cluster.shard_server_pid(node) for node in ("n1", "n2")]
+    held = (await job.look()).blocks_by_node
+
+    os.kill(etcd.pid, signal.SIGSTOP)
+    try:
+        # Each daemon ends its workers at its own deadline, for the cluster will call them dead.
+        workers = await job.worker_pids()
+        await cluster.until(lambda _: not any(map(runs, workers)), "no worker lives")
+        await job.until(lambda look: look.state == "RUNNING", "is still shown")
+    finally:
+        os.kill(etcd.pid, signal.SIGCONT)
+
+    await job.is_trained_by("n1", "n2")
+    await job.goes_on()
+    assert [await cluster.shard_server_pid(node) for node in ("n1", "n2")] == servers
+    assert (await job.look()).blocks_by_node == held
+
+
+async def test_after_all_of_it_the_job_ends_at_its_round_and_no_push_is_lost(
+    job: Training,
+) -> None:
+    ended = await job.finish()
+
+    assert (ended.state, ended.round) == ("SUCCEEDED", job.goal)
+    assert ended.verdict.acknowledged > 0
+    assert (ended.verdict.lost, ended.verdict.duplicated) == (0, 0)
+    results = job.results()
+    assert [results[node]["round"] for node in ("n1", "n2")] == [job.goal, job.goal]
+    assert results["n1"]["numbers"] == results["n2"]["numbers"]
+
+
+async def test_killed_shard_server_fails_its_job_by_name_and_a_new_one_serves_the_next(
+    cluster: Cluster,
+) -> None:
+    job = await cluster.train(start_workers=2)
+    await job.is_trained_by("n1", "n2")
+    server = await cluster.shard_server_pid("n2")
+    held = (await job.look()).blocks_by_node["n2"]
+
+    kill(server)
+
+    ended = await job.ended()
+    assert ended.state == "FAILED"
+    assert ended.reason.startswith(
+        f"{held} blocks are lost: the shard server of n2 restarted without them"
+    )
+    await job.is_left_by_all()
+    assert await cluster.shard_server_pid("n2") != server
+
+    following = await cluster.train(max_workers=1)
+    assert set((await following.lies_on("n1", "n2")).blocks_by_node) == {"n1", "n2"}
+    assert (await following.finish(after=5)).state == "SUCCEEDED"
+
+
+async def serves(server: ServerRecord) -> bool:
+    """Whether the shard server serves clients, whatever it holds."""
+    async with await connect(Address.parse(server.tcp), timeout_s=WAIT_S) as connection:
+        hello = encode(HelloMeta(cluster="local", caller="1"))
+        await connection.request(Header(Kind.HELLO), hello, timeout_s=WAIT_S)
+        probe = Header(Kind.STATUS, block=BlockId(1), worker=WorkerId(1))
+        reply = await connection.request(probe, timeout_s=WAIT_S)
+    return reply.header.status is not Status.NOT_SERVING
