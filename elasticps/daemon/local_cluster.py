@@ -97,26 +97,39 @@ class LocalCluster:
         await self._stack.aclose()
 
     async def add_node(self, name: str | None = None) -> str:
-        """Start one more daemon and wait until it is a member. Raises ElasticError if it ends."""
+        """Start one more daemon and wait until it is a member. Raises ElasticError if it ends.
+
+        The first one takes the port that the command line asks by default, if that is free.
+        """
         self._made += 1
         name = name or f"n{self._made}"
-        node = self.nodes[name] = await self._spawn(name, first=self._made == 1)
-        registering = asyncio.create_task(self._registered(name))
+        ports = [0]
+        if self._made == 1 and _is_free(FIRST_HTTP_PORT):
+            # Another cluster may take the port before this one's daemon does: then any will do.
+            ports = [FIRST_HTTP_PORT, 0]
+        for port in ports:
+            node = self.nodes[name] = await self._spawn(name, port)
+            record = await self._registration(node)
+            if record is not None:
+                node.http = record.http
+                return name
+        raise ElasticError(f"the daemon ended at its start:\n{_tail(node.log)}", where=name)
+
+    async def _registration(self, node: LocalNode) -> NodeRecord | None:
+        """The node's record once it is a member; None if its daemon ended first."""
+        registering = asyncio.create_task(self._registered(node.name))
         ending = asyncio.create_task(node.process.wait())
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await asyncio.wait({registering, ending}, return_when=asyncio.FIRST_COMPLETED)
+            return registering.result() if registering.done() else None
         except TimeoutError:
             raise ElasticError(
-                "the daemon did not register", where=name, limit=f"{START_TIMEOUT_S:g} s"
+                "the daemon did not register", where=node.name, limit=f"{START_TIMEOUT_S:g} s"
             ) from None
         finally:
             ending.cancel()
             registering.cancel()
-        if not registering.done():
-            raise ElasticError(f"the daemon ended at its start:\n{_tail(node.log)}", where=name)
-        node.http = registering.result().http
-        return name
 
     def kill(self, name: str) -> None:
         """SIGKILL a daemon: its shard server and workers die with it."""
@@ -146,12 +159,11 @@ class LocalCluster:
                         return decode(item.value, NodeRecord, key)
         raise AssertionError("a watch does not end by itself")
 
-    async def _spawn(self, name: str, *, first: bool) -> LocalNode:
+    async def _spawn(self, name: str, port: int) -> LocalNode:
         home = self._root / name
         (home / "logs").mkdir(parents=True, exist_ok=True)
         log = home / "logs" / "daemon.log"
         assert self._etcd is not None
-        port = _free_port(FIRST_HTTP_PORT) if first else 0
         arguments = {
             "node": name,
             "cluster": self.keys.cluster,
@@ -197,15 +209,14 @@ class LocalCluster:
         await asyncio.wait(waits)
 
 
-def _free_port(wanted: int) -> int:
-    """``wanted`` where it is free, else 0: any."""
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind(("127.0.0.1", port))
         except OSError:
-            return 0
-    return wanted
+            return False
+    return True
 
 
 def _tail(log: Path) -> str:

@@ -54,7 +54,11 @@ Retirer = Callable[[str, Retire], None]
 
 @dataclass(slots=True, eq=False)
 class Life:
-    """One life of one worker process."""
+    """One life of one worker process.
+
+    ``retire`` is the word to leave, once it is to go; ``over`` is set when there is nothing to wait
+    for any more: it has ended, or is to be stopped at once.
+    """
 
     uid: str
     worker: WorkerId
@@ -66,7 +70,8 @@ class Life:
     joined: bool = False
     progress: Progress | None = None
     finished: Finished | None = None
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     retire: Retire | None = None
     retiring: asyncio.Task[None] | None = None
 
@@ -121,15 +126,18 @@ class Workers:
         for job in self._view.active_jobs:
             wanted = job.status.workers.get(self._me, 0) if job.status and lease else 0
             lives = [life for life in self.lives.values() if life.job == job.key]
-            staying = [life for life in lives if life.retiring is None]
+            staying = [life for life in lives if life.retire is None]
             for life in staying[wanted:]:
-                self._retire(life, retire, at_once=lease is None)
+                self._retire(life, retire)
+            for life in _unaware(lives)[: max(0, wanted - len(staying))]:
+                self._keep(life)
             if lease is not None and len(lives) < wanted and not self._is_finishing(job):
                 again_s = await self._start_more(job, wanted - len(lives), lease, again_s)
         active = {job.key for job in self._view.active_jobs}
         for life in list(self.lives.values()):
-            if life.job not in active and life.retiring is None:
-                self._retire(life, retire, at_once=True)
+            if lease is None or life.job not in active:
+                self._retire(life, retire)
+                life.over.set()
         return again_s
 
     def _is_finishing(self, job: JobView) -> bool:
@@ -209,22 +217,31 @@ class Workers:
 
     # -- endings --------------------------------------------------------------------------------
 
-    def _retire(self, life: Life, retire: Retirer, *, at_once: bool) -> None:
-        """Ask a worker to leave after its round, or, where its job or lease is gone, stop it."""
-        if not at_once:
+    def _retire(self, life: Life, retire: Retirer) -> None:
+        """Ask a worker to leave after its round, unless it was asked already."""
+        if life.retire is None:
             life.retire = Retire("the leader wants no worker here any more")
             retire(life.uid, life.retire)
-        grace_s = 0.0 if at_once else RETIRE_GRACE_S
-        life.retiring = self._tasks.create_task(self._stop_after(life, grace_s))
+            life.retiring = self._tasks.create_task(self._see_off(life))
 
-    async def _stop_after(self, life: Life, grace_s: float) -> None:
+    def _keep(self, life: Life) -> None:
+        """It is wanted after all, and has not heard otherwise yet."""
+        assert life.retiring is not None
+        life.retiring.cancel()
+        life.retire = life.retiring = None
+
+    async def _see_off(self, life: Life) -> None:
+        """Stop the worker when its grace is over, or its job, or its lease."""
+        reason = "stopped: its job has ended, or the node's lease"
         try:
-            async with asyncio.timeout(grace_s):
-                await life.ended.wait()
+            async with asyncio.timeout(RETIRE_GRACE_S):
+                await life.over.wait()
         except TimeoutError:
-            if not life.ended.is_set():
-                await self._supervisor.remove(life.child)
-                self._bury(life, WorkerRecord(node=self._me, state=WorkerState.LEFT))
+            reason = f"stopped: it had not left after {RETIRE_GRACE_S:g} s"
+        if not life.ended:
+            await self._supervisor.remove(life.child)
+            record = WorkerRecord(node=self._me, state=WorkerState.LEFT, reason=reason)
+            self._bury(life, record)
 
     def _ended(self, life: Life, exit_: Exit) -> None:
         """The process has ended by itself: what became of it decides what is recorded."""
@@ -288,7 +305,8 @@ class Workers:
             path.unlink(missing_ok=True)
 
     def _bury(self, life: Life, record: WorkerRecord) -> None:
-        life.ended.set()
+        life.ended = True
+        life.over.set()
         log.info(
             "job=%s worker=%s %s: %s", life.job_name, life.uid, record.state.value, record.reason
         )
@@ -325,6 +343,11 @@ class Workers:
             audit=life.audit,
             block_bytes=life.block_bytes,
         )
+
+
+def _unaware(lives: list[Life]) -> list[Life]:
+    """Those that are to go and have not been told: they have not said hello yet."""
+    return [life for life in lives if life.retire and not (life.joined or life.over.is_set())]
 
 
 def shortened(text: str, most: int) -> str:

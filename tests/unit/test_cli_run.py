@@ -164,7 +164,9 @@ def test_a_refused_job_exits_2_and_closes_the_cluster(api, start, script, marks)
     assert marks.read_text().endswith("closed\n")
 
 
-def test_more_replicas_than_this_version_keeps_are_refused_before_anything_starts(start, script, marks):
+def test_more_replicas_than_this_version_keeps_are_refused_before_anything_starts(
+    start, script, marks
+):
     code, _, err = finish(start("--nodes", 2, "--replicas", 2, script))
     assert code == 2
     assert "--replicas" in err
