@@ -174,10 +174,10 @@ class _Lines:
         self._streams: dict[str, asyncio.Task[None]] = {}
 
     def open(self, job: Job, nodes: Iterable[Node]) -> None:
-        """Begin with the nodes that have workers by now."""
+        """Begin with the nodes that have workers by now; at the job's end any may have had some."""
         working = {worker.node for worker in job.workers}
         for node in nodes:
-            if node.node in working and node.http not in self._streams:
+            if (job.final or node.node in working) and node.http not in self._streams:
                 self._streams[node.http] = self._group.create_task(self._show(node))
 
     async def aclose(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -18,8 +20,10 @@ from typing import Self
 
 from elasticps.core.records import NodeRecord, decode
 from elasticps.daemon.process import REAP
-from elasticps.errors import ElasticError, UsageError
+from elasticps.errors import ElasticError, StoreError, UsageError
 from elasticps.store import Batch, EmbeddedEtcd, Keys, Snapshot, Store, StoreConfig, watch_prefix
+
+log = logging.getLogger(__name__)
 
 FIRST_HTTP_PORT = 7400
 START_TIMEOUT_S = 60.0
@@ -40,8 +44,10 @@ class LocalNode:
 class LocalCluster:
     """``async with LocalCluster(nodes=3) as cluster``: daemons registered, API at ``cluster.api``.
 
-    ``etcd`` None starts an embedded one. ``directory`` None: temporary, removed at the end; logs
-    are below it, by node. Every process ends with the block, and with this process if it is killed.
+    ``etcd`` None starts an embedded one; in another the cluster's keys are deleted at the end.
+    ``cluster`` None makes up a name that no other has. ``directory`` None: temporary, removed at
+    the end; logs are below it, by node. Every process ends with the block, and with this process
+    if it is killed.
     """
 
     def __init__(
@@ -51,12 +57,12 @@ class LocalCluster:
         workers_per_node: int = 1,
         etcd: StoreConfig | None = None,
         directory: Path | None = None,
-        cluster: str = "local",
+        cluster: str | None = None,
         lease_ttl_s: int = 3,
     ) -> None:
         self.nodes: dict[str, LocalNode] = {}
         self.store: Store
-        self.keys = Keys(cluster)
+        self.keys = Keys(cluster or f"local-{secrets.token_hex(4)}")
         self._count = nodes
         self._workers_per_node = workers_per_node
         self._etcd = etcd
@@ -79,14 +85,26 @@ class LocalCluster:
             self._root = self._directory or Path(tempfile.mkdtemp(prefix="elasticps-"))
             if self._directory is None:
                 stack.callback(shutil.rmtree, self._root, ignore_errors=True)
+            lent = self._etcd is not None
             if self._etcd is None:
                 etcd = await stack.enter_async_context(EmbeddedEtcd())
                 self._etcd = StoreConfig(endpoints=(etcd.endpoint,))
             self.store = await stack.enter_async_context(Store(self._etcd))
+            if lent:
+                stack.push_async_callback(self._delete_keys)
             stack.push_async_callback(self._stop_all)
-            await asyncio.gather(*(self.add_node() for _ in range(self._count)))
+            await self._start_all()
             self._stack = stack.pop_all()
         return self
+
+    async def _start_all(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as starts:
+                for _ in range(self._count):
+                    starts.create_task(self.add_node())
+        except BaseExceptionGroup as errors:
+            # The first that did not start is the cause; the others were cancelled.
+            raise errors.exceptions[0] from None
 
     async def __aexit__(
         self,
@@ -189,6 +207,12 @@ class LocalCluster:
                 start_new_session=True,
             )
         return LocalNode(name, process, log)
+
+    async def _delete_keys(self) -> None:
+        try:
+            await self.store.delete_prefix(self.keys.root)
+        except StoreError as error:
+            log.warning("the keys below %s stay in etcd: %s", self.keys.root, error)
 
     async def _stop_all(self) -> None:
         """Twice SIGTERM: leave at once, there is nobody left to take over."""

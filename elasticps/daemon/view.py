@@ -65,10 +65,12 @@ class JobView:
 
     @property
     def damaged(self) -> list[str]:
-        """Which of status, model and plan are there but are not ours: to be neither read nor made
-        anew."""
+        """Which of status, model and plan cannot be read, or were deleted: not to be made anew."""
         parts = -(-len(self.sizes) // PART_BLOCKS)
         kinds = {key.kind.value for key in self.foreign if key.part is None or key.part < parts}
+        if self.status is not None and self.status.sites:  # it has been planned, part after part
+            first_parts = range(max(self.parts, default=0) + 1)
+            kinds |= {"plan" for part in first_parts if part not in self.parts}
         return sorted(kinds & {"status", "model", "plan"})
 
     @property

@@ -238,6 +238,7 @@ class Workers:
                 await life.over.wait()
         except TimeoutError:
             reason = f"stopped: it had not left after {RETIRE_GRACE_S:g} s"
+            life.over.set()
         if not life.ended:
             await self._supervisor.remove(life.child)
             record = WorkerRecord(node=self._me, state=WorkerState.LEFT, reason=reason)

@@ -92,7 +92,6 @@ class ParameterBlock(Hosted):
         if objection:
             _refuse(request, objection)
             return
-        self._tensor.check_options(meta.hyper)
         push = Push(
             worker=header.worker, seq=header.seq, round=header.round, generation=meta.generation
         )

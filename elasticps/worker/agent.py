@@ -52,7 +52,14 @@ class Agent:
         end = ControlEnd(self._on_message, self._on_closed)
         self._connection = await connect(address, timeout_s=CONNECT_TIMEOUT_S, dispatcher=end)
         tell(self._connection, WorkerHello(uid))
-        return await self.until(lambda: self.welcome, CONNECT_TIMEOUT_S)
+        try:
+            return await self.until(lambda: self.welcome, CONNECT_TIMEOUT_S)
+        except TimeoutError:
+            raise PeerUnavailable(
+                "the daemon gave no welcome in time",
+                where=str(address),
+                limit=f"{CONNECT_TIMEOUT_S} s",
+            ) from None
 
     async def describe(self, model: Model) -> None:
         """Tell the model to the job; returns once the job has one, equal to this.

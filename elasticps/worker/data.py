@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import default_collate
 
+from elasticps.core.ledger import Turn
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.errors import UsageError
 
 if TYPE_CHECKING:
     from elasticps.worker.run import Run
+
+
+MOST = (1 << 63) - 1
+"""What the ledger's messages can carry, whatever the data set."""
 
 
 class Dataset(Sized, Protocol):
@@ -55,21 +61,25 @@ class ElasticData:
 
     def __iter__(self) -> Iterator[Any]:
         turn = self._run.register(self._spec)
-        lent: int | None = None
         while not turn.exhausted:
-            if lent == turn.round:
-                raise UsageError(
-                    "a batch was not followed by optimizer.step()",
-                    field="run.data",
-                    hint="every batch wants exactly one step; to skip one, zero its gradients",
-                )
             if turn.samples:
-                lent = turn.round
                 self._run.weight = float(sum(len(part) for part in turn.samples))
                 yield self._collate([self._dataset[index] for index in self._indices(turn.samples)])
+                self._check_stepped_once(turn)
             else:
                 self._run.abstain()
             turn = self._run.turn
+
+    def _check_stepped_once(self, turn: Turn) -> None:
+        """A round that was not stepped would come again; one too many would lose its samples."""
+        steps = self._run.turn.round - turn.round
+        if steps != 1:
+            raise UsageError(
+                f"a batch was followed by {steps} calls of optimizer.step()",
+                field="run.data",
+                limit="1",
+                hint="every batch wants exactly one step; to skip one, zero its gradients",
+            )
 
     def _indices(self, samples: Sequence[Range]) -> list[int]:
         size = self._spec.size
@@ -95,7 +105,19 @@ def data_spec(dataset: Dataset, *, batch_size: int, epochs: int, seed: int) -> D
             f"a {type(dataset).__name__} has no length: run.data needs a map-style data set",
             field="dataset",
         ) from None
-    for field, number in (("dataset", size), ("batch_size", batch_size), ("epochs", epochs)):
-        if number < 1:
-            raise UsageError(f"{field} of {number}", field=field, limit="at least 1")
-    return DataSpec(size=size, batch_size=batch_size, epochs=epochs, seed=seed)
+    return DataSpec(
+        size=_whole("dataset", size, least=1),
+        batch_size=_whole("batch_size", batch_size, least=1),
+        epochs=_whole("epochs", epochs, least=1),
+        seed=_whole("seed", seed, least=-MOST),
+    )
+
+
+def _whole(field: str, number: int, *, least: int) -> int:
+    try:
+        whole = operator.index(number)
+    except TypeError:
+        raise UsageError(f"{field} of {number!r}", field=field, limit="a whole number") from None
+    if not least <= whole <= MOST:
+        raise UsageError(f"{field} of {whole}", field=field, limit=f"{least} to {MOST}")
+    return whole

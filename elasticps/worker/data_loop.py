@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from elasticps.errors import UsageError
+
 Result = TypeVar("Result")
 
 
@@ -25,7 +27,13 @@ class DataLoop:
         self._loop.run_forever()
 
     def call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run ``coroutine`` there and wait for its result; a Ctrl-C here cancels it there."""
+        """Run ``coroutine`` there and wait for its result; a Ctrl-C here cancels it there.
+
+        Raises UsageError once the loop is closed.
+        """
+        if self._loop.is_closed():
+            coroutine.close()
+            raise UsageError("this worker's run is closed", hint="train inside the with-block")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()

@@ -59,7 +59,11 @@ class Exchange:
             await self.initialize([memory.initial() for memory in self._memory])
             admitted = await self._admission(await self._client.ledger(Initialized))
         self.turn, self.commit = admitted.turn, admitted.commit
-        await self._pull_all(admitted.commit)
+        await self.read()
+
+    async def read(self) -> None:
+        """Read every block as of the last round."""
+        await self._pull_all(self.commit)
 
     async def _admission(self, answer: Answer) -> Admitted:
         if not isinstance(answer, Admitted):

@@ -74,12 +74,15 @@ class ElasticOptimizer(torch.optim.Optimizer):
             self.state.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; the state goes to the servers, unless the job has finished a round already.
+        """As torch's; state and parameters go to the servers, so load the model's values first.
 
-        A worker that joins a running job keeps the job's state: its own copy is out of date.
+        In a job that has finished a round already, this worker's copy is out of date: the servers
+        keep what they have, and the parameters are read from them again.
         """
         super().load_state_dict(state_dict)
         state = dict(self.state)
         self.state.clear()
         if self._run.round == 0:
             self._run.give_states(by_block(self._run.memory, state))
+        else:
+            self._run.read_values()

@@ -13,6 +13,7 @@ import torch
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, STRATEGIES, load
 from elasticps.api.strategy import Strategy
+from elasticps.core.audit import Verdict
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.ledger import Turn
 from elasticps.core.ranges import DataSpec
@@ -129,7 +130,8 @@ class Run:
         wanted = groups or [{"params": [item for _, item in trained]}]
         if not trained:
             raise UsageError("no parameter of the model requires a gradient", field="model")
-        local = plugin.create(wanted, options)
+        local = _local_optimizer(plugin, wanted, options)
+        _check_groups(model, local.param_groups)
         described = describe(
             trained,
             local.param_groups,
@@ -144,10 +146,9 @@ class Run:
 
         async def enter() -> Exchange:
             await self._agent.describe(described)
-            client = Client(self._agent, welcome.cluster, welcome.job, welcome.worker)
-            exchange = Exchange(client, described, self.memory)
+            self._client = Client(self._agent, welcome.cluster, welcome.job, welcome.worker)
+            exchange = Exchange(self._client, described, self.memory)
             await exchange.join()
-            self._client = client
             return exchange
 
         self._exchange = self._loop.call(enter())
@@ -180,7 +181,7 @@ class Run:
 
     def log(self, **metrics: float | torch.Tensor) -> None:
         """Numbers to show in ``elasticps status`` (a tensor of one element is read)."""
-        self._metrics.update({key: _number(item) for key, item in metrics.items()})
+        self._metrics.update({key: _number(key, item) for key, item in metrics.items()})
 
     def on_membership_change(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when the set of workers changes, between two rounds."""
@@ -227,6 +228,9 @@ class Run:
 
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
         self._loop.call(self._member.initialize(states))
+
+    def read_values(self) -> None:
+        self._loop.call(self._member.read())
 
     def _round(self, work: Any) -> None:
         exchange = self._member
@@ -277,22 +281,50 @@ class Run:
 
     async def _depart(self, *, failed: bool) -> None:
         """Audit, leave the ledger, tell the daemon. A failed worker only closes: it is evicted."""
+        try:
+            if not failed:
+                self._agent.finished(Finished(self._left, await self._farewell()))
+        finally:
+            if self._client is not None:
+                await self._client.aclose()
+            await self._agent.aclose()
+
+    async def _farewell(self) -> Verdict | None:
         exchange = self._exchange
-        if not failed:
-            verdict = None
-            if exchange is not None:
-                await self._progress()
-                verdict = await exchange.audit() if self._welcome.audit else None
-                if exchange.turn is not None:
-                    await exchange.leave()
-            self._agent.finished(Finished(self._left, verdict))
-        if self._client is not None:
-            await self._client.aclose()
-        await self._agent.aclose()
+        if exchange is None:
+            return None
+        await self._progress()
+        verdict = await exchange.audit() if self._welcome.audit else None
+        if exchange.turn is not None:
+            await exchange.leave()
+        return verdict
 
 
-def _number(item: float | torch.Tensor) -> float:
-    return float(item.detach()) if isinstance(item, torch.Tensor) else float(item)
+def _number(key: str, item: float | torch.Tensor) -> float:
+    try:
+        return float(item.detach()) if isinstance(item, torch.Tensor) else float(item)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"metric {key}: {error}", field=key, limit="one number") from error
+
+
+def _local_optimizer(
+    plugin: Optimizer, groups: Sequence[ParamGroup], options: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """The optimizer that a single process would use, for its groups and defaults."""
+    try:
+        return plugin.create(groups, options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the optimizer cannot be made: {error}", field="options") from error
+
+
+def _check_groups(model: torch.nn.Module, groups: Sequence[ParamGroup]) -> None:
+    """A parameter that is not the model's would never be trained."""
+    known = {id(item) for item in model.parameters()}
+    for index, group in enumerate(groups):
+        if any(id(item) not in known for item in group["params"]):
+            raise UsageError(
+                f"param group {index} has a parameter that is not the model's", field="groups"
+            )
 
 
 def join(environment: Mapping[str, str] | None = None) -> Run:
@@ -310,16 +342,18 @@ def join(environment: Mapping[str, str] | None = None) -> Run:
             field=AGENT_VARIABLE,
             hint="start the script with: elasticps run SCRIPT",
         )
+    place = Address.parse(address)
     loop, agent = DataLoop(), Agent()
+
+    async def enter() -> Welcome:
+        welcome = await agent.connect(place, uid)
+        await agent.until(lambda: agent.job, None)
+        return welcome
+
     try:
-
-        async def enter() -> Welcome:
-            welcome = await agent.connect(Address.parse(address), uid)
-            await agent.until(lambda: agent.job, None)
-            return welcome
-
         welcome = loop.call(enter())
     except BaseException:
+        loop.call(agent.aclose())
         loop.close()
         raise
     return Run(loop, agent, welcome)

@@ -74,7 +74,7 @@ async def test_daemon_stopped_past_its_lease_serves_nobody_and_returns_with_its_
     stopped = next(node.node for node in status.nodes if not node.leader)
     before = await cluster.record(stopped)
     assert before is not None
-    assert await serves(before.servers[0])
+    assert await serves(cluster, before.servers[0])
     held = (await job.look()).blocks_by_node
     server = await cluster.shard_server_pid(stopped)
     (worker,) = await job.worker_pids(stopped)
@@ -82,7 +82,7 @@ async def test_daemon_stopped_past_its_lease_serves_nobody_and_returns_with_its_
     async with cluster.paused(stopped):
         waiting = f"waiting for {stopped} to return: it holds the only replica of"
         told = await job.until(lambda look: waiting in look.reason and look, "waits for the node")
-        assert not await serves(before.servers[0])
+        assert not await serves(cluster, before.servers[0])
         assert told.state == "RUNNING"
 
     await job.is_trained_by("n1", "n2")
@@ -152,10 +152,10 @@ async def test_killed_shard_server_fails_its_job_by_name_and_a_new_one_serves_th
     assert (await following.finish(after=5)).state == "SUCCEEDED"
 
 
-async def serves(server: ServerRecord) -> bool:
+async def serves(cluster: Cluster, server: ServerRecord) -> bool:
     """Whether the shard server serves clients, whatever it holds."""
     async with await connect(Address.parse(server.tcp), timeout_s=WAIT_S) as connection:
-        hello = encode(HelloMeta(cluster="local", caller="1"))
+        hello = encode(HelloMeta(cluster=cluster.local.keys.cluster, caller="1"))
         await connection.request(Header(Kind.HELLO), hello, timeout_s=WAIT_S)
         probe = Header(Kind.STATUS, block=BlockId(1), worker=WorkerId(1))
         reply = await connection.request(probe, timeout_s=WAIT_S)

@@ -1,0 +1,382 @@
+"""What a leader writes next, decided from what it sees alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from elasticps.core.ids import node_of
+from elasticps.core.plan import PART_BLOCKS
+from elasticps.core.records import JobState, WorkerState
+from elasticps.daemon.leader import PARTS_A_WRITE, Now, Orphans, Write, decide
+from elasticps.daemon.view import JobView
+from tests.support.contents import BLOCK_BYTES, Contents
+
+LOST_AFTER_S = 30.0
+GARBAGE = b"\x00"
+
+
+class Led(Contents):
+    """An etcd with a leader, whose clocks the tests set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.orphans = Orphans(LOST_AFTER_S)
+        self.unix = 1_000_000.0
+        self.monotonic = 100.0
+
+    def decided(self) -> list[Write]:
+        now = Now(unix=self.unix, monotonic=self.monotonic)
+        return decide(self.view, now, self.orphans)
+
+    def settle(self) -> list[str]:
+        """Let the leader write until it has nothing to write; the reasons it gave."""
+        told = []
+        for _ in range(100):
+            writes = self.decided()
+            if not writes:
+                return told
+            for write in writes:
+                self.write(write)
+                told.append(write.why)
+        raise AssertionError(f"it never comes to rest: {told}")
+
+    def catch_up(self, job: JobView) -> None:
+        """Every learner has been filled, as its primary's node reports."""
+        by_node: dict[str, dict[str, list]] = {}
+        for entry in job.entries:
+            for learner in entry.learners:
+                report = by_node.setdefault(node_of(entry.primary), {})
+                report.setdefault(learner, []).append(entry)
+        for node, report in by_node.items():
+            self.promised(job, node, report)
+
+    def move_all(self, job: JobView) -> None:
+        """Settle and catch up until no learner is left."""
+        self.settle()
+        while any(entry.learners for entry in job.entries):
+            self.catch_up(job)
+            self.settle()
+
+
+@pytest.fixture
+def etcd() -> Led:
+    return Led()
+
+
+@pytest.fixture
+def job(etcd: Led) -> JobView:
+    """A job of seven blocks and the ledger that runs on the nodes a and b."""
+    etcd.node("a")
+    etcd.node("b")
+    job = etcd.job()
+    etcd.settle()
+    etcd.worker(job, "a.1")
+    etcd.worker(job, "b.1")
+    etcd.described(job, 7)
+    etcd.settle()
+    return job
+
+
+def leads(job: JobView) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for entry in job.entries:
+        counts[entry.primary] = counts.get(entry.primary, 0) + 1
+    return counts
+
+
+def test_nothing_is_written_where_nothing_is_to_do(etcd: Led, job: JobView) -> None:
+    etcd.unix += 1000
+    etcd.monotonic += 1000
+    assert etcd.decided() == []
+
+
+def test_new_job_waits_for_its_workers_then_runs(etcd: Led) -> None:
+    etcd.node("a", worker_slots=2)
+    job = etcd.job(start_workers=2)
+
+    (write,) = etcd.decided()
+    assert [(compare.key, compare.revision) for compare in write.compares] == [
+        (etcd.keys.job_status("job"), 0)
+    ]
+    etcd.settle()
+    assert job.status is not None
+    assert (job.status.state, job.status.reason) == (
+        JobState.PENDING,
+        "waiting for workers: 0 of 2 started",
+    )
+    assert job.status.workers == {"a": 2}
+
+    etcd.worker(job, "a.1")
+    etcd.worker(job, "a.2")
+    etcd.settle()
+    assert job.status.state is JobState.RUNNING
+
+
+def test_first_plan_is_fair_and_written_with_the_status_as_one_step(etcd: Led) -> None:
+    servers = {etcd.node("a"), etcd.node("b")}
+    job = etcd.job()
+    etcd.settle()
+    etcd.worker(job, "a.1")
+    etcd.described(job, 7)
+
+    (write,) = etcd.decided()
+
+    assert [operation.key for operation in write.operations] == [
+        etcd.keys.plan_part("job", 0),
+        etcd.keys.job_status("job"),
+    ]
+    etcd.settle()
+    assert leads(job) == dict.fromkeys(servers, 4)
+    assert all(entry.fresh and entry.epoch > 0 for entry in job.entries)
+    assert job.status is not None
+    assert job.status.movement.blocks == 0
+
+
+def test_first_plan_waits_for_a_node(etcd: Led) -> None:
+    job = etcd.job()
+    etcd.described(job, 1)
+    etcd.settle()
+    assert job.entries == []
+    etcd.node("a", None)
+    etcd.settle()
+    assert job.entries == []
+    etcd.node("a", "1")
+    etcd.settle()
+    assert leads(job) == {"a/1": 2}
+
+
+def test_plan_of_many_parts_is_written_a_few_at_a_time(etcd: Led) -> None:
+    etcd.node("a")
+    job = etcd.job()
+    parts = PARTS_A_WRITE + 1
+    etcd.described(job, parts * PART_BLOCKS - 1)
+
+    (first,) = etcd.decided()
+    etcd.write(first)
+    assert sorted(job.parts) == list(range(PARTS_A_WRITE))
+    etcd.settle()
+    assert sorted(job.parts) == list(range(parts))
+    assert [entry.block for entry in job.entries] == list(range(parts * PART_BLOCKS))
+
+
+def test_blocks_go_to_a_node_that_joins_by_way_of_learners(etcd: Led, job: JobView) -> None:
+    before = {entry.block: entry for entry in job.entries}
+    etcd.node("c")
+    etcd.settle()
+    moving = [entry for entry in job.entries if entry.learners]
+    assert [entry.learners for entry in moving] == [("c/1",)] * len(moving)
+    assert [entry.primary for entry in moving] == [before[e.block].primary for e in moving]
+    assert leads(job) == {"a/1": 4, "b/1": 4}
+
+    etcd.catch_up(job)
+    etcd.settle()
+
+    assert leads(job)["c/1"] == len(moving) == 2
+    moved = [entry for entry in job.entries if entry.primary == "c/1"]
+    assert all(entry.epoch > before[entry.block].epoch and not entry.fresh for entry in moved)
+    kept = [entry for entry in job.entries if entry.primary != "c/1"]
+    assert kept == [before[entry.block] for entry in kept]
+    assert job.status is not None
+    movement = job.status.movement
+    assert (movement.blocks, movement.value_bytes) == (2, 2 * BLOCK_BYTES)
+    assert movement.snapshot_bytes == 2 * 2 * BLOCK_BYTES
+    assert 2 * BLOCK_BYTES <= movement.least_value_bytes <= 3 * BLOCK_BYTES
+    assert job.status.workers == {"a": 1, "b": 1, "c": 1}
+
+
+def test_promise_of_an_older_epoch_moves_nothing(etcd: Led, job: JobView) -> None:
+    etcd.node("c")
+    etcd.settle()
+    old = [entry for entry in job.entries if entry.learners]
+    etcd.gone("c")
+    etcd.settle()
+    assert not any(entry.learners for entry in job.entries)
+    etcd.node("c")
+    etcd.settle()
+
+    for entry in old:
+        etcd.promised(job, node_of(entry.primary), {"c/1": [entry]})
+    etcd.settle()
+
+    assert "c/1" not in leads(job)
+
+
+def test_draining_node_serves_until_its_blocks_are_elsewhere(etcd: Led, job: JobView) -> None:
+    etcd.drain("b")
+    etcd.settle()
+    assert leads(job) == {"a/1": 4, "b/1": 4}
+    assert job.status is not None
+    assert job.status.workers == {"a": 1}
+
+    etcd.move_all(job)
+
+    assert leads(job) == {"a/1": 8}
+    assert not etcd.view.holds_nothing("b")  # its worker
+    etcd.worker(job, "b.1", state=WorkerState.LEFT)
+    assert etcd.view.holds_nothing("b")
+    assert etcd.settle() != []
+    assert job.status.reason == "1 workers"
+
+
+def test_only_node_that_drains_keeps_its_blocks_and_the_job_waits(etcd: Led, job: JobView) -> None:
+    etcd.drain("a")
+    etcd.drain("b")
+    etcd.settle()
+    assert leads(job) == {"a/1": 4, "b/1": 4}
+    assert job.status is not None
+    assert job.status.state is JobState.PENDING
+    assert job.status.reason == "waiting for a node that may run workers"
+
+
+def test_blocks_of_a_lost_node_are_waited_for_and_then_given_up(etcd: Led, job: JobView) -> None:
+    etcd.gone("b")
+    etcd.settle()
+    assert job.status is not None
+    assert job.status.reason == ("waiting for b to return: it holds the only replica of 4 blocks")
+    etcd.unix += 1e9  # a wall clock that jumps is nobody's death
+    etcd.monotonic += LOST_AFTER_S
+    etcd.settle()
+    assert job.status.state is JobState.RUNNING
+
+    etcd.monotonic += 0.1
+    etcd.settle()
+    assert job.status.state is JobState.FAILED
+    assert job.status.reason == (
+        "4 blocks are lost: b did not return in 30 s, and no other replica was in sync"
+    )
+    assert job.status.ended_unix == etcd.unix
+    assert job.parts == {}
+
+
+def test_node_that_returns_with_its_server_goes_on_where_it_was(etcd: Led, job: JobView) -> None:
+    before = job.entries
+    etcd.gone("b")
+    etcd.settle()
+    etcd.monotonic += LOST_AFTER_S - 1
+    etcd.node("b")
+    etcd.settle()
+    assert job.entries == before
+    assert job.status is not None
+    assert job.status.reason == "2 workers"
+
+    etcd.gone("b")  # the next absence is counted anew
+    etcd.settle()
+    etcd.monotonic += LOST_AFTER_S - 1
+    assert etcd.settle() == []
+
+
+def test_next_leadership_counts_an_absence_anew(etcd: Led, job: JobView) -> None:
+    etcd.gone("b")
+    etcd.settle()
+    etcd.monotonic += 10 * LOST_AFTER_S
+    etcd.orphans = Orphans(LOST_AFTER_S)
+    etcd.settle()
+    assert job.status is not None
+    assert job.status.state is JobState.RUNNING
+
+
+@pytest.mark.parametrize("unregistered", [True, False])
+def test_shard_server_that_restarted_has_lost_its_blocks(
+    etcd: Led, job: JobView, unregistered: bool
+) -> None:
+    if unregistered:
+        etcd.gone("b")
+    else:
+        etcd.node("b", None)
+    etcd.settle()
+    assert job.status is not None
+    assert job.status.state is JobState.RUNNING
+
+    etcd.node("b", "2")
+    etcd.settle()
+
+    assert job.status.state is JobState.FAILED
+    assert job.status.reason == (
+        "4 blocks are lost: the shard server of b restarted without them,"
+        " and no other replica was in sync"
+    )
+
+
+def test_first_worker_that_failed_fails_the_job_and_everything_else_of_it_goes(
+    etcd: Led, job: JobView
+) -> None:
+    etcd.worker(job, "b.1", state=WorkerState.FAILED, reason="boom", traceback="Traceback")
+
+    etcd.settle()
+
+    assert job.status is not None
+    assert job.status.state is JobState.FAILED
+    assert job.status.failure is not None
+    assert (job.status.failure.node, job.status.failure.worker) == ("b", "b.1")
+    assert sorted(
+        key.removeprefix(etcd.keys.job("job")) for key in etcd.items if "jobs" in key
+    ) == [
+        "model",
+        "spec",
+        "status",
+    ]
+    assert etcd.decided() == []
+
+
+def test_cancelled_job_ends(etcd: Led, job: JobView) -> None:
+    etcd.put(etcd.keys.job_cancel("job"), b"{}")
+    etcd.settle()
+    assert job.status is not None
+    assert job.status.state is JobState.CANCELLED
+    assert job.status.workers == {}
+
+
+def test_damaged_plan_is_not_made_anew_and_the_job_can_still_end(etcd: Led, job: JobView) -> None:
+    good = etcd.items[etcd.keys.plan_part("job", 0)].value
+    etcd.put(etcd.keys.plan_part("job", 0), GARBAGE)
+    etcd.node("c")
+    etcd.settle()
+    assert job.status is not None
+    assert job.status.reason == "its plan in etcd cannot be read: its blocks stay put"
+    assert etcd.items[etcd.keys.plan_part("job", 0)].value == GARBAGE
+
+    etcd.put(etcd.keys.plan_part("job", 0), good)
+    etcd.move_all(job)
+    assert leads(job)["c/1"] == 2
+
+    etcd.put(etcd.keys.plan_part("job", 0), GARBAGE)
+    for uid in ("a.1", "b.1"):
+        etcd.worker(job, uid, state=WorkerState.SUCCEEDED)
+    etcd.settle()
+    assert job.status.state is JobState.SUCCEEDED
+
+
+def test_deleted_plan_is_not_made_anew(etcd: Led, job: JobView) -> None:
+    good = etcd.items[etcd.keys.plan_part("job", 0)].value
+    etcd.delete(etcd.keys.plan_part("job", 0))
+    etcd.settle()
+    assert job.entries == []
+    assert job.status is not None
+    assert job.status.reason == "its plan in etcd cannot be read: its blocks stay put"
+
+    etcd.put(etcd.keys.plan_part("job", 0), good)
+    etcd.settle()
+    assert leads(job) == {"a/1": 4, "b/1": 4}
+    assert job.status.reason == "2 workers"
+
+
+def test_damaged_status_is_left_alone_and_other_jobs_are_not(etcd: Led, job: JobView) -> None:
+    etcd.put(etcd.keys.job_status("job"), GARBAGE)
+    etcd.worker(job, "a.1", state=WorkerState.FAILED)
+    assert etcd.decided() == []
+
+    other = etcd.job("other")
+    etcd.settle()
+    assert other.status is not None
+    assert other.status.state is JobState.PENDING
+    assert etcd.items[etcd.keys.job_status("job")].value == GARBAGE
+
+
+def test_write_is_refused_by_etcd_when_the_view_was_old(etcd: Led, job: JobView) -> None:
+    etcd.node("c")
+    (write,) = etcd.decided()
+    etcd.settle()
+    compared = {compare.key: compare.revision for compare in write.compares}
+    current = {key: etcd.items[key].mod_revision for key in compared}
+    assert set(compared) == {etcd.keys.plan_part("job", 0), etcd.keys.job_status("job")}
+    assert all(compared[key] < current[key] for key in compared)
