@@ -28,9 +28,9 @@ from elasticps.testing import LocalCluster
 HERE = Path(__file__).resolve().parent
 FIRST_ROUNDS = 40
 LEAST_TRAINING_S = 22.0
-STARTUPS = 2.5
+STARTUPS = 2.2
 FEWEST_ROUNDS, MOST_ROUNDS = 450, 5000
-BLOCK_BYTES = 32 * 1024
+BLOCK_BYTES = 16 * 1024
 POLL_S = 0.25
 INTERRUPTED = 130
 MINIMUM_ACCURACY = 0.96
@@ -105,7 +105,7 @@ class Demo:
         say = self._screen.say
         await self._submit()
         await self._decide_rounds()
-        await self.until("a node could join", lambda: self.progress() >= 0.1)
+        await self.until("a node could join", lambda: self.progress() >= 0.03)
 
         say("a fourth node starts")
         joined = await self._cluster.add_node()
