@@ -274,7 +274,7 @@ class Leader:
         except StoreError as error:
             if type(error) is not StoreError:
                 raise
-            log.info("job=%s view is old: %s", write.job, error)
+            log.info("job=%s not written: %s", write.job, error)
             await self._next_change()
             return
         if write.why:

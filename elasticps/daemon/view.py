@@ -145,8 +145,9 @@ class ClusterView:
         for key, value in changes:
             parsed = self.keys.parse(key)
             if parsed is None:
-                self.foreign_values += 1
-                log.warning("etcd holds a key that is not ours: %s", key)
+                if value is not None:
+                    self.foreign_values += 1
+                    log.warning("etcd holds a key that is not ours: %s", key)
                 continue
             try:
                 self._apply(parsed, value)

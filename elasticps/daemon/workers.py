@@ -124,6 +124,8 @@ class Workers:
         """
         again_s: float | None = None
         for job in self._view.active_jobs:
+            if "status" in job.damaged and lease is not None:
+                continue  # nobody knows what it says
             wanted = job.status.workers.get(self._me, 0) if job.status and lease else 0
             lives = [life for life in self.lives.values() if life.job == job.key]
             staying = [life for life in lives if life.retire is None]

@@ -101,22 +101,24 @@ class Exchange:
 
     async def push(self) -> None:
         turn = self._member_turn()
-        await _together(self._push(memory, turn.round, turn.generation) for memory in self._memory)
 
-    async def _push(self, memory: BlockMemory, number: Round, generation: Generation) -> None:
+        async def one(memory: BlockMemory) -> None:
+            async with self._window:
+                await self._client.call(self._push(memory, turn.round, turn.generation))
+
+        await _together(one(memory) for memory in self._memory)
+
+    def _push(self, memory: BlockMemory, number: Round, generation: Generation) -> Call:
         """Stage one block's gradient. What the server refuses, the ledger's vote will explain."""
         gradient = memory.gradient()
-        meta = PushMeta(generation, self.weight, self.hyper[memory.group])
-        await self._call(
-            Call(
-                kind=Kind.PUSH,
-                block=memory.block.id,
-                meta=encode(meta),
-                payload=gradient,
-                seq=self._seq,
-                round=number,
-                flags=FLAG_EMPTY if gradient is None else 0,
-            )
+        return Call(
+            kind=Kind.PUSH,
+            block=memory.block.id,
+            meta=encode(PushMeta(generation, self.weight, self.hyper[memory.group])),
+            payload=gradient,
+            seq=self._seq,
+            round=number,
+            flags=FLAG_EMPTY if gradient is None else 0,
         )
 
     async def vote(self, *, contributes: bool = True) -> Commit | None:
@@ -149,24 +151,26 @@ class Exchange:
         await _together(self._pull(memory, commit) for memory in self._memory)
 
     async def _pull(self, memory: BlockMemory, commit: Commit | None) -> None:
-        """Read one block as of ``commit``, pushing again where a new primary lacks the gradient."""
+        """Read one block as of ``commit``, pushing again where a new primary lacks the gradient.
+
+        All in one place of the window: others may wait in theirs for this very push.
+        """
         call = Call(
             kind=Kind.PULL,
             block=memory.block.id,
             meta=encode(PullMeta(commit)),
             into=memory.value,
         )
-        while True:
-            status = (await self._call(call)).header.status
-            if status is Status.OK:
-                return
-            if status is Status.NOT_STAGED and commit is not None:
-                await self._push(memory, commit.round, commit.generation)
-            else:
-                raise JobFailed(
-                    f"block {memory.block.id} is not at the job's round: {status.name}",
-                    where="the data plane",
-                )
+        async with self._window:
+            status = (await self._client.call(call)).header.status
+            while status is Status.NOT_STAGED and commit is not None:
+                await self._client.call(self._push(memory, commit.round, commit.generation))
+                status = (await self._client.call(call)).header.status
+        if status is not Status.OK:
+            raise JobFailed(
+                f"block {memory.block.id} is not at the job's round: {status.name}",
+                where="the data plane",
+            )
 
     # -- reading what the servers hold ----------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ from elasticps.core.ids import LEDGER, BlockId, PlanEpoch, ServerId
 from elasticps.server.streams import MAX_OPS_QUEUED
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import PullMeta, encode
+from elasticps.worker.exchange import CALLS_IN_FLIGHT
 from tests.support.checkers import digest
 from tests.support.members import Blueprint, Member, together
-from tests.support.rig import JOB, Rig
+from tests.support.rig import JOB, Rig, RigServer
 from tests.support.wire import PATIENCE_S, eventually
 
 MOMENTUM = Blueprint(options={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})
@@ -264,13 +264,42 @@ async def test_a_read_that_waits_for_anothers_gradient_follows_its_block() -> No
             await rig.move_all(target)
             if target == other:
                 reading = members[0].start(members[0].exchange.pull(commit))
-            blocks = [rig.primary(b).parameter_block(b) for b in members[0].blocks]
-            await eventually(lambda blocks=blocks: all(b._parked for b in blocks))
+            await eventually(lambda: all(reader_waits(rig, block) for block in members[0].blocks))
         assert not reading.done()
         await members[1].exchange.pull(commit)
         await reading
         await assert_none_lost(training, 1)
     await assert_undisturbed(training)
+
+
+async def test_many_blocks_that_each_lack_another_workers_gradient_do_not_lock() -> None:
+    count = 2 * CALLS_IN_FLIGHT + 4
+    blueprint = Blueprint(shapes=((1024 * count,),), options=MOMENTUM.options)
+    async with Rig(servers=1, start_workers=2) as rig:
+        training = await begun(rig, blueprint)
+        other = await rig.start_server(site=False)
+        for rank, member in enumerate(training.members):
+            member.give(blueprint.random(10 + rank))
+        await push_every_other(training.members)
+        await rig.move_all(other)
+        await push_every_other(training.members[::-1])
+        exchanges = [member.exchange for member in training.members]
+        commit, _ = await together(*(exchange.vote() for exchange in exchanges))
+        await together(*(exchange.pull(commit) for exchange in exchanges))
+        await assert_none_lost(training, 1)
+    await assert_undisturbed(training)
+
+
+async def push_every_other(members: list[Member]) -> None:
+    """The first member stages its even blocks, the second its odd ones."""
+    for first, member in enumerate(members):
+        turn = member.exchange._member_turn()
+        memories = member.exchange._memory[first::2]
+        await together(*(member.stage(item, turn.round, turn.generation) for item in memories))
+
+
+def reader_waits(rig: Rig, block: BlockId) -> bool:
+    return bool(rig.primary(block).parameter_block(block)._parked)
 
 
 async def test_the_ledger_moves_while_workers_wait_for_its_answer() -> None:
@@ -300,7 +329,7 @@ async def test_a_slow_learner_catches_up_while_the_primary_serves(rounds: int) -
     async def move_slowly() -> None:
         for conn in rig.servers[target].connections_from(source):
             conn.pause_reading()
-        rig.pin(block, target)
+        rig.pin([block], target)
         await training.go_on(rounds)
         assert rig.entries[block].primary == source
         for conn in rig.servers[target].connections_from(source):
@@ -320,38 +349,37 @@ async def test_a_slow_learner_catches_up_while_the_primary_serves(rounds: int) -
 
 @pytest.mark.parametrize("fault", ["cut", "dies"])
 async def test_a_snapshot_that_breaks_off_costs_nothing(fault: str) -> None:
-    async def break_off() -> None:
-        nonlocal target
+    async def break_off(target: ServerId) -> None:
         for _ in range(3):
-            rig.pin(BlockId(1), target)
-            await eventually_in_the_loop(lambda: rig.servers[target].receives)
+            rig.pin([BlockId(1)], target)
+            await something_arrives(rig.servers[target])
             if fault == "cut":
                 rig.servers[target].cut()
             else:
                 await rig.kill_server(target)
                 target = await rig.start_server(site=False)
         await rig.move(BlockId(1), target)
+        assert rig.entries[BlockId(1)].holders == (target,)
 
     async with Rig(servers=1, start_workers=2, local=False) as rig:
         training = await begun(rig, LARGE)
         target = await rig.start_server(site=False)
-        rounds = await training.during(break_off())
-        assert rig.entries[BlockId(1)].holders == (target,)
+        rounds = await training.during(break_off(target))
         await assert_none_lost(training, rounds)
     await assert_undisturbed(training)
 
 
-async def eventually_in_the_loop(condition: Callable[[], bool]) -> None:
-    """Like ``eventually``, but looking between any two steps of the event loop."""
+async def something_arrives(server: RigServer) -> None:
+    """Looks between any two steps of the event loop: some of a payload's bytes may be there."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():
+        while not server.receives:
             await asyncio.sleep(0)
 
 
 async def test_training_goes_on_when_every_connection_is_cut_again_and_again() -> None:
     async def cut() -> None:
         for number in range(10):
-            rig.pin(BlockId(1 + number % 3), *list(rig.servers)[number % 2 :][:2])
+            rig.pin([BlockId(1 + number % 3)], *list(rig.servers)[number % 2 :][:2])
             await training.go_on(1)
             for server in rig.servers.values():
                 server.cut()
@@ -385,7 +413,7 @@ async def test_a_promised_learner_is_waited_for_until_the_plan_drops_it() -> Non
         (source,) = rig.servers
         training = await begun(rig, MOMENTUM)
         target = await rig.start_server(site=False)
-        rig.pin(BlockId(1), target)
+        rig.pin([BlockId(1)], target)
         rig.leading = False
         await eventually(lambda: bool(rig.servers[source].promises))
         rounds = await training.during(lose_it())

@@ -9,10 +9,11 @@ from random import Random
 import pytest
 import torch
 
-from elasticps.core.ids import LEDGER, BlockId
+from elasticps.core.ids import BlockId, ServerId
 from elasticps.errors import JobFailed
-from elasticps.wire.frame import Kind, Status
+from elasticps.wire.frame import Kind
 from elasticps.wire.messages import PushMeta, encode
+from elasticps.wire.tensors import bytes_of
 from elasticps.worker.client import Call
 from tests.support.checkers import OneHot, OneHotSet, digest
 from tests.support.members import Blueprint, Member
@@ -71,10 +72,9 @@ class RandomRun:
             try:
                 await self._step(member, push)
             except JobFailed as error:
-                # Given up on by etcd: it never hears what became of its push.
-                assert "not a member" in error.what
-                assert member not in self._present
-                return
+                if member in self._present or "not a member" not in error.what:
+                    raise
+                return  # given up on by etcd: it never hears what became of its push
         if exchange.turn is not None:
             await exchange.leave()
         self._present.remove(member)
@@ -96,7 +96,7 @@ class RandomRun:
         push.acknowledged(len(commit.contributors))
         if self._workers.random() < 0.1:
             for memory in exchange._memory:
-                await exchange._push(memory, commit.round, commit.generation)
+                await member.stage(memory, commit.round, commit.generation)
         for value in member.values():
             assert abs(float(value[push.place]) + 1.0 / len(commit.contributors)) < 1e-9
 
@@ -110,7 +110,7 @@ class RandomRun:
             kind=Kind.PUSH,
             block=BlockId(1),
             meta=encode(PushMeta(turn.generation, 0.0, {})),
-            payload=memoryview(gradient.numpy()).cast("B"),
+            payload=bytes_of(gradient),
             seq=member.exchange._seq,
             round=turn.round,
         )
@@ -153,18 +153,16 @@ class RandomRun:
     def _count(self, act: str) -> None:
         self.happened[act] = self.happened.get(act, 0) + 1
 
-    def _places(self) -> list[str]:
+    def _places(self) -> list[ServerId]:
         return self._acts.sample(sorted(self._rig.servers), self._replicas)
 
     async def _move_a_block(self) -> None:
         block = self._acts.choice(sorted(self._rig.entries))
-        self._rig.pin(block, *self._places())
+        self._rig.pin([block], *self._places())
         self._count("move")
 
     async def _move_everything(self) -> None:
-        places = self._places()
-        for block in self._rig.entries:
-            self._rig.pin(block, *places)
+        self._rig.pin(self._rig.entries, *self._places())
         self._count("move all")
 
     async def _worker_joins(self) -> None:
@@ -230,17 +228,17 @@ class RandomRun:
         if self._replicas == 1:
             for block, entry in self._rig.entries.items():
                 if server in entry.servers:
-                    self._rig.pin(block, self._acts.choice(others))
+                    self._rig.pin([block], self._acts.choice(others))
         await self._quiet()
         await self._eventually(lambda: self._replicas > 1 or self._holds_nothing(server))
         for block, entry in self._rig.entries.items():
             if server in entry.holders and self._replicas > 1:
-                self._rig.pin(block, *self._acts.sample(others, self._replicas))
+                self._rig.pin([block], *self._acts.sample(others, self._replicas))
         await self._rig.kill_server(server)
         self._count("server")
         await self._quiet()
 
-    def _holds_nothing(self, server: str) -> bool:
+    def _holds_nothing(self, server: ServerId) -> bool:
         return all(server not in entry.servers for entry in self._rig.entries.values())
 
 

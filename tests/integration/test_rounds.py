@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from elasticps.core.ids import LEDGER, Seq
-from elasticps.core.ledger import Join, Leave, Vote
+from elasticps.core.ledger import Admitted, Committed, Join, Leave, Vote
 from elasticps.core.replica import Commit
 from elasticps.errors import JobFailed
 from elasticps.wire.frame import Kind, Status
@@ -244,7 +244,7 @@ async def test_a_worker_that_dies_before_its_vote_counts_in_no_block(pushed: str
         share = {"nothing": 0, "half of its blocks": 2, "all of its blocks": len(memories)}[pushed]
         turn = dying.exchange._member_turn()
         for memory in memories[:share]:
-            await dying.exchange._push(memory, turn.round, turn.generation)
+            await dying.stage(memory, turn.round, turn.generation)
         steps = [
             one.start(one.step(COUNTED.full(1.0))),
             other.start(other.step(COUNTED.full(4.0))),
@@ -344,7 +344,9 @@ async def test_a_first_initializer_that_dies_is_followed_by_the_next(given: str)
         await eventually(lambda: bool(rig.ledger.joining))
         others = [rig.worker(COUNTED, seed=2), rig.worker(COUNTED, seed=3)]
         joining = [other.start(other.join()) for other in others]
-        assert (await admission).initialize
+        admitted = await admission
+        assert isinstance(admitted, Admitted)
+        assert admitted.initialize
         memories = first.exchange._memory
         share = {"nothing": 0, "half of the blocks": 2, "all of the blocks": len(memories)}[given]
         for memory in memories[:share]:
@@ -412,8 +414,10 @@ async def test_repeated_requests_get_the_same_answers_and_change_nothing() -> No
             again = await one.client.ledger(
                 lambda worker: Vote(worker, commit.round, commit.generation)
             )
-            assert again.commit == commit
-            assert (await one.client.ledger(Join)).commit == commit
+            admitted = await one.client.ledger(Join)
+            assert isinstance(again, Committed)
+            assert isinstance(admitted, Admitted)
+            assert again.commit == admitted.commit == commit
         assert digests(rig) == before
         assert rig.ledger.round == 1
         assert await bits_of_step(members, [0, 1]) == {0b11}

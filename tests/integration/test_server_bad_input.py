@@ -574,7 +574,7 @@ PLUGIN = """
 
 
 @pytest.fixture
-def plugins(install: Install) -> None:  # noqa: F811
+def plugins(install: Install) -> None:
     targets = {
         "broken-step": "broken_plugin:broken",
         "cannot-be-made": "broken_plugin:cannot_be_made",
@@ -593,7 +593,7 @@ async def test_an_optimizer_that_cannot_be_made_on_a_server_fails_its_job_with_t
 async def test_a_plugin_that_a_server_lacks_fails_its_job_with_the_reason() -> None:
     async with Rig(servers=2) as rig:
         rig.describe(msgspec.structs.replace(BLUEPRINT.model, optimizer="sdg"))
-        with pytest.raises(JobFailed, match="(?s)no plugin named 'sdg'.*did you mean sgd"):
+        with pytest.raises(JobFailed, match=r"(?s)no plugin named 'sdg'.*did you mean sgd"):
             await rig.worker(BLUEPRINT).join()
 
 

@@ -96,8 +96,8 @@ def bits_of_round(
     """
     found: set[int] = set()
     for one, other in zip(before, after, strict=True):
-        sums = ((one - other) * contributors).reshape(-1).unique()
-        found.update(round(float(item)) for item in sums)
+        sums = ((one - other) * contributors).reshape(-1)
+        found.update(round(item) for item in sums.tolist())
     return found
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import Hyperparameters, Model
-from elasticps.core.ids import BlockId, JobKey, WorkerId
+from elasticps.core.ids import BlockId, Generation, JobKey, Round, WorkerId
 from elasticps.strategies.data_parallel import DataParallel
 from elasticps.wire.connection import Connection
 from elasticps.wire.inflight import Reply
@@ -22,7 +22,7 @@ from elasticps.wire.messages import Control
 from elasticps.worker.agent import Agent
 from elasticps.worker.client import Call, Client
 from elasticps.worker.exchange import Exchange
-from elasticps.worker.parameters import describe, memory_of
+from elasticps.worker.parameters import BlockMemory, describe, memory_of
 
 Gradients = Sequence[torch.Tensor | None]
 Result = TypeVar("Result")
@@ -55,7 +55,7 @@ class Blueprint:
 
     @property
     def plugin(self) -> Optimizer:
-        return load(OPTIMIZERS, self.optimizer, Optimizer)  # type: ignore[type-abstract]
+        return _plugin(self.optimizer)
 
     def local(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         return self.plugin.create([{"params": list(parameters)}], self.options)
@@ -71,6 +71,11 @@ class Blueprint:
             elementwise=self.plugin.elementwise,
             block_bytes=self.block_bytes,
         )
+
+
+@functools.cache
+def _plugin(name: str) -> Optimizer:
+    return load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
 
 
 class LocalRun:
@@ -172,6 +177,10 @@ class Member:
         """Carry out one round as a worker of the data-parallel strategy does."""
         self.give(gradients, weight=weight, hyper=hyper, leaving=leaving)
         await DataParallel().step(self.exchange)
+
+    async def stage(self, memory: BlockMemory, number: Round, generation: Generation) -> None:
+        """Push the gradient in hand of one block alone."""
+        await self.ask(self.exchange._push(memory, number, generation))
 
     async def ask(self, call: Call) -> Reply:
         """Any one request, to whoever leads the block."""

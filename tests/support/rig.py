@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, cast
+
+import uvloop
 
 from elasticps.core.blocks import LEDGER_BYTES, Model, partition
 from elasticps.core.ids import (
@@ -192,8 +194,10 @@ class Rig:
         self.revision = int(JOB)
         self.accidents: list[dict[str, Any]] = []
         self.leading = True
+        self._to_lead = False
         self.progress: dict[str, Progress] = {}
         self.finished: dict[str, Finished] = {}
+        self._sizes: list[int] = []
         self._first_servers = servers
         self._start_workers = start_workers
         self._replicas = replicas
@@ -210,6 +214,7 @@ class Rig:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.accidents.append(context))
+        uvloop.new_event_loop().close()  # a process's first one opens descriptors that stay
         self._before = open_fds(), len(asyncio.all_tasks())
         directory = tempfile.TemporaryDirectory(prefix="rig")
         self._directory = Path(self._stack.enter_context(directory))
@@ -303,7 +308,7 @@ class Rig:
                 errors=errors,
                 child=Child(lambda message: server.on_message(_NOBODY, message), self._lag),
             )
-            tasks.create_task(made.hear_promises(self.lead))
+            tasks.create_task(made.hear_promises(self.lead_soon))
             started.set_result(made)
             await made.stopped.wait()
         await server.peers.aclose()
@@ -326,37 +331,40 @@ class Rig:
 
     # -- the leader's part ----------------------------------------------------------------------
 
-    @property
-    def sizes(self) -> list[int]:
-        assert self.model is not None
-        return [LEDGER_BYTES, *(block.nbytes for block in partition(self.model))]
-
     def describe(self, model: Model) -> None:
         """The job's first worker has described its model: there is a plan to make."""
         if self.model is not None:
             return
         self.model = model
+        self._sizes = [LEDGER_BYTES, *(block.nbytes for block in partition(model))]
         self._tell_all(self._job_message())
-        self._write(first_plan(self.sizes, self.sites, self._replicas))
+        self._write(first_plan(self._sizes, self.sites, self._replicas))
+
+    def lead_soon(self) -> None:
+        """Lead once for all that happens now."""
+        if not self._to_lead:
+            self._to_lead = True
+            asyncio.get_running_loop().call_soon(self.lead)
 
     def lead(self) -> None:
         """Write plans until there is nothing left to change; nothing while ``leading`` is false."""
+        self._to_lead = False
         while self.leading and self.model is not None and (changed := self._changed()):
             self._write(changed)
 
     def _changed(self) -> list[Entry]:
         alive = set(self.servers)
         promises = [row for server in self.servers.values() for row in server.promises]
-        free = [entry for block, entry in self.entries.items() if block not in self._pinned]
-        groups: list[tuple[list[Entry], list[Site]]] = [(free, self.sites)]
-        for block, names in self._pinned.items():
-            sites = [self.servers[name].site for name in names if name in self.servers]
-            groups.append(([self.entries[block]], sites))
+        groups: dict[tuple[ServerId, ...], list[Entry]] = {}
+        for block, entry in self.entries.items():
+            groups.setdefault(self._pinned.get(block, ()), []).append(entry)
         changed: list[Entry] = []
-        for entries, sites in groups:
-            sizes = [self.sizes[entry.block] for entry in entries]
-            replicas = self._replicas if entries is free else len(sites)
-            changed += next_plan(sizes, entries, sites, alive, promises, replicas or 1).changed
+        for names, entries in groups.items():
+            sites = [self.servers[name].site for name in names if name in self.servers]
+            sizes = [self._sizes[entry.block] for entry in entries]
+            replicas = len(sites) if names else self._replicas
+            sites = sites if names else self.sites
+            changed += next_plan(sizes, entries, sites, alive, promises, max(1, replicas)).changed
         return changed
 
     def _write(self, changed: Sequence[Entry]) -> None:
@@ -378,23 +386,24 @@ class Rig:
         hosted = self.primary(LEDGER).replica(LEDGER)
         return hosted._ledger if isinstance(hosted, LedgerHost) else Ledger(start_workers=0)
 
-    def pin(self, block: BlockId, *servers: ServerId) -> None:
-        """From now on ``block`` belongs on these servers, the present holders first to lead."""
-        self._pinned[block] = servers
+    def pin(self, blocks: Iterable[BlockId], *servers: ServerId) -> None:
+        """From now on these blocks belong on these servers."""
+        self._pinned.update(dict.fromkeys(blocks, servers))
         self.lead()
 
     async def move(self, block: BlockId, *servers: ServerId) -> None:
         """Move a block to ``servers`` and wait until they are all that holds it."""
-        self.pin(block, *servers)
+        self.pin([block], *servers)
         await eventually(lambda: self.is_at(block, *servers))
+
+    async def move_all(self, *servers: ServerId) -> None:
+        """Move every block, and the ledger, to ``servers``."""
+        self.pin(self.entries, *servers)
+        await eventually(lambda: all(self.is_at(block, *servers) for block in self.entries))
 
     def is_at(self, block: BlockId, *servers: ServerId) -> bool:
         entry = self.entries[block]
         return set(entry.holders) == set(servers) and not entry.learners
-
-    async def move_all(self, *servers: ServerId) -> None:
-        """Move every block, and the ledger, to ``servers``."""
-        await together(*(self.move(block, *servers) for block in list(self.entries)))
 
     # -- workers --------------------------------------------------------------------------------
 

@@ -171,12 +171,13 @@ def test_any_state_of_tensors_and_numbers_survives_the_round_trip(
 
 
 class LocalRun:
-    """The four things that the optimizer asks of its run, answered by blocks in this process."""
+    """The five things that the optimizer asks of its run, answered by blocks in this process."""
 
     def __init__(self, servers: BlockServers) -> None:
         self.memory = servers.memory
         self.fetch_states = servers.fetch_states
         self.give_states = servers.give_states
+        self.read_values = servers.pull
         self._servers = servers
 
     @property

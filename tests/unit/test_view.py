@@ -120,6 +120,8 @@ def test_unknown_key_is_counted_and_changes_nothing(etcd: Contents, key: str) ->
     view = etcd.view
     assert view.foreign_values == 1
     assert (view.nodes, view.drains, view.jobs) == ({}, {}, {})
+    etcd.delete(next(iter(etcd.items)))
+    assert view.foreign_values == 1
 
 
 def test_foreign_value_counts_as_absent_until_a_good_one_comes(etcd: Contents) -> None:

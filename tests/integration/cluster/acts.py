@@ -214,6 +214,18 @@ class Job:
             assert time.monotonic() < deadline, f"{self.name} has processes: {pids}"
             await asyncio.sleep(LOOK_S)
 
+    async def is_cleared(self) -> None:
+        """Wait until the leader has taken out of etcd what an ended job does not need."""
+        keys, deadline = self.cluster.local.keys, time.monotonic() + WAIT_S
+        kept = {keys.job_spec(self.name), keys.job_status(self.name), keys.job_model(self.name)}
+        while True:
+            listing = await self.cluster.local.store.list(keys.job(self.name))
+            found = {item.key for item in listing.items}
+            if found <= kept:
+                return
+            assert time.monotonic() < deadline, f"{found - kept} stay in etcd"
+            await asyncio.sleep(LOOK_S)
+
     async def cancel(self) -> None:
         async with Api(self.cluster.url) as api:
             await api.cancel(self.name)
@@ -222,7 +234,7 @@ class Job:
 class Training(Job):
     """scripts/train.py."""
 
-    async def finish(self, after: int = 30) -> answers.Job:
+    async def finish(self, after: int = 15) -> answers.Job:
         """Have it end at a round that is ``after`` rounds away, and wait for its end."""
         at = await self.until(lambda job: job.round, "trains")
         goal = self.directory / "goal"

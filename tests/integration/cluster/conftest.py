@@ -1,14 +1,16 @@
-"""One cluster of two nodes for all tests that leave it as they found it."""
+"""A cluster for the tests that leave it as they found it, and one for those that break things."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from elasticps.store import EmbeddedEtcd, StoreConfig
 from tests.integration.cluster.acts import Cluster, started
 
 Script = Callable[[str], Path]
@@ -18,6 +20,31 @@ Script = Callable[[str], Path]
 async def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """n1 and n2: give them jobs, but kill nothing that does not come back."""
     async with started(2, tmp_path_factory.mktemp("shared-cluster")) as cluster:
+        yield cluster
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def etcd() -> AsyncIterator[EmbeddedEtcd]:
+    """The etcd of ``fragile_cluster``."""
+    async with EmbeddedEtcd() as etcd:
+        yield etcd
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def fragile_cluster(
+    etcd: EmbeddedEtcd, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Cluster]:
+    """n1 and n2, which take an hour to drain where nothing tells them otherwise.
+
+    A file's tests may do to it what they like, if both live at the file's beginning and end.
+    test_leaving.py, the last, ends both.
+    """
+    config = StoreConfig(endpoints=(etcd.endpoint,))
+    directory = tmp_path_factory.mktemp("fragile-cluster")
+    async with AsyncExitStack() as stack:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("ELASTICPS_DRAIN_TIMEOUT", "3600")
+            cluster = await stack.enter_async_context(started(2, directory, etcd=config))
         yield cluster
 
 

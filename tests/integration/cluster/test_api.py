@@ -26,15 +26,14 @@ async def api(shared_cluster: Cluster) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="package")
-async def ended_job(
-    shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[str]:
+async def ended_job(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a job that has ended."""
     script = tmp_path_factory.mktemp("ended") / "ended.py"
     script.write_text("raise SystemExit(1)")
     job = await shared_cluster.submit(script, max_workers=1)
     await job.ended()
-    yield job.name
+    await job.is_cleared()
+    return job.name
 
 
 @pytest_asyncio.fixture(loop_scope="package", autouse=True)

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from elasticps.cli import answers
+from elasticps.cli.client import Api
+from elasticps.core.ids import NodeId, node_of
 from elasticps.core.records import NodeRecord, decode, encode
+from elasticps.store import Keys
 from tests.integration.cluster.acts import WAIT_S, Cluster
+from tests.integration.cluster.conftest import Script
 from tests.integration.cluster.daemons import started_daemon
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -23,20 +28,14 @@ async def test_second_daemon_of_one_id_is_refused_and_the_first_is_undisturbed(
     local = shared_cluster.local
     before = await local.store.get(local.keys.node("n1"))
 
-    async with (
-        started_daemon(shared_cluster, "n1") as stubborn,
-        started_daemon(shared_cluster, "n1") as told_to_go,
-    ):
-        await told_to_go.logs("node id n1 is taken: waiting at most 6 s")
-        told_to_go.process.send_signal(signal.SIGTERM)
-        assert await told_to_go.exit_code() == 0
-        assert await stubborn.exit_code() == 2
+    async with started_daemon(shared_cluster, "n1", lease_ttl=2) as second:
+        await second.logs("node id n1 is taken: waiting at most 4 s")
+        assert await second.exit_code() == 2
 
-    assert "error: node id n1 is taken by a living daemon (field node)" in stubborn.log()
-    assert "--node" in stubborn.log()
-    assert "Traceback" not in stubborn.log()
+    assert "error: node id n1 is taken by a living daemon (field node)" in second.log()
+    assert "--node" in second.log()
+    assert "Traceback" not in second.log()
     assert await local.store.get(local.keys.node("n1")) == before
-    assert await local.store.get(local.keys.drain("n1")) is None
     assert local.nodes["n1"].process.returncode is None
 
 
@@ -69,18 +68,18 @@ async def test_daemon_whose_shard_server_cannot_listen_ends_and_says_where_to_lo
 
 
 async def test_service_manager_is_told_ready_only_once_the_node_is_registered(
-    shared_cluster: Cluster, tmp_path: Path
+    shared_cluster: Cluster, tmp_path: Path, script: Script
 ) -> None:
-    store = shared_cluster.local.store
-    key = "/elasticps/notified/nodes/w1"
-    held = NodeRecord(node="w1", incarnation="other", machine="", http="", version="")
-    await store.put(key, encode(held))
+    store, keys = shared_cluster.local.store, Keys("notified")
+    held = NodeRecord(node=NodeId("w1"), incarnation="other", machine="", http="", version="")
+    await store.put(keys.node("w1"), encode(held))
     with ServiceManager(tmp_path / "notify") as manager:
         async with started_daemon(
             shared_cluster,
             "w1",
-            cluster="notified",
+            cluster=keys.cluster,
             lease_ttl=60,
+            drain_timeout=0.5,
             env={"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "200000"},
         ) as daemon:
             await daemon.logs("node id w1 is taken")
@@ -88,13 +87,13 @@ async def test_service_manager_is_told_ready_only_once_the_node_is_registered(
             await manager.told("WATCHDOG=1")
             assert not manager.heard("READY=1")
 
-            await store.delete(key)
+            await store.delete(keys.node("w1"))
             await manager.told("READY=1")
-            registered = await store.get(key)
+            registered = await store.get(keys.node("w1"))
             assert registered is not None
-            record = decode(registered.value, NodeRecord, key)
+            record = decode(registered.value, NodeRecord, registered.key)
             assert record.incarnation != "other"
-            (server,) = record.servers
+            assert [node_of(server.server) for server in record.servers] == ["w1"]
             manager.forget()
             await manager.told("WATCHDOG=1")
 
@@ -102,11 +101,25 @@ async def test_service_manager_is_told_ready_only_once_the_node_is_registered(
             assert children
             for child in children:
                 assert b"NOTIFY_SOCKET" not in Path(f"/proc/{child}/environ").read_bytes()
+
+            # The only node, with a job that does not end: it goes when the time to drain is over.
+            await start_endless_job(record.http, script("import time; time.sleep(1000)"))
+            await daemon.logs("worker=w1.1 started")
             daemon.process.send_signal(signal.SIGTERM)
             await manager.told("STOPPING=1")
-            assert await daemon.exit_code() == 0
-    assert server.server.startswith("w1/")
-    assert await store.get(key) is None
+            assert await daemon.exit_code() == 1
+    assert "draining for at most 0.5 s; ask again to leave at once" in daemon.log()
+    assert "leaving with blocks or workers of active jobs still here" in daemon.log()
+    assert "Traceback" not in daemon.log()
+    left = [item.key for item in (await store.list(keys.root)).items]
+    assert keys.node("w1") not in left
+    assert keys.drain("w1") not in left
+    await store.delete_prefix(keys.root)
+
+
+async def start_endless_job(url: str, script: Path) -> None:
+    async with Api(url) as api:
+        await api.submit(answers.Submission(argv=(str(script),), cwd="/", start_workers=1))
 
 
 class ServiceManager:

@@ -113,33 +113,6 @@ async def test_job_that_no_process_can_be_started_for_fails_and_stops_no_daemon(
     assert reason in ended.reason
 
 
-async def test_running_job_whose_plan_and_status_are_overwritten_trains_on_and_heals(
-    shared_cluster: Cluster, store: Store
-) -> None:
-    job = await shared_cluster.train(max_workers=1)
-    await job.goes_on(1)
-    keys = shared_cluster.local.keys
-    part = keys.plan_part(job.name, 0)
-    plan = await store.get(part)
-    assert plan is not None
-
-    await store.put(part, GARBAGE)
-    told = await job.until(lambda look: "cannot be read" in look.reason and look, "tells it")
-    assert told.reason == "its plan in etcd cannot be read: its blocks stay put"
-    await job.goes_on()
-    await store.put(part, plan.value)
-    await job.until(lambda look: look.reason == "1 workers", "heals")
-
-    status = await store.get(keys.job_status(job.name))
-    assert status is not None
-    await store.put(keys.job_status(job.name), GARBAGE)
-    told = await job.until(lambda look: "cannot be read" in look.reason and look, "tells it")
-    assert told.reason == "its status in etcd cannot be read: it is left alone"
-    await store.put(keys.job_status(job.name), status.value)
-
-    assert (await job.finish()).state == "SUCCEEDED"
-
-
 async def test_newer_format_is_refused_with_both_versions(
     shared_cluster: Cluster, store: Store
 ) -> None:
@@ -151,18 +124,3 @@ async def test_newer_format_is_refused_with_both_versions(
     assert "etcd holds format 7, this version of elasticps speaks format 1" in future.log()
     assert "Traceback" not in future.log()
     await store.delete("/elasticps/future/meta")
-
-
-async def test_daemon_whose_place_holds_a_foreign_value_says_which_and_ends(
-    shared_cluster: Cluster, store: Store
-) -> None:
-    key = shared_cluster.local.keys.node("stranger")
-    await store.put(key, GARBAGE)
-
-    async with started_daemon(shared_cluster, "stranger") as stranger:
-        assert await stranger.exit_code() == 1
-
-    assert f"error: {key}: not a NodeRecord" in stranger.log()
-    found = await store.get(key)
-    assert found is not None
-    assert found.value == GARBAGE

@@ -8,48 +8,32 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
 from elasticps.core.ids import BlockId, WorkerId
 from elasticps.core.records import ServerRecord
-from elasticps.store import EmbeddedEtcd, StoreConfig
+from elasticps.store import EmbeddedEtcd
 from elasticps.wire.address import Address
 from elasticps.wire.connection import connect
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import HelloMeta, encode
-from tests.integration.cluster.acts import WAIT_S, Cluster, Training, kill, started
+from tests.integration.cluster.acts import WAIT_S, Cluster, Training, kill
 from tests.support.processes import runs
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def etcd() -> AsyncIterator[EmbeddedEtcd]:
-    async with EmbeddedEtcd() as etcd:
-        yield etcd
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(
-    etcd: EmbeddedEtcd, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Cluster]:
-    config = StoreConfig(endpoints=(etcd.endpoint,))
-    async with started(2, tmp_path_factory.mktemp("faults"), etcd=config) as cluster:
-        yield cluster
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def job(cluster: Cluster) -> Training:
-    job = await cluster.train(start_workers=2, audit=True)
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def job(fragile_cluster: Cluster) -> Training:
+    job = await fragile_cluster.train(start_workers=2, audit=True)
     await job.is_trained_by("n1", "n2")
     return job
 
 
 async def test_killed_worker_is_started_again_as_another_life(
-    cluster: Cluster, job: Training
+    fragile_cluster: Cluster, job: Training
 ) -> None:
     (first,) = [worker for worker in (await job.look()).workers if worker.node == "n2"]
     (pid,) = await job.worker_pids("n2")
@@ -68,52 +52,78 @@ async def test_killed_worker_is_started_again_as_another_life(
 
 
 async def test_daemon_stopped_past_its_lease_serves_nobody_and_returns_with_its_blocks(
-    cluster: Cluster, job: Training
+    fragile_cluster: Cluster, job: Training
 ) -> None:
-    status = await cluster.status()
+    status = await fragile_cluster.status()
     stopped = next(node.node for node in status.nodes if not node.leader)
-    before = await cluster.record(stopped)
+    before = await fragile_cluster.record(stopped)
     assert before is not None
-    assert await serves(cluster, before.servers[0])
+    assert await serves(fragile_cluster, before.servers[0])
     held = (await job.look()).blocks_by_node
-    server = await cluster.shard_server_pid(stopped)
+    server = await fragile_cluster.shard_server_pid(stopped)
     (worker,) = await job.worker_pids(stopped)
 
-    async with cluster.paused(stopped):
+    async with fragile_cluster.paused(stopped):
         waiting = f"waiting for {stopped} to return: it holds the only replica of"
         told = await job.until(lambda look: waiting in look.reason and look, "waits for the node")
-        assert not await serves(cluster, before.servers[0])
+        assert not await serves(fragile_cluster, before.servers[0])
         assert told.state == "RUNNING"
 
     await job.is_trained_by("n1", "n2")
     await job.goes_on()
-    after = await cluster.record(stopped)
+    after = await fragile_cluster.record(stopped)
     assert after is not None
     assert (after.incarnation, after.servers) == (before.incarnation, before.servers)
-    assert await cluster.shard_server_pid(stopped) == server
+    assert await fragile_cluster.shard_server_pid(stopped) == server
     assert (await job.look()).blocks_by_node == held
     assert not runs(worker)
 
 
 async def test_cluster_recovers_when_etcd_was_silent_for_longer_than_every_lease(
-    etcd: EmbeddedEtcd, cluster: Cluster, job: Training
+    etcd: EmbeddedEtcd, fragile_cluster: Cluster, job: Training
 ) -> None:
-    servers = [await cluster.shard_server_pid(node) for node in ("n1", "n2")]
+    servers = [await fragile_cluster.shard_server_pid(node) for node in ("n1", "n2")]
     held = (await job.look()).blocks_by_node
 
     os.kill(etcd.pid, signal.SIGSTOP)
     try:
         # Each daemon ends its workers at its own deadline, for the cluster will call them dead.
         workers = await job.worker_pids()
-        await cluster.until(lambda _: not any(map(runs, workers)), "no worker lives")
+        await fragile_cluster.until(lambda _: not any(map(runs, workers)), "no worker lives")
         await job.until(lambda look: look.state == "RUNNING", "is still shown")
     finally:
         os.kill(etcd.pid, signal.SIGCONT)
 
     await job.is_trained_by("n1", "n2")
     await job.goes_on()
-    assert [await cluster.shard_server_pid(node) for node in ("n1", "n2")] == servers
+    assert [await fragile_cluster.shard_server_pid(node) for node in ("n1", "n2")] == servers
     assert (await job.look()).blocks_by_node == held
+
+
+async def test_job_whose_plan_and_status_are_overwritten_in_etcd_trains_on_and_heals(
+    fragile_cluster: Cluster, job: Training
+) -> None:
+    store, keys = fragile_cluster.local.store, fragile_cluster.local.keys
+    plan = await store.get(keys.plan_part(job.name, 0))
+    assert plan is not None
+
+    await store.put(plan.key, b"\0 not ours")
+    told = await job.until(lambda look: "cannot be read" in look.reason and look, "tells it")
+    assert told.reason == "its plan in etcd cannot be read: its blocks stay put"
+    await job.goes_on()
+    await store.put(plan.key, plan.value)
+    await job.until(lambda look: look.reason == "2 workers", "heals")
+
+    status = await store.get(keys.job_status(job.name))
+    assert status is not None
+    await store.put(status.key, b"\0 not ours")
+    told = await job.until(lambda look: "cannot be read" in look.reason and look, "tells it")
+    assert told.reason == "its status in etcd cannot be read: it is left alone"
+    await job.goes_on()
+    await store.put(status.key, status.value)
+
+    healed = await job.until(lambda look: look.reason == "2 workers" and look, "heals")
+    assert {worker.uid for worker in healed.workers} == {worker.uid for worker in told.workers}
 
 
 async def test_after_all_of_it_the_job_ends_at_its_round_and_no_push_is_lost(
@@ -130,11 +140,11 @@ async def test_after_all_of_it_the_job_ends_at_its_round_and_no_push_is_lost(
 
 
 async def test_killed_shard_server_fails_its_job_by_name_and_a_new_one_serves_the_next(
-    cluster: Cluster,
+    fragile_cluster: Cluster,
 ) -> None:
-    job = await cluster.train(start_workers=2)
+    job = await fragile_cluster.train(start_workers=2)
     await job.is_trained_by("n1", "n2")
-    server = await cluster.shard_server_pid("n2")
+    server = await fragile_cluster.shard_server_pid("n2")
     held = (await job.look()).blocks_by_node["n2"]
 
     kill(server)
@@ -145,9 +155,9 @@ async def test_killed_shard_server_fails_its_job_by_name_and_a_new_one_serves_th
         f"{held} blocks are lost: the shard server of n2 restarted without them"
     )
     await job.is_left_by_all()
-    assert await cluster.shard_server_pid("n2") != server
+    assert await fragile_cluster.shard_server_pid("n2") != server
 
-    following = await cluster.train(max_workers=1)
+    following = await fragile_cluster.train(max_workers=1)
     assert set((await following.lies_on("n1", "n2")).blocks_by_node) == {"n1", "n2"}
     assert (await following.finish(after=5)).state == "SUCCEEDED"
 

@@ -84,6 +84,7 @@ async def test_another_node_leads_soon_after_the_leader_is_killed_and_plans_on(
 
     cluster.signal(leader, signal.SIGKILL)
     killed = time.monotonic()
+    assert await cluster.exit_code(leader) == -signal.SIGKILL
     elected = await cluster.until(
         lambda status: status.leader if status.leader != leader else None, "another leads"
     )

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 BATCH = 12
-PACE_S = 0.01
+PACE_S = 0.05
 """A step's pause: the machine is for the cluster, the training only has to go on."""
 
 
