@@ -81,24 +81,3 @@ async def test_workers_with_different_models_fail_the_job_and_the_difference_is_
     assert "field parameters" in ended.reason
     assert ended.failure is not None
     assert 'script.py", line 7' in ended.failure.traceback
-
-
-async def test_model_that_etcd_does_not_take_fails_the_job(
-    shared_cluster: Cluster, script: Script
-) -> None:
-    many_parameters = script("""
-        import elasticps
-        import torch
-
-        with elasticps.join() as run:
-            names = map(str, range(20_000))
-            model = torch.nn.ParameterDict({name: torch.zeros(1) for name in names})
-            run.optimizer(model, "sgd", lr=0.1)
-    """)
-    job = await shared_cluster.submit(many_parameters, max_workers=1)
-
-    ended = await job.ended()
-
-    assert ended.state == "FAILED"
-    assert "etcd does not take the job's model" in ended.reason
-    assert "limit: 1048576 bytes" in ended.reason

@@ -1,0 +1,141 @@
+"""What reaches etcd of what workers and shard servers say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from elasticps.core.blocks import Model, Parameter
+from elasticps.core.ids import JobKey, JobName, NodeId, WorkerId
+from elasticps.core.records import CaughtUpRow, JobSpec, ReportRecord, decode, encode
+from elasticps.daemon.reports import Reports
+from elasticps.daemon.workers import Life
+from elasticps.store import Lease, Store
+from elasticps.wire.messages import Describe, Promises, Rejected
+from tests.integration.daemon.mirror import Mirrored
+from tests.support.processes import until
+
+NODE = NodeId("a")
+
+
+class Reporting:
+    """A node's reports on a running job, and whom of its workers it rejected."""
+
+    def __init__(self, cluster: Mirrored) -> None:
+        self.cluster = cluster
+        self.rejected: dict[str, str] = {}
+        self.reports = Reports(cluster.store, cluster.view, NODE, self._reject)
+
+    def _reject(self, uid: str, rejected: Rejected) -> None:
+        self.rejected[uid] = rejected.reason
+
+    @property
+    def job(self) -> JobKey:
+        return self.cluster.view.jobs[JobName("job")].key
+
+    def described(self, uid: str, model: Model) -> None:
+        life = Life(
+            uid=uid,
+            worker=WorkerId(1),
+            job=self.job,
+            job_name=JobName("job"),
+            child=uid,
+            block_bytes=4096,
+            audit=False,
+        )
+        self.reports.described(life, Describe(model))
+
+    async def model(self) -> Model | None:
+        key = self.cluster.keys.job_model("job")
+        found = await self.cluster.store.get(key)
+        return None if found is None else decode(found.value, Model, key)
+
+    async def promised(self) -> tuple[int, tuple[CaughtUpRow, ...]] | None:
+        """The lease and the rows of what the node has written."""
+        key = self.cluster.keys.report("job", NODE)
+        found = await self.cluster.store.get(key)
+        return None if found is None else (found.lease, decode(found.value, ReportRecord, key).rows)
+
+
+@pytest_asyncio.fixture
+async def reporting(cluster: Mirrored) -> AsyncIterator[Reporting]:
+    spec = JobSpec(name=JobName("job"), argv=("train.py",), cwd="/")
+    await cluster.store.put(cluster.keys.job_spec("job"), encode(spec))
+    await cluster.until(lambda: cluster.view.active_jobs)
+    reporting = Reporting(cluster)
+    running = asyncio.create_task(reporting.reports.run())
+    yield reporting
+    running.cancel()
+    await asyncio.wait({running})
+
+
+def model_of(names: list[str]) -> Model:
+    parameters = tuple(Parameter(name=name, shape=(1,), dtype="float32") for name in names)
+    return Model(parameters=parameters, optimizer="sgd", groups=({},))
+
+
+def row(block: int, learner: str = "b/1") -> CaughtUpRow:
+    return CaughtUpRow(block=block, learner=learner, epoch=7, snapshot_bytes=4096)
+
+
+async def test_first_description_is_the_jobs_and_no_other_replaces_it(
+    reporting: Reporting,
+) -> None:
+    reporting.described("a.1", model_of(["first"]))
+    await until(lambda: reporting.cluster.view.jobs[JobName("job")].model)
+    reporting.described("a.2", model_of(["second"]))
+    await until(lambda: not reporting.reports._models)
+    assert await reporting.model() == model_of(["first"])
+    assert reporting.rejected == {}
+
+
+async def test_model_that_etcd_does_not_take_is_rejected_and_others_are_written(
+    reporting: Reporting,
+) -> None:
+    reporting.described("a.1", model_of([f"parameter {number}" for number in range(20_000)]))
+    reporting.described("a.2", model_of(["small"]))
+
+    await until(lambda: reporting.rejected)
+
+    (reason,) = reporting.rejected.values()
+    assert list(reporting.rejected) == ["a.1"]
+    assert reason.startswith("etcd does not take the job's model: ")
+    assert "limit: 1048576 bytes" in reason
+    await until(lambda: reporting.cluster.view.jobs[JobName("job")].model)
+    assert await reporting.model() == model_of(["small"])
+
+
+async def test_promises_live_under_the_nodes_lease_and_are_repeated_under_its_next(
+    reporting: Reporting, store: Store
+) -> None:
+    view = reporting.cluster.view
+    reporting.reports.promised(Promises(reporting.job, (row(1), row(2))))
+    async with Lease.grant(store, 60) as first:
+        reporting.reports.under(first)
+        await until(lambda: NODE in view.jobs[JobName("job")].reports)
+        assert await reporting.promised() == (first.id, (row(1), row(2)))
+        reporting.reports.under(None)
+    assert await reporting.promised() is None
+
+    async with Lease.grant(store, 60) as second:
+        reporting.reports.under(second)
+        reporting.reports.promised(Promises(reporting.job, (row(2),)))
+        await until(lambda: len(view.jobs[JobName("job")].caught_up) == 1)
+        assert await reporting.promised() == (second.id, (row(2),))
+        reporting.reports.promised(Promises(reporting.job, ()))
+        await until(lambda: not view.jobs[JobName("job")].caught_up)
+        assert await reporting.promised() == (second.id, ())
+
+
+async def test_empty_promise_writes_nothing_and_an_unknown_jobs_is_forgotten(
+    reporting: Reporting, store: Store
+) -> None:
+    async with Lease.grant(store, 60) as lease:
+        reporting.reports.under(lease)
+        reporting.reports.promised(Promises(reporting.job, ()))
+        reporting.reports.promised(Promises(JobKey(10**9), (row(1),)))
+        await until(lambda: JobKey(10**9) not in reporting.reports._promises)
+        await until(lambda: not reporting.reports._unwritten)
+        assert await reporting.promised() is None

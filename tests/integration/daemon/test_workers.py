@@ -1,0 +1,179 @@
+"""A node's workers as the leader wants them: real processes, a real etcd, no shard server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from elasticps.core.ids import JobName, NodeId
+from elasticps.core.records import JobSpec, JobState, JobStatus, LivingWorker, encode
+from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.log_files import LogBuffer
+from elasticps.daemon.supervisor import Supervisor
+from elasticps.daemon.workers import Workers
+from elasticps.errors import StoreUnavailable
+from elasticps.store import Lease, Store
+from elasticps.wire.messages import Retire
+from tests.integration.daemon.mirror import Mirrored, mirrored
+from tests.support.etcd import EtcdServer
+from tests.support.processes import runs, until
+
+NODE = NodeId("a")
+JOB = JobName("job")
+
+
+class Staffed:
+    """A node that a job wants workers of, and whom of them it told to retire."""
+
+    def __init__(self, cluster: Mirrored, supervisor: Supervisor, directory: Path) -> None:
+        self.cluster = cluster
+        self.told: list[str] = []
+        self._supervisor = supervisor
+        self._script = directory / "sleeps.py"
+        self._script.write_text("import time; time.sleep(1000)")
+        config = DaemonConfig(
+            etcd=cluster.store.endpoints.config,
+            node=NODE,
+            state_dir=directory,
+            log_dir=directory,
+            runtime_dir=directory,
+        )
+        self.workers = Workers(
+            config, cluster.store, cluster.view, supervisor, LogBuffer(), "unix:/nobody"
+        )
+
+    def retire(self, uid: str, _: Retire) -> None:
+        self.told.append(uid)
+
+    async def submitted(self) -> None:
+        spec = JobSpec(name=JOB, argv=(str(self._script),), cwd="/")
+        await self.cluster.store.put(self.cluster.keys.job_spec(JOB), encode(spec))
+
+    async def wanted(self, count: int, state: JobState = JobState.RUNNING) -> None:
+        """The leader's word."""
+        status = JobStatus(state=state, reason="", workers={NODE: count})
+        store, keys = self.cluster.store, self.cluster.keys
+        revision = await store.put(keys.job_status(JOB), encode(status))
+        await self.cluster.until(lambda: self.cluster.view.revision >= revision)
+
+    @property
+    def running(self) -> list[LivingWorker]:
+        return self.cluster.view.jobs[JOB].running
+
+    def pids(self) -> list[int]:
+        return [child.pid for child in self._supervisor.snapshot() if child.pid]
+
+
+@asynccontextmanager
+async def staffed(store: Store, directory: Path) -> AsyncIterator[tuple[Staffed, Lease]]:
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(mirrored(store))
+        lease = await stack.enter_async_context(Lease.grant(store, 60))
+        supervisor = await stack.enter_async_context(Supervisor(directory / "logs"))
+        node = Staffed(cluster, supervisor, directory)
+        await node.submitted()
+        tasks = asyncio.TaskGroup()
+        await tasks.__aenter__()
+        node.workers.start(tasks)
+        yield node, lease
+        await node.workers.reconcile(None, node.retire)
+        await tasks.__aexit__(None, None, None)
+
+
+async def test_worker_whose_record_etcd_did_not_confirm_is_started_once(
+    etcd_server: EtcdServer, tmp_path: Path
+) -> None:
+    config = etcd_server.config(request_timeout_s=0.3)
+    async with Store(config) as store, staffed(store, tmp_path) as (node, lease):
+        await node.wanted(1)
+        etcd_server.pause()
+        with pytest.raises(StoreUnavailable):
+            await node.workers.reconcile(lease, node.retire)
+        etcd_server.resume()
+
+        await node.workers.reconcile(lease, node.retire)
+
+        await node.cluster.until(lambda: node.running)
+        assert [life.uid for life in node.running] == ["a.1"]
+        assert list(node.workers.lives) == ["a.1"]
+        assert node.workers.lives["a.1"].worker == node.running[0].worker
+        await until(lambda: len(node.pids()) == 1)
+
+
+async def test_worker_that_has_not_said_hello_is_kept_when_it_is_wanted_again(
+    store: Store, tmp_path: Path
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        await until(node.pids)
+        before = node.pids()
+        await node.wanted(0)
+        await node.workers.reconcile(lease, node.retire)
+        assert node.workers.lives["a.1"].retire is not None
+
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+
+        assert node.workers.lives["a.1"].retire is None
+        assert (list(node.workers.lives), node.pids()) == (["a.1"], before)
+
+
+async def test_worker_that_was_told_to_retire_is_replaced_only_when_it_has_left(
+    store: Store, tmp_path: Path
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        assert node.workers.welcome("a.1", "test") is not None
+        for count in (0, 1):
+            await node.wanted(count)
+            await node.workers.reconcile(lease, node.retire)
+        assert node.told == ["a.1"]
+        assert list(node.workers.lives) == ["a.1"]
+
+
+@pytest.mark.parametrize("gone", ["lease", "job"])
+async def test_worker_that_may_still_end_its_round_is_stopped_when_its_job_or_lease_is_gone(
+    store: Store, tmp_path: Path, gone: str
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        await until(node.pids)
+        (pid,) = node.pids()
+        await node.wanted(0)
+        await node.workers.reconcile(lease, node.retire)
+        assert runs(pid)
+
+        if gone == "job":
+            await node.wanted(0, JobState.SUCCEEDED)
+        await node.workers.reconcile(None if gone == "lease" else lease, node.retire)
+
+        async with asyncio.timeout(10):  # its grace was 15 s
+            await until(lambda: not node.workers.lives)
+        assert not runs(pid)
+
+
+async def test_surplus_worker_is_the_youngest(store: Store, tmp_path: Path) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        await node.wanted(2)
+        await node.workers.reconcile(lease, node.retire)
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        assert node.told == ["a.2"]
+
+
+async def test_status_that_cannot_be_read_changes_nothing(store: Store, tmp_path: Path) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        await store.put(node.cluster.keys.job_status(JOB), b"\0 not ours")
+        await node.cluster.until(lambda: node.cluster.view.jobs[JOB].damaged)
+        await node.workers.reconcile(lease, node.retire)
+        assert node.told == []
+        assert list(node.workers.lives) == ["a.1"]
