@@ -17,7 +17,8 @@ from elasticps.wire.messages import PullMeta, encode
 from elasticps.worker.exchange import CALLS_IN_FLIGHT
 from tests.support.checkers import digest
 from tests.support.members import Blueprint, Member, together
-from tests.support.rig import JOB, Rig, RigServer
+from tests.support.rig import Rig
+from tests.support.rig_server import JOB, RigServer
 from tests.support.wire import PATIENCE_S, eventually
 
 MOMENTUM = Blueprint(options={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -21,7 +21,6 @@ from elasticps.core.blocks import LEDGER_BYTES, Model, partition
 from elasticps.core.ids import (
     LEDGER,
     BlockId,
-    JobKey,
     JobName,
     NodeId,
     PlanEpoch,
@@ -33,24 +32,17 @@ from elasticps.core.ledger import Ledger
 from elasticps.core.placement import Site
 from elasticps.core.plan import Entry
 from elasticps.core.planner import first_plan, next_plan
-from elasticps.core.records import CaughtUpRow, ServerRecord
-from elasticps.errors import ElasticError, WireError
-from elasticps.server.hosted import Hosted
+from elasticps.errors import PeerUnavailable
 from elasticps.server.ledger_host import LedgerHost
-from elasticps.server.main import ShardServer
-from elasticps.server.parameter_block import ParameterBlock
-from elasticps.server.session import Session
 from elasticps.wire.address import Address
-from elasticps.wire.connection import Connection, connect
+from elasticps.wire.connection import Connection
 from elasticps.wire.control import ControlEnd, tell
-from elasticps.wire.frame import Header, Kind
-from elasticps.wire.listener import Listener, listen
+from elasticps.wire.listener import listen
 from elasticps.wire.messages import (
     AliveWorkers,
     Control,
     Describe,
     Finished,
-    HelloMeta,
     JobInfo,
     PlanRow,
     PlanUpdate,
@@ -60,117 +52,14 @@ from elasticps.wire.messages import (
     ServeUntil,
     Welcome,
     WorkerHello,
-    encode,
 )
 from elasticps.worker.run import AGENT_VARIABLE, WORKER_VARIABLE
 from tests.support.members import Blueprint, Member, together
 from tests.support.processes import open_fds
-from tests.support.wire import PATIENCE_S, eventually
+from tests.support.rig_server import CLUSTER, JOB, Child, Lag, RigServer, serve
+from tests.support.wire import eventually
 
-CLUSTER = "rig"
-JOB = JobKey(1)
 LEASE_S = 3600.0
-TICK_S = 1e-6
-
-Lag = Callable[[], float]
-
-
-class _Stopped(Exception):
-    """Ends a server's task group."""
-
-
-class Child:
-    """Somebody who is told things by the rig, each after some lag, in order."""
-
-    def __init__(self, hear: Callable[[Control], None], lag: Lag) -> None:
-        self._hear = hear
-        self._lag = lag
-        self._due = 0.0
-        self._deaf = False
-
-    def tell(self, message: Control) -> None:
-        loop = asyncio.get_running_loop()
-        self._due = max(self._due + TICK_S, loop.time() + self._lag())
-        loop.call_at(self._due, self._hear_if_alive, message)
-
-    def _hear_if_alive(self, message: Control) -> None:
-        if not self._deaf:
-            self._hear(message)
-
-    def stop(self) -> None:
-        self._deaf = True
-
-
-@dataclass(slots=True, eq=False)
-class RigServer:
-    """One life of a shard server.
-
-    ``promises`` is what it reported last, ``errors`` the broken rules it closed connections for.
-    """
-
-    server: ShardServer
-    record: ServerRecord
-    site: Site
-    listeners: tuple[Listener, Listener]
-    sessions: dict[Connection, Session]
-    child: Child
-    errors: list[ElasticError]
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)
-    promises: tuple[CaughtUpRow, ...] = ()
-
-    @property
-    def id(self) -> ServerId:
-        return self.record.server
-
-    @property
-    def tcp(self) -> Address:
-        return self.listeners[0].address
-
-    @contextlib.asynccontextmanager
-    async def spoken_to(self, caller: object) -> AsyncIterator[Connection]:
-        """A connection that has said hello as ``caller``; without hello if that is empty."""
-        async with await connect(self.tcp, timeout_s=PATIENCE_S) as conn:
-            if caller:
-                hello = encode(HelloMeta(cluster=CLUSTER, caller=str(caller)))
-                await conn.request(Header(Kind.HELLO), hello, timeout_s=PATIENCE_S)
-            yield conn
-
-    def connections_from(self, caller: ServerId) -> list[Connection]:
-        return [conn for conn, session in self.sessions.items() if session._caller == caller]
-
-    def forget_closed(self) -> None:
-        """Keep no connection of the past alive."""
-        self.errors.clear()
-        for conn in [conn for conn in self.sessions if conn.closed]:
-            del self.sessions[conn]
-
-    @property
-    def receives(self) -> bool:
-        """True while a payload is on its way in: some of its bytes may be here."""
-        return any(session._incoming is not None for session in self.sessions.values())
-
-    def cut(self) -> None:
-        """Reset every data connection from and to this server."""
-        for connection in [*self.sessions, *self.server.peers._connections.values()]:
-            connection.abort()
-
-    def replica(self, block: BlockId) -> Hosted | None:
-        return self.server.table.replica(JOB, block)
-
-    def parameter_block(self, block: BlockId) -> ParameterBlock:
-        found = self.replica(block)
-        assert isinstance(found, ParameterBlock)
-        return found
-
-    def ledger_host(self) -> LedgerHost:
-        found = self.replica(LEDGER)
-        assert isinstance(found, LedgerHost)
-        return found
-
-    async def hear_promises(self, on_change: Callable[[], None]) -> None:
-        while True:
-            self.promises = (await self.server.promises.get()).rows
-            on_change()
 
 
 class Rig:
@@ -242,17 +131,20 @@ class Rig:
     async def _close(self) -> None:
         for member in self._members:
             await member.aclose()
-        for server in list(self.servers.values()):
-            await self._end(server)
+        for child in self._children.values():
+            child.stop()
+        for server in self.servers.values():
+            await server.aclose()
 
     # -- servers --------------------------------------------------------------------------------
 
-    async def start_server(self, *, node: str = "", site: bool = True) -> ServerId:
+    async def start_server(self, *, site: bool = True) -> ServerId:
         """Start a shard server; ``site``: it may hold blocks from now on."""
         self.revision += 1
-        name = NodeId(node or f"node{self.revision}")
+        me = server_of(NodeId(f"node{self.revision}"), f"{self.revision:x}")
         started: asyncio.Future[RigServer] = asyncio.get_running_loop().create_future()
-        self._tasks.create_task(self._serve(name, started))
+        life = serve(me, self._directory, self._lag, started, self._lead_soon)
+        self._tasks.create_task(life)
         made = await started
         self.servers[made.id] = made
         self._children[made.id] = made.child
@@ -265,69 +157,15 @@ class Rig:
             self.lead()
         return made.id
 
-    async def _serve(self, node: NodeId, started: asyncio.Future[RigServer]) -> None:
-        """A server's life, as ``elasticps.server.main`` leads it but for the daemon's channel."""
-        me = server_of(node, f"{self.revision:x}")
-        with contextlib.suppress(_Stopped):
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    await self._serve_in(tasks, node, me, started)
-            except* _Stopped:
-                raise _Stopped from None
-
-    async def _serve_in(
-        self,
-        tasks: asyncio.TaskGroup,
-        node: NodeId,
-        me: ServerId,
-        started: asyncio.Future[RigServer],
-    ) -> None:
-        server = ShardServer(CLUSTER, me, tasks)
-        sessions: dict[Connection, Session] = {}
-        errors: list[ElasticError] = []
-
-        def session(conn: Connection) -> Session:
-            sessions[conn] = Session(CLUSTER, server.table, server.lease)
-            return sessions[conn]
-
-        def note(conn: Connection, error: ElasticError) -> None:
-            if isinstance(error, WireError):
-                errors.append(error)
-
-        unix_path = self._directory / f"{me.replace('/', '.')}.sock"
-        async with (
-            listen(Address.tcp("127.0.0.1", 0), session, on_error=note) as tcp,
-            listen(Address.unix(unix_path), session, on_error=note) as unix,
-        ):
-            made = RigServer(
-                server=server,
-                record=ServerRecord(server=me, tcp=str(tcp.address), unix=str(unix.address)),
-                site=Site(server=me, node=node),
-                listeners=(tcp, unix),
-                sessions=sessions,
-                errors=errors,
-                child=Child(lambda message: server.on_message(_NOBODY, message), self._lag),
-            )
-            tasks.create_task(made.hear_promises(self.lead_soon))
-            started.set_result(made)
-            await made.stopped.wait()
-        await server.peers.aclose()
-        raise _Stopped
-
     async def kill_server(self, server: ServerId) -> None:
         """As a killed process: its connections are reset, and everybody is told it is gone."""
         dead = self.servers.pop(server)
         self.sites = [site for site in self.sites if site.server != server]
         dead.cut()
-        await self._end(dead)
+        self._children.pop(server)
+        await dead.aclose()
         self._tell_all(self._servers_message())
         self.lead()
-
-    async def _end(self, server: RigServer) -> None:
-        self._children.pop(server.id, None)
-        server.child.stop()
-        server.stopped.set()
-        await eventually(lambda: all(not listener.connections for listener in server.listeners))
 
     # -- the leader's part ----------------------------------------------------------------------
 
@@ -340,7 +178,7 @@ class Rig:
         self._tell_all(self._job_message())
         self._write(first_plan(self._sizes, self.sites, self._replicas))
 
-    def lead_soon(self) -> None:
+    def _lead_soon(self) -> None:
         """Lead once for all that happens now."""
         if not self._to_lead:
             self._to_lead = True
@@ -373,9 +211,6 @@ class Rig:
         for entry in changed:
             self.entries[entry.block] = replace(entry, epoch=PlanEpoch(self.revision))
         self._tell_all(self._plan_message())
-
-    def epoch(self, block: BlockId) -> PlanEpoch:
-        return self.entries[block].epoch
 
     def primary(self, block: BlockId) -> RigServer:
         return self.servers[self.entries[block].primary]
@@ -464,7 +299,7 @@ class Rig:
                 worker = self._next_worker()
                 self._runs[conn] = uid, worker
                 tell(conn, self._welcome(worker))
-                self._introduce(worker, lambda message: tell(conn, message))
+                self._introduce(worker, lambda message: _tell_if_open(conn, message))
             case Describe(model=model):
                 self.describe(model)
             case Progress():
@@ -529,5 +364,6 @@ class Rig:
         return PlanUpdate(JOB, rows)
 
 
-_NOBODY = cast("Connection", None)
-"""The channel that a message from the rig came by."""
+def _tell_if_open(conn: Connection, message: Control) -> None:
+    with contextlib.suppress(PeerUnavailable):
+        tell(conn, message)
