@@ -12,7 +12,7 @@ class Step(Protocol):
     async def push(self) -> None:
         """Stage this worker's gradient of every block at the block's primary.
 
-        Raises ``GenerationChanged`` when the set of workers has changed meanwhile.
+        When the set of workers has changed meanwhile, it is the vote that says so.
         """
 
     async def vote(self) -> Any:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from elasticps.api.plugins import STRATEGIES, discover
 from elasticps.cli import output
 from elasticps.cli.answers import Job, Node, Status, Submission
 from elasticps.cli.daemon import split
 from elasticps.cli.options import job_options, run_async, script_argument
 from elasticps.cli.progress import Progress
-from elasticps.errors import ElasticError, JobFailed, PeerUnavailable
+from elasticps.errors import ElasticError, JobFailed, PeerUnavailable, UsageError
 
 if TYPE_CHECKING:
     from elasticps.cli.client import Api
@@ -30,10 +31,12 @@ LAST_LINES_S = 5.0
 
 
 class Cluster(Protocol):
-    """What ``run`` needs of a started cluster: the URL of a daemon's API."""
+    """What ``run`` needs of a started cluster: the URL of a daemon's API, and when all is lost."""
 
     @property
     def api(self) -> str: ...
+
+    async def broken(self) -> str: ...
 
 
 OpenCluster = Callable[[], AbstractAsyncContextManager[Cluster]]
@@ -97,6 +100,7 @@ def run(
       elasticps run train.py
       elasticps run --nodes 3 --audit train.py --epochs 10
     """
+    _check_strategy(job["strategy"])
     submission = Submission(
         argv=(str(script.absolute()), *args),
         cwd=str(Path.cwd()),
@@ -118,6 +122,13 @@ def run(
     run_async(run_job(open_cluster, Run(submission=submission, nodes=nodes, as_json=as_json)))
 
 
+def _check_strategy(name: str) -> None:
+    """Refuse an unknown one before a cluster is started for it."""
+    known = [plugin.name for plugin in discover(STRATEGIES)]
+    if name not in known:
+        raise UsageError(f"no strategy named {name!r}", field="strategy", limit=", ".join(known))
+
+
 async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:
     """Open the cluster, run the job, close the cluster. Raises JobFailed unless it succeeded.
 
@@ -134,12 +145,27 @@ async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:
                 click.echo(f"in another terminal: {hint}", err=True)
             submitted = await api.submit(wanted.submission)
             try:
-                job = await _follow(api, submitted.job, progress)
+                job = await _follow_while_whole(cluster, api, submitted.job, progress)
             except BaseException:  # whatever ends the following ends the job
                 await _cancel(api, submitted.job, progress)
                 raise
             progress.show("stopping the cluster ...")
     _conclude(job, wanted)
+
+
+async def _follow_while_whole(cluster: Cluster, api: Api, name: str, progress: Progress) -> Job:
+    """Follow the job; raises JobFailed when the cluster breaks under it."""
+    following = asyncio.create_task(_follow(api, name, progress))
+    breaking = asyncio.create_task(cluster.broken())
+    try:
+        await asyncio.wait({following, breaking}, return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            return following.result()
+        raise JobFailed(f"the cluster broke: {breaking.result()}", where=name)
+    finally:
+        for task in (following, breaking):
+            task.cancel()
+        await asyncio.wait({following, breaking})
 
 
 async def _follow(api: Api, name: str, progress: Progress) -> Job:
@@ -200,10 +226,10 @@ class _Lines:
 def _progress(job: Job, status: Status) -> str:
     ready = sum(node.state == "ready" and node.reachable for node in status.nodes)
     parts = [f"{job.job} {job.state.lower()}"]
-    if job.round is None:
-        parts.append(output.printable(job.reason))
-    else:
+    if job.round is not None:
         parts += [f"round {job.round}", output.metric(job.metrics)]
+    if job.round is None or "waiting" in job.reason:
+        parts.append(output.printable(job.reason))
     parts.append(f"{ready} of {len(status.nodes)} nodes ready")
     if job.pending_moves:
         parts.append(f"{job.pending_moves} blocks moving")

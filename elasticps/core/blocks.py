@@ -42,6 +42,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """All that the servers must know of a job's model; written once, equal for every worker.
 
     ``options`` are the optimizer's constructor arguments, ``groups`` each param group in full.
+    ``untrained`` is a fingerprint of what the job does not serve: frozen parameters and buffers,
+    which each worker makes for itself and which must begin equal.
     """
 
     parameters: tuple[Parameter, ...]
@@ -50,6 +52,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[Hyperparameters, ...]
     elementwise: bool = True
     block_bytes: int = DEFAULT_BLOCK_BYTES
+    untrained: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

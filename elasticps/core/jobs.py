@@ -56,12 +56,13 @@ def next_status(
     if not wanted:
         reason = "waiting for a node that may run workers"
         return msgspec.structs.replace(status, state=JobState.PENDING, reason=reason, workers={})
-    if len(running) < spec.start_workers and status.state is JobState.PENDING:
+    started = status.started or status.state is JobState.RUNNING
+    if len(running) < spec.start_workers and not started:
         reason = f"waiting for workers: {len(running)} of {spec.start_workers} started"
         return msgspec.structs.replace(
             status, state=JobState.PENDING, reason=reason, workers=wanted
         )
-    return _running(status, wanted, f"{len(running)} workers")
+    return _running(status, wanted, "1 worker" if len(running) == 1 else f"{len(running)} workers")
 
 
 def lost(status: JobStatus, reason: str, now_unix: float) -> JobStatus:
@@ -70,7 +71,9 @@ def lost(status: JobStatus, reason: str, now_unix: float) -> JobStatus:
 
 
 def _running(status: JobStatus, wanted: dict[NodeId, int], reason: str) -> JobStatus:
-    return msgspec.structs.replace(status, state=JobState.RUNNING, reason=reason, workers=wanted)
+    return msgspec.structs.replace(
+        status, state=JobState.RUNNING, reason=reason, workers=wanted, started=True
+    )
 
 
 def _ended(status: JobStatus, state: JobState, reason: str, now_unix: float) -> JobStatus:

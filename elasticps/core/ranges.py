@@ -73,9 +73,12 @@ def take(data: DataSpec, supply: Supply) -> tuple[tuple[Range, ...], Supply]:
 
 
 def divide(batch: tuple[Range, ...], shares: int) -> list[tuple[Range, ...]]:
-    """Cut a batch into ``shares`` slices whose sizes differ by at most one sample."""
-    total = sum(len(part) for part in batch)
-    bounds = [total * share // shares for share in range(shares + 1)]
+    """Cut a batch into ``shares`` slices whose sizes differ by at most one sample.
+
+    The first ones are the larger: who is asked first, rank 0, has samples whenever there are any.
+    """
+    each, over = divmod(sum(len(part) for part in batch), shares)
+    bounds = [each * share + min(share, over) for share in range(shares + 1)]
     return [_cut(batch, start, stop) for start, stop in pairwise(bounds)]
 
 

@@ -99,7 +99,8 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Written by the leader alone. ``reason`` says why the state is what it is.
 
-    ``round`` and ``metrics`` are the last ones, written at the job's end.
+    ``started``: it has had ``start_workers`` once. ``round`` and ``metrics`` are the last ones,
+    written at the job's end.
     """
 
     state: JobState
@@ -108,6 +109,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     sites: tuple[ServerId, ...] = ()
     movement: Movement = Movement()
     verdict: Verdict = Verdict()
+    started: bool = False
     round: int | None = None
     metrics: dict[str, float] = {}
     failure: Failure | None = None

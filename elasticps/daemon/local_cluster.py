@@ -68,6 +68,7 @@ class LocalCluster:
         self._etcd = etcd
         self._directory = directory
         self._lease_ttl_s = lease_ttl_s
+        self._embedded: EmbeddedEtcd | None = None
         self._made = 0
         self._stack = AsyncExitStack()
         self._root: Path
@@ -87,7 +88,7 @@ class LocalCluster:
                 stack.callback(shutil.rmtree, self._root, ignore_errors=True)
             lent = self._etcd is not None
             if self._etcd is None:
-                etcd = await stack.enter_async_context(EmbeddedEtcd())
+                etcd = self._embedded = await stack.enter_async_context(EmbeddedEtcd())
                 self._etcd = StoreConfig(endpoints=(etcd.endpoint,))
             self.store = await stack.enter_async_context(Store(self._etcd))
             if lent:
@@ -157,6 +158,24 @@ class LocalCluster:
         """The exit code of a daemon, once it has ended; negative: the signal that ended it."""
         return await self.nodes[name].process.wait()
 
+    async def broken(self) -> str:
+        """Wait until the cluster cannot go on, its etcd or its last daemon ended; says which."""
+        daemons = asyncio.create_task(self._no_daemon_left())
+        ends = {daemons: "the last daemon has ended"}
+        if self._embedded is not None:
+            ends[asyncio.create_task(self._embedded.ended())] = "etcd has ended"
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            return ends[done.pop()]
+        finally:
+            for task in ends:
+                task.cancel()
+
+    async def _no_daemon_left(self) -> int:
+        while living := [n for n in self.nodes.values() if n.process.returncode is None]:
+            await living[0].process.wait()
+        return 0
+
     async def changes(self, prefix: str) -> AsyncGenerator[Batch, None]:
         """What etcd holds below ``prefix``, and its changes."""
         async with aclosing(watch_prefix(self.store, prefix)) as batches:
@@ -195,7 +214,7 @@ class LocalCluster:
             "runtime-dir": home / "run",
         }
         options = [part for key, item in arguments.items() for part in (f"--{key}", str(item))]
-        command = [sys.executable, "-m", "elasticps", "daemon", *options]
+        command = [sys.executable, "-P", "-m", "elasticps", "daemon", *options]
         with log.open("ab") as output:
             # A session of its own: Ctrl-C in a terminal is for the parent, which then stops this.
             process = await asyncio.create_subprocess_exec(
@@ -203,7 +222,7 @@ class LocalCluster:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "ELASTICPS_THREADS_PER_WORKER": "1"},
+                env=_plain_environment(),
                 start_new_session=True,
             )
         return LocalNode(name, process, log)
@@ -231,6 +250,12 @@ class LocalCluster:
             if process.returncode is None:
                 process.kill()
         await asyncio.wait(waits)
+
+
+def _plain_environment() -> dict[str, str]:
+    """This process's, less the settings of a daemon of this machine that is not meant here."""
+    kept = {key: item for key, item in os.environ.items() if not key.startswith("ELASTICPS_")}
+    return {**kept, "ELASTICPS_THREADS_PER_WORKER": "1"}
 
 
 def _is_free(port: int) -> bool:

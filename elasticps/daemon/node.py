@@ -42,6 +42,8 @@ from elasticps.wire.messages import (
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.3
+LOG_LINES, LOG_BYTES = 50_000, 16 << 20
+"""What followers of the workers' output may lag behind by before lines are left out."""
 
 
 class Node:
@@ -53,7 +55,7 @@ class Node:
         self.name = NodeId(config.node)
         self.keys = Keys(config.cluster)
         self.view = ClusterView(self.keys)
-        self.logs = LogBuffer()
+        self.logs = LogBuffer(max_lines=LOG_LINES, max_bytes=LOG_BYTES)
         self.http_url = ""
         self.machine = _machine()
         self.supervisor = Supervisor(config.log_dir)

@@ -46,7 +46,7 @@ class ShardServerChild:
         options = [part for key, item in arguments.items() for part in (f"--{key}", str(item))]
         spec = ChildSpec(
             name=CHILD,
-            argv=(sys.executable, "-m", "elasticps.server", *options),
+            argv=(sys.executable, "-P", "-m", "elasticps.server", *options),
             env=dict(os.environ),
             restart=RestartPolicy(),
         )

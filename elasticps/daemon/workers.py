@@ -208,7 +208,7 @@ class Workers:
         }
         return ChildSpec(
             name=life.child,
-            argv=(sys.executable, "-m", "elasticps.worker", *spec.argv),
+            argv=(sys.executable, "-P", "-m", "elasticps.worker", *spec.argv),
             env=env,
             cwd=spec.cwd,
             restart=NEVER,

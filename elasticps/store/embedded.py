@@ -107,6 +107,12 @@ class EmbeddedEtcd:
     ) -> None:
         await self.aclose()
 
+    async def ended(self) -> int:
+        """Wait until etcd has ended, whoever ended it; its exit code, negative for a signal."""
+        if self._process is None:
+            raise RuntimeError("the embedded etcd is not running")
+        return await self._process.wait()
+
     async def aclose(self) -> None:
         """End etcd, by force if need be, and remove its temporary files. Idempotent."""
         try:

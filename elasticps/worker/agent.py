@@ -40,6 +40,7 @@ class Agent:
         self.welcome: Welcome | None = None
         self.job: JobInfo | None = None
         self.retiring: str | None = None
+        self.on_servers: Callable[[], None] = lambda: None
         self._connection: Connection | None = None
         self._closed = False
         self._rejection: str | None = None
@@ -124,6 +125,7 @@ class Agent:
                 self._rows.update((row.block, row) for row in message.rows)
             case Servers():
                 self._addresses = addresses_of(message)
+                self.on_servers()
             case Retire():
                 self.retiring = message.reason
             case Rejected():
@@ -137,7 +139,7 @@ class Agent:
 
 def _first_difference(known: Model, model: Model) -> str:
     """Where two models part, for the error that says so."""
-    for field in ("optimizer", "options", "groups", "elementwise", "block_bytes"):
+    for field in ("optimizer", "options", "groups", "elementwise", "block_bytes", "untrained"):
         if getattr(known, field) != getattr(model, field):
             return f"{field}: {getattr(known, field)} there, {getattr(model, field)} here"
     for ours, theirs in zip(model.parameters, known.parameters, strict=False):

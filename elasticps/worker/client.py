@@ -54,6 +54,8 @@ class Client:
         self._job = job
         self._worker = worker
         self._pool = ConnectionPool(cluster, str(worker), agent.address)
+        # What waits for a server that is gone learns it at once, not when its time is up.
+        agent.on_servers = self._pool.forget_unlisted
 
     async def call(self, call: Call) -> Reply:
         """Ask the block's primary until it gives an answer that is for the caller to judge.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import xxhash
 
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter, check_model, partition
 from elasticps.errors import UsageError
@@ -58,6 +59,7 @@ def describe(
     options: Hyperparameters,
     elementwise: bool,
     block_bytes: int,
+    untrained: str = "",
 ) -> Model:
     """The job's model as the servers must know it. Raises UsageError naming what cannot be."""
     group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
@@ -85,9 +87,21 @@ def describe(
         groups=tuple(plain(group) for group in groups),
         elementwise=elementwise,
         block_bytes=block_bytes,
+        untrained=untrained,
     )
     check_model(model)
     return model
+
+
+def fingerprint(model: torch.nn.Module, trained: Sequence[tuple[str, torch.Tensor]]) -> str:
+    """A hash of every parameter and buffer of ``model`` that is not among ``trained``."""
+    served = {id(tensor) for _, tensor in trained}
+    digest = xxhash.xxh3_64()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if id(tensor) not in served:
+            digest.update(name.encode())
+            digest.update(bytes_of(tensor.detach().cpu().contiguous()))
+    return digest.hexdigest()
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:

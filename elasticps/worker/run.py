@@ -26,7 +26,7 @@ from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
 from elasticps.worker.optimizer import ElasticOptimizer
-from elasticps.worker.parameters import BlockMemory, ParamGroup, describe, memory_of
+from elasticps.worker.parameters import BlockMemory, ParamGroup, describe, fingerprint, memory_of
 
 AGENT_VARIABLE = "ELASTICPS_AGENT"
 WORKER_VARIABLE = "ELASTICPS_WORKER"
@@ -139,6 +139,7 @@ class Run:
             options=options,
             elementwise=plugin.elementwise,
             block_bytes=self._welcome.block_bytes,
+            untrained=fingerprint(model, trained),
         )
         tensors = dict(trained)
         self.memory = memory_of(described, [tensors[row.name] for row in described.parameters])
@@ -200,7 +201,9 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        failed = error is not None and not isinstance(error, WorkerRetired)
+        # sys.exit() and sys.exit(0), as WorkerRetired is one, end a worker in order.
+        ended = isinstance(error, SystemExit) and error.code in (0, None)
+        failed = error is not None and not ended
         self._close(failed=failed)
 
     # -- what the optimizer and the data loader do ----------------------------------------------

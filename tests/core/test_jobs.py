@@ -199,3 +199,11 @@ def test_a_value_that_is_not_such_a_record_is_a_store_error_that_names_its_key(
     with pytest.raises(StoreError) as refused:
         decode(value, WorkerRecord, "/elasticps/c/key")
     assert refused.value.where == "/elasticps/c/key"
+
+
+def test_a_job_that_has_started_does_not_wait_for_its_first_number_of_workers_again() -> None:
+    began = status_after(PENDING_JOB, life(1, A, RUNNING), life(2, B, RUNNING))
+    assert began.state is JobState.RUNNING
+    empty = status_after(began, slots={})
+    assert empty.state is JobState.PENDING
+    assert status_after(empty, life(3, A, RUNNING), slots={A: 1}).state is JobState.RUNNING

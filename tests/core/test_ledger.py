@@ -215,14 +215,14 @@ def test_a_batch_is_lent_in_rank_order_and_what_a_dead_worker_held_is_lent_again
 
 def test_data_are_not_exhausted_while_a_dead_workers_samples_wait_to_be_lent_again() -> None:
     ledger = ledger_of(ONE, TWO, data=DataSpec(size=1, batch_size=4, epochs=1, seed=0))
-    assert ledger.leases == {ONE: (), TWO: (Range(0, 1),)}
-    ledger.apply(Observe((ONE,), 9))
-    registered = only(ledger.apply(Register(ONE, ledger.data or DATA)), ONE)
+    assert ledger.leases == {ONE: (Range(0, 1),), TWO: ()}
+    ledger.apply(Observe((TWO,), 9))
+    registered = only(ledger.apply(Register(TWO, ledger.data or DATA)), TWO)
     assert isinstance(registered, Registered)
     assert not registered.turn.exhausted
-    ledger.apply(vote(ONE, 1, 2, contributes=False))
-    assert ledger.leases == {ONE: (Range(0, 1),)}
-    committed = only(ledger.apply(vote(ONE, 2, 2)), ONE)
+    ledger.apply(vote(TWO, 1, 2, contributes=False))
+    assert ledger.leases == {TWO: (Range(0, 1),)}
+    committed = only(ledger.apply(vote(TWO, 2, 2)), TWO)
     assert isinstance(committed, Committed)
     assert committed.turn is not None
     assert committed.turn.exhausted

@@ -6,6 +6,7 @@ cluster is opened or closed.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,11 @@ class FakeCluster:
 
     async def __aexit__(self, *_: object) -> None:
         self._mark("closed")
+
+    async def broken(self) -> str:
+        """Never: the fake has nothing that could break."""
+        await asyncio.Event().wait()
+        return ""
 
     def _mark(self, text: str) -> None:
         with MARKS.open("a") as file:

@@ -155,10 +155,17 @@ def test_a_signal_before_the_job_is_submitted_closes_the_cluster(api, start, scr
     assert "Traceback" not in err
 
 
+def test_an_unknown_strategy_is_refused_before_anything_starts(start, script, marks):
+    code, _, err = finish(start("--strategy", "x", script))
+    assert code == 2
+    assert "no strategy named 'x' (field strategy) (limit: data-parallel)" in err
+    assert "opened" not in marks.read_text()
+
+
 def test_a_refused_job_exits_2_and_closes_the_cluster(api, start, script, marks):
     answer = {"error": {"what": "no such strategy", "field": "strategy"}}
     api.errors["/api/v1/jobs"] = (400, answer)
-    code, _, err = finish(start("--strategy", "x", script))
+    code, _, err = finish(start(script))
     assert code == 2
     assert "error: no such strategy (field strategy)" in err
     assert marks.read_text().endswith("closed\n")

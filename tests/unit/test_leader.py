@@ -215,7 +215,7 @@ def test_draining_node_serves_until_its_blocks_are_elsewhere(etcd: Led, job: Job
     etcd.worker(job, "b.1", state=WorkerState.LEFT)
     assert etcd.view.holds_nothing("b")
     assert etcd.settle() != []
-    assert job.status.reason == "1 workers"
+    assert job.status.reason == "1 worker"
 
 
 def test_only_node_that_drains_keeps_its_blocks_and_the_job_waits(etcd: Led, job: JobView) -> None:

@@ -99,7 +99,6 @@ def test_example_environment_names_every_variable_of_the_daemon():
     assert named == known - {"ELASTICPS_ALLOW_INSECURE_NETWORK"}  # not to be copied unread
 
 
-
 def test_example_environment_has_only_comments_and_assignments():
     for line in (SYSTEMD / "elasticpsd.env.example").read_text().splitlines():
         assert not line or re.fullmatch(r"#.*|[A-Z_]+=\S*", line), line

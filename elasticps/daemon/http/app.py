@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
@@ -52,7 +55,9 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
 
 
 def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+    app = web.Application(
+        client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json, _no_browsers]
+    )
     status = ClusterStatus(node, client)
     app.router.add_get("/healthz", _healthy)
     app.router.add_routes(NodeRoutes(node, status).routes())
@@ -62,6 +67,28 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
 
 async def _healthy(_: web.Request) -> web.Response:
     return as_json({"ok": True})
+
+
+@web.middleware
+async def _no_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what a web page could send: another site's, or by a name that was made to point here.
+
+    Whoever may submit a job runs code on this machine, and loopback is open to the browser too.
+    """
+    if "Origin" in request.headers:
+        raise web.HTTPForbidden(reason="requests from web pages are refused")
+    host = urlsplit(f"//{request.host}").hostname or ""
+    if host not in ("localhost", socket.gethostname().lower()) and not _is_address(host):
+        raise web.HTTPForbidden(reason="this daemon is asked by address or by its machine's name")
+    return await handler(request)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @web.middleware

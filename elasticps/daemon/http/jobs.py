@@ -122,6 +122,7 @@ class JobRoutes:
             busy = active or any(life.job_name == job for life in self._node.workers.lives.values())
             for line in self._node.logs.since(seen):
                 if isinstance(line, LinesMissed):
+                    await lines.put(self._left_out(line.count))
                     continue
                 seen = line.sequence
                 source, _, number = line.source.partition(".")
@@ -136,6 +137,12 @@ class JobRoutes:
             if not follow or not busy:
                 return
             await asyncio.sleep(0.05)
+
+    def _left_out(self, count: int) -> bytes:
+        """Says that the reader was too slow, in place of what it missed."""
+        text = f"... {count} lines left out; this node's log files have them"
+        row = {"node": self._node.name, "worker": "", "stream": "stderr", "text": text}
+        return msgspec.json.encode(row) + b"\n"
 
     async def _all_lines(self, job: JobName, follow: bool, lines: asyncio.Queue[bytes]) -> None:
         """Every node's lines, of nodes that join later too."""
