@@ -188,6 +188,24 @@ async def test_workers_with_different_models_are_told_where_they_differ() -> Non
     assert set(re.findall("{.*?}", error.field)) == {"{'lr': 0.1}", "{'lr': 0.2}"}
 
 
+async def test_workers_whose_frozen_values_differ_are_refused() -> None:
+    barrier = threading.Barrier(2)
+
+    def script(run: elasticps.Run) -> UsageError | None:
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+        frozen = model[0].weight.requires_grad_(requires_grad=False)
+        frozen.fill_(float(barrier.wait(PATIENCE_S)))
+        try:
+            run.optimizer(model, "sgd", lr=0.1)
+        except UsageError as error:
+            return error
+        return None
+
+    async with Rig() as rig:
+        (error,) = filter(None, await as_workers(rig, 2, script))
+    assert "untrained" in error.field
+
+
 async def test_data_that_differs_from_the_jobs_is_an_error_that_shows_both() -> None:
     barrier = threading.Barrier(2)
 

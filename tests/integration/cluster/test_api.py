@@ -74,6 +74,16 @@ async def test_unknown_name_is_not_found(
     assert error["field"] == field
 
 
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Host": ""}]
+)
+async def test_what_a_web_page_could_send_is_refused(
+    api: aiohttp.ClientSession, headers: dict[str, str]
+) -> None:
+    async with api.post("/api/v1/jobs", headers=headers, data="{}") as answer:
+        await refused(answer, 403)
+
+
 async def test_near_name_is_told(api: aiohttp.ClientSession) -> None:
     async with api.post("/api/v1/nodes/n1x/drain") as answer:
         error = await refused(answer, 404)
