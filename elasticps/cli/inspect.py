@@ -6,7 +6,7 @@ import click
 
 from elasticps.cli.answers import Jobs, Nodes
 from elasticps.cli.options import Settings, json_option, require_known, run_async
-from elasticps.cli.output import print_answer, print_json, print_line
+from elasticps.cli.output import failure_text, print_answer, print_json, print_line
 
 
 @click.command()
@@ -80,7 +80,7 @@ def jobs(settings: Settings, as_json: bool) -> None:
 def logs(settings: Settings, job: str, follow: bool, as_json: bool) -> None:
     """Print what the workers of JOB wrote, as "[node] text".
 
-    What they wrote to stderr goes to stderr.
+    What they wrote to stderr goes to stderr, and, if the job failed, so does why.
 
     \b
     Example:
@@ -97,5 +97,8 @@ def logs(settings: Settings, job: str, follow: bool, as_json: bool) -> None:
                     print_json(line, indent=0)
                 else:
                     print_line(line)
+            failure = (await api.job(job)).failure
+            if failure is not None and not as_json:
+                click.echo(failure_text(failure), err=True)
 
     run_async(show())
