@@ -97,8 +97,9 @@ def logs(settings: Settings, job: str, follow: bool, as_json: bool) -> None:
                     print_json(line, indent=0)
                 else:
                     print_line(line)
-            failure = (await api.job(job)).failure
-            if failure is not None and not as_json:
-                click.echo(failure_text(failure), err=True)
+            known = (await api.status()).jobs
+            for ended in known if not as_json else ():
+                if ended.job == job and ended.failure is not None:
+                    click.echo(failure_text(ended.failure), err=True)
 
     run_async(show())

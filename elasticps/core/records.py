@@ -111,7 +111,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict = Verdict()
     started: bool = False
     round: int | None = None
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}
     failure: Failure | None = None
     ended_unix: float | None = None
 
@@ -125,7 +125,10 @@ class WorkerState(Enum):
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One life of a worker; the revision that created its key is its WorkerId."""
+    """One life of a worker; the revision that created its key is its WorkerId.
+
+    A metric that is no finite number is None: JSON has no other word for it.
+    """
 
     node: NodeId
     state: WorkerState = WorkerState.RUNNING
@@ -133,7 +136,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     traceback: str = ""
     verdict: Verdict | None = None
     round: int = 0
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}
 
 
 class CaughtUpRow(msgspec.Struct, frozen=True, array_like=True):

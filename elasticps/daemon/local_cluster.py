@@ -59,6 +59,7 @@ class LocalCluster:
         directory: Path | None = None,
         cluster: str | None = None,
         lease_ttl_s: int = 3,
+        drain_timeout_s: float = 30.0,
     ) -> None:
         self.nodes: dict[str, LocalNode] = {}
         self.store: Store
@@ -68,6 +69,7 @@ class LocalCluster:
         self._etcd = etcd
         self._directory = directory
         self._lease_ttl_s = lease_ttl_s
+        self._drain_timeout_s = drain_timeout_s
         self._embedded: EmbeddedEtcd | None = None
         self._made = 0
         self._stack = AsyncExitStack()
@@ -209,6 +211,7 @@ class LocalCluster:
             "data": "127.0.0.1:0",
             "workers": self._workers_per_node,
             "lease-ttl": self._lease_ttl_s,
+            "drain-timeout": self._drain_timeout_s,
             "state-dir": home,
             "log-dir": home / "logs",
             "runtime-dir": home / "run",

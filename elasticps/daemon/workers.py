@@ -290,7 +290,7 @@ class Workers:
             traceback=shortened(traceback, MAX_TRACEBACK_CHARS),
             verdict=verdict,
             round=progress.round if progress else 0,
-            metrics=progress.metrics if progress else {},
+            metrics={**progress.metrics} if progress else {},
         )
 
     def _failed(self, reason: str) -> WorkerRecord:

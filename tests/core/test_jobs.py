@@ -207,3 +207,9 @@ def test_a_job_that_has_started_does_not_wait_for_its_first_number_of_workers_ag
     empty = status_after(began, slots={})
     assert empty.state is JobState.PENDING
     assert status_after(empty, life(3, A, RUNNING), slots={A: 1}).state is JobState.RUNNING
+
+
+def test_a_record_with_a_loss_that_is_no_number_still_reads_back() -> None:
+    record = WorkerRecord(node=A, metrics={"loss": float("nan"), "accuracy": 0.5})
+    read = decode(encode(record), WorkerRecord, "key")
+    assert read.metrics == {"loss": None, "accuracy": 0.5}

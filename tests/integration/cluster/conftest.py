@@ -42,10 +42,8 @@ async def fragile_cluster(
     config = StoreConfig(endpoints=(etcd.endpoint,))
     directory = tmp_path_factory.mktemp("fragile-cluster")
     async with AsyncExitStack() as stack:
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("ELASTICPS_DRAIN_TIMEOUT", "3600")
-            cluster = await stack.enter_async_context(started(2, directory, etcd=config))
-        yield cluster
+        cluster = started(2, directory, etcd=config, drain_timeout_s=3600)
+        yield await stack.enter_async_context(cluster)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def folder(folders: list[Path]) -> Path:
 
 @asynccontextmanager
 async def run(folder: Path, script: Path, *options: str) -> AsyncIterator[Command]:
-    mark = f"ELASTICPS_TEST_MARK={uuid.uuid4()}"
+    mark = f"MARK_OF_THIS_TEST={uuid.uuid4()}"
     environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
     name, _, value = mark.partition("=")
     environment[name] = value
