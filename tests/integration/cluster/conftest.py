@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -41,9 +40,8 @@ async def fragile_cluster(
     """
     config = StoreConfig(endpoints=(etcd.endpoint,))
     directory = tmp_path_factory.mktemp("fragile-cluster")
-    async with AsyncExitStack() as stack:
-        cluster = started(2, directory, etcd=config, drain_timeout_s=3600)
-        yield await stack.enter_async_context(cluster)
+    async with started(2, directory, etcd=config, drain_timeout_s=3600) as cluster:
+        yield cluster
 
 
 @pytest.fixture
