@@ -381,7 +381,7 @@ def refused_join(environment: dict[str, str]) -> ElasticError:
     with pytest.raises(ElasticError) as caught:
         elasticps.join(environment)
     assert threads() == []
-    assert open_fds() == before
+    assert open_fds() <= before
     return caught.value
 
 

@@ -104,7 +104,7 @@ class Rig:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.accidents.append(context))
         uvloop.new_event_loop().close()  # a process's first one opens descriptors that stay
-        self._before = open_fds(), len(asyncio.all_tasks())
+        self._fds, self._task_count = open_fds(), len(asyncio.all_tasks())
         directory = tempfile.TemporaryDirectory(prefix="rig")
         self._directory = Path(self._stack.enter_context(directory))
         await self._stack.enter_async_context(self._tasks)
@@ -126,7 +126,10 @@ class Rig:
         asyncio.get_running_loop().set_exception_handler(None)
         if error[0] is None:
             assert self.accidents == []
-            await eventually(lambda: (open_fds(), len(asyncio.all_tasks())) == self._before)
+            await eventually(self._is_clean)
+
+    def _is_clean(self) -> bool:
+        return open_fds() <= self._fds and len(asyncio.all_tasks()) == self._task_count
 
     async def _close(self) -> None:
         for member in self._members:

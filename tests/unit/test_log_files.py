@@ -303,7 +303,7 @@ async def test_disk_that_hangs_costs_lines_in_the_file_but_not_in_the_buffer(tmp
     with os.fdopen(reader) as lines:
         assert lines.readline().endswith(" stdout one\n")
         assert lines.read() == ""
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 async def test_disk_that_is_back_is_told_what_was_lost(tmp_path):

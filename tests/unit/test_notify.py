@@ -41,7 +41,7 @@ def test_each_message_reaches_the_manager(manager):
         "WATCHDOG=1",
         "STOPPING=1",
     ]
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_reload_carries_the_monotonic_time(manager):
