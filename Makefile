@@ -1,7 +1,10 @@
-# make demo    a cluster trains while a node joins, one drains and the leader is killed
-# make test    everything that must hold
-# make lint    style, types and layers alone
-# make bench   the data plane beside a bare socket
+# make demo                 a cluster trains while a node joins, one drains and one is killed whole
+# make test                 everything that must hold
+# make lint                 style, types and layers alone
+# make sim SEEDS=2000       the core in a simulated cluster under seeded faults
+# make ablations            the same with one safeguard taken out at a time: each must be caught
+# make chaos MINUTES=30     real processes under kill -9, cut links, a paused etcd and more
+# make bench                the data plane beside a bare socket, two copies beside one
 #
 # A fresh machine needs Python >= 3.11 and make; the rest comes from pip into .venv.
 
@@ -10,8 +13,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+SEEDS ?= 2000
+FIRST ?= 0
+MINUTES ?= 5
+SEED ?= 1
 
-.PHONY: demo test lint bench clean setup
+.PHONY: demo test lint sim ablations chaos bench clean setup
 
 setup: $(READY)
 
@@ -28,8 +35,18 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+sim: $(READY)
+	@$(BIN)/elasticps sim --seeds $(SEEDS) --first $(FIRST)
+
+ablations: $(READY)
+	@$(BIN)/elasticps sim --ablate all
+
+chaos: $(READY)
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
+
 bench: $(READY)
 	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/replication.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from elasticps.api.strategy import Step as Step
     from elasticps.api.strategy import Strategy as Strategy
     from elasticps.errors import BlockUnavailable as BlockUnavailable
+    from elasticps.errors import CheckpointError as CheckpointError
     from elasticps.errors import ElasticError as ElasticError
     from elasticps.errors import JobFailed as JobFailed
     from elasticps.errors import PluginError as PluginError
@@ -29,6 +30,7 @@ __version__ = version("elasticps")
 
 _HOMES = {
     "BlockUnavailable": "elasticps.errors",
+    "CheckpointError": "elasticps.errors",
     "ElasticError": "elasticps.errors",
     "JobFailed": "elasticps.errors",
     "Optimizer": "elasticps.api.optimizer",

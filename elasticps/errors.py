@@ -82,3 +82,7 @@ class JobFailed(ElasticError):
 
 class BlockUnavailable(ElasticError):
     """No primary of a block answered within the time allowed."""
+
+
+class CheckpointError(ElasticError):
+    """A checkpoint cannot be written, or what is there is damaged or is not this job's."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from elasticps.core.consistency import Guarantees
+
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
@@ -90,8 +92,28 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     traceback: str
 
 
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's newest: ``request`` is the newest asked for that it answers, ``error`` why it failed.
+
+    Where it failed, ``directory`` and ``round`` are those of the one before.
+    """
+
+    directory: str
+    round: int
+    request: int
+    error: str
+
+
+class CheckpointAsked(msgspec.Struct, frozen=True, kw_only=True):
+    job: str
+    request: int
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job and how it is going. A metric that is not a number arrives as None."""
+    """A job and how it is going. A metric that is not a number arrives as None.
+
+    ``under_replicated`` counts the blocks with fewer copies than ``replicas``.
+    """
 
     job: str
     state: str
@@ -99,6 +121,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     script: str
     strategy: str
     replicas: int
+    min_insync: int = 1
+    consistency: str = "sync"
+    under_replicated: int = 0
     round: int | None
     metrics: dict[str, float | None]
     step_s: float | None
@@ -109,6 +134,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     movement: Movement
     verdict: Verdict
     failure: Failure | None
+    checkpoint: Checkpoint | None = None
     submitted_unix: float
     ended_unix: float | None
 
@@ -162,19 +188,18 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-class Submission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is asked for with a new job; a field of None is left to the daemon."""
+class Submission(Guarantees, frozen=True, kw_only=True, omit_defaults=True):
+    """What is asked for with a new job; what has its default is left to the daemon."""
 
     argv: tuple[str, ...]
     cwd: str
     start_workers: int
     max_workers: int | None = None
-    replicas: int | None = None
     block_bytes: int | None = None
     strategy: str | None = None
     audit: bool = False
     name: str | None = None
-    env: dict[str, str] = {}
+    env: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):

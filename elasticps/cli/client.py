@@ -15,6 +15,7 @@ import msgspec
 
 from elasticps import __version__
 from elasticps.cli.answers import (
+    CheckpointAsked,
     ErrorAnswer,
     ErrorBody,
     Job,
@@ -98,6 +99,9 @@ class Api:
 
     async def cancel(self, job: str) -> Job:
         return await self._call("POST", f"jobs/{_part(job)}/cancel", Job)
+
+    async def checkpoint(self, job: str) -> CheckpointAsked:
+        return await self._call("POST", f"jobs/{_part(job)}/checkpoint", CheckpointAsked)
 
     async def lines(
         self, job: str, *, follow: bool, node: Node | None = None

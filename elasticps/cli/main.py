@@ -11,12 +11,14 @@ from collections.abc import Sequence
 import click
 
 from elasticps import __version__
+from elasticps.cli.checkpoint import checkpoint
 from elasticps.cli.daemon import daemon
 from elasticps.cli.inspect import jobs, logs, nodes, status
 from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
 from elasticps.cli.plugins import plugins
 from elasticps.cli.run import run
+from elasticps.cli.sim import sim
 from elasticps.errors import ElasticError, UsageError
 
 DEBUG_VARIABLE = "ELASTICPS_DEBUG"
@@ -64,10 +66,12 @@ for command in (
     jobs,
     logs,
     cancel,
+    checkpoint,
     drain,
     undrain,
     rebalance,
     plugins,
+    sim,
     daemon,
 ):
     cli.add_command(command)

@@ -13,6 +13,7 @@ from elasticps.cli.answers import Node, Submission
 from elasticps.cli.options import (
     MAX_WORKERS,
     Settings,
+    check_job,
     job_options,
     json_option,
     require_known,
@@ -182,6 +183,7 @@ def submit(
     submission = Submission(
         argv=(str(script.absolute()), *args), cwd=str(Path.cwd()), env=_variables(pairs), **job
     )
+    check_job(submission)
 
     async def hand_in() -> None:
         async with settings.connect() as api:

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 import click
 
+from elasticps.cli.answers import Submission
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
-from elasticps.core.records import MAX_REPLICAS
+from elasticps.core.consistency import MAX_REPLICAS, Consistency, check_guarantees
 from elasticps.errors import UsageError
 
 if TYPE_CHECKING:  # aiohttp takes longer to import than all the rest
@@ -130,9 +131,59 @@ def job_options(command: Command) -> Command:
         click.option(
             "--replicas",
             type=click.IntRange(1, MAX_REPLICAS),
+            metavar="N",
+            default=2,
+            show_default=True,
+            help="Copies of each block, each on another node: N - 1 nodes may die at once.",
+        ),
+        click.option(
+            "--min-insync",
+            type=click.IntRange(1, MAX_REPLICAS),
+            metavar="N",
             default=1,
             show_default=True,
-            help="Copies of each block. This version keeps one.",
+            help="Go on only while each block has this many copies that are up to date.",
+        ),
+        click.option(
+            "--consistency",
+            type=click.Choice([choice.value for choice in Consistency]),
+            callback=lambda _context, _option, text: Consistency(text),
+            default=Consistency.SYNC.value,
+            show_default=True,
+            help="Workers go in step, at most the staleness apart, or each at its own pace.",
+        ),
+        click.option(
+            "--staleness",
+            type=click.IntRange(min=0),
+            metavar="ROUNDS",
+            default=0,
+            show_default=True,
+            help="How far ahead of the slowest worker one may be; for bounded.",
+        ),
+        click.option(
+            "--backup-workers",
+            type=click.IntRange(0, MAX_WORKERS),
+            metavar="N",
+            default=0,
+            show_default=True,
+            help="Do not wait for the N slowest workers of a round; for sync.",
+        ),
+        click.option(
+            "--checkpoint-dir",
+            metavar="DIR",
+            callback=_folder,
+            help="Where checkpoints are written; every node must reach it.",
+        ),
+        click.option(
+            "--checkpoint-every",
+            type=click.IntRange(min=0),
+            metavar="ROUNDS",
+            default=0,
+            show_default=True,
+            help="Write one every so many rounds; 0: on demand alone.",
+        ),
+        click.option(
+            "--resume", metavar="DIR", callback=_folder, help="Begin with the checkpoint in DIR."
         ),
         click.option(
             "--block-bytes",
@@ -149,6 +200,24 @@ def job_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _folder(_context: click.Context, option: click.Parameter, text: str | None) -> str:
+    """An absolute path; empty where the option was not given."""
+    if text == "":
+        raise click.BadParameter(f"{option.opts[0]} without a folder (limit: a path)")
+    return "" if text is None else str(Path(text).absolute())
+
+
+def check_job(submission: Submission) -> None:
+    """Raise UsageError for options that do not go together; warn where one death is the end."""
+    check_guarantees(submission, submission.start_workers)
+    if submission.replicas == 1:
+        click.echo(
+            "warning: 1 copy of each block: a node that dies takes the job with it"
+            " (--replicas 2 survives that)",
+            err=True,
+        )
 
 
 def require_known(kind: str, name: str, known: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from elasticps.cli.answers import Job, Jobs, Moves, Node, Nodes, Status
+from elasticps.cli.answers import Checkpoint, Job, Jobs, Moves, Node, Nodes, Status
 from elasticps.cli.output import audit, count, human_bytes, metric, printable
 
 _COLOURS = {
@@ -74,7 +74,7 @@ def _print_nodes(nodes: Iterable[Node]) -> None:
 
 
 def _print_jobs(jobs: Iterable[Job]) -> None:
-    """One row a job, and a line below for each whose audit failed."""
+    """One row a job, and lines below for the newest checkpoints and for audits that failed."""
     jobs = tuple(jobs)
     table = _table("JOB", "STATE", "ROUND>", "METRIC", "WORKERS>", "BLOCKS>", "REASON")
     for job in jobs:
@@ -90,8 +90,18 @@ def _print_jobs(jobs: Iterable[Job]) -> None:
         )
     _print_rows(table, "no jobs")
     for job in jobs:
+        if job.checkpoint is not None:
+            _print_checkpoint(job.job, job.checkpoint)
         if job.verdict.broken:
             _console().print(Text(f"{printable(job.job)}: {audit(job.verdict)}", style="red"))
+
+
+def _print_checkpoint(job: str, checkpoint: Checkpoint) -> None:
+    if checkpoint.directory:
+        at = f"checkpoint of round {checkpoint.round} in {checkpoint.directory}"
+        _console().print(Text(printable(f"{job}: {at}")))
+    if checkpoint.error:
+        _console().print(Text(printable(f"{job}: no newer one: {checkpoint.error}"), style="red"))
 
 
 def _print_moves(moves: Moves) -> None:

@@ -16,7 +16,7 @@ from elasticps.api.plugins import STRATEGIES, discover
 from elasticps.cli import output
 from elasticps.cli.answers import Job, Node, Status, Submission
 from elasticps.cli.daemon import split
-from elasticps.cli.options import job_options, run_async, script_argument
+from elasticps.cli.options import check_job, job_options, run_async, script_argument
 from elasticps.cli.progress import Progress
 from elasticps.errors import ElasticError, JobFailed, PeerUnavailable, UsageError
 
@@ -107,6 +107,7 @@ def run(
         start_workers=nodes * workers_per_node,
         **job,
     )
+    check_job(submission)
 
     def open_cluster() -> AbstractAsyncContextManager[Cluster]:
         from elasticps.daemon.local_cluster import LocalCluster
@@ -228,7 +229,7 @@ def _progress(job: Job, status: Status) -> str:
     parts = [f"{job.job} {job.state.lower()}"]
     if job.round is not None:
         parts += [f"round {job.round}", output.metric(job.metrics)]
-    if job.round is None or "waiting" in job.reason:
+    if job.round is None or "waiting" in job.reason or "fewer than" in job.reason:
         parts.append(output.printable(job.reason))
     parts.append(f"{ready} of {len(status.nodes)} nodes ready")
     if job.pending_moves:

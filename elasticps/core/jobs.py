@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
 from elasticps.core.audit import Verdict
-from elasticps.core.ids import NodeId
+from elasticps.core.ids import NodeId, ServerId, node_of
+from elasticps.core.plan import Entry
 from elasticps.core.records import (
     Failure,
     JobSpec,
@@ -65,9 +67,40 @@ def next_status(
     return _running(status, wanted, "1 worker" if len(running) == 1 else f"{len(running)} workers")
 
 
-def lost(status: JobStatus, reason: str, now_unix: float) -> JobStatus:
-    """The end of a job whose blocks are gone."""
+def lost(spec: JobSpec, status: JobStatus, reason: str, now_unix: float) -> JobStatus:
+    """The end of a job whose blocks are gone, and how to go on if there may be a checkpoint."""
+    if spec.checkpoint_dir:
+        again = shlex.join(["elasticps", "run", "--resume", spec.checkpoint_dir, *spec.argv])
+        reason += f"; resume from the last checkpoint: {again}"
     return _ended(status, JobState.FAILED, reason, now_unix)
+
+
+def short_of_copies(
+    entries: Iterable[Entry], alive: Collection[ServerId], copies: int
+) -> list[Entry]:
+    """The blocks with fewer living in-sync replicas than ``copies``."""
+    return [entry for entry in entries if sum(server in alive for server in entry.holders) < copies]
+
+
+def with_copies(
+    spec: JobSpec, status: JobStatus, entries: Sequence[Entry], alive: Collection[ServerId]
+) -> JobStatus:
+    """A running job's reason tells what a death would cost it, where that is more than nothing."""
+    if status.state is not JobState.RUNNING or not entries:
+        return status
+    told = [status.reason]
+    nodes = {node_of(server) for entry in entries for server in entry.holders}
+    short = len(short_of_copies(entries, alive, spec.replicas))
+    if spec.replicas == 1:
+        told.append("1 copy of each block: a node that dies takes the job with it")
+    elif len(nodes) == 1:
+        told.append(f"all blocks are on {nodes.pop()} alone: if it dies, the job is lost")
+    elif short:
+        blocks = f"{short} of {len(entries)} blocks have"
+        told.append(f"{blocks} fewer than {spec.replicas} copies")
+    if stuck := len(short_of_copies(entries, alive, spec.min_insync)):
+        told.append(f"waiting until {stuck} blocks have {spec.min_insync} copies (min-insync)")
+    return msgspec.structs.replace(status, reason="; ".join(told))
 
 
 def _running(status: JobStatus, wanted: dict[NodeId, int], reason: str) -> JobStatus:

@@ -28,8 +28,9 @@ class Level(ABC):
     """Sites on the scales. A site is rich, or poor, if it is out by one largest block or more.
 
     ``over[site]`` is what the site holds above its ideal share, in the units of ``sizes``; the sum
-    is zero once all is dealt out. ``homes[block]`` are the sites that hold the block. A donor is
-    above its share and a receiver below it when they meet, so every move brings them nearer.
+    is zero once all is dealt out. ``homes[block]`` are the sites that hold the block, which the
+    ``pinned`` ones do not change. A donor is above its share and a receiver below it when they
+    meet, so every move brings them nearer.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Level(ABC):
         groups: Sequence[int],
         fresh: Sequence[bool],
         homes: list[list[int]],
+        pinned: Collection[int] = (),
     ) -> None:
         self.sizes = sizes
         self.bound = max(sizes)
@@ -46,6 +48,7 @@ class Level(ABC):
         self.groups = groups
         self.fresh = fresh
         self.homes = homes
+        self.pinned = pinned
 
     @abstractmethod
     def barred(self, block: int, leaving: int | None = None) -> Collection[int]:
@@ -96,8 +99,8 @@ class Level(ABC):
         """The replicas that may be given: of each (block, sites) the block's on those sites."""
         lots: Lots = [[] for _ in self.over]
         for block, sites in holders:
-            for site in sites:
-                if self.sizes[block]:
+            if self.sizes[block] and block not in self.pinned:
+                for site in sites:
                     lots[site].append((self.sizes[block], block))
         for lot in lots:
             lot.sort()

@@ -7,7 +7,7 @@ where a site is out of bound (see ``place``) does more move. All arithmetic is i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd, isfinite, lcm
@@ -47,17 +47,38 @@ class Move:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How far replicas of one block can be spread: ``copies`` of them, on as many domains.
+
+    ``domains`` has each server's: its zone where there are zones enough, else its node.
+    """
+
+    copies: int
+    domains: Mapping[ServerId, int]
+
+
+def spread(sites: Sequence[Site], replicas: int) -> Spread:
+    domains = _domains(sites, replicas)
+    return Spread(
+        copies=min(replicas, len(set(domains))),
+        domains={site.server: domain for site, domain in zip(sites, domains, strict=True)},
+    )
+
+
 def place(
     sizes: Sequence[int],
     sites: Sequence[Site],
     *,
     replicas: int = 1,
     current: Sequence[Sequence[ServerId]] | None = None,
+    pinned: Collection[int] = (),
 ) -> list[tuple[ServerId, ...]]:
     """For each block its servers, primary first: ``min(replicas, nodes)`` of them.
 
     ``sizes[i]`` is in bytes; ``current[i]`` names the servers that hold block i now, primary
-    first, and may name servers that are gone. Raises ValueError naming the bad argument.
+    first, and may name servers that are gone. Blocks in ``pinned`` stay where they are, as far as
+    that is possible at all. Raises ValueError naming the bad argument.
 
     - A site's ideal share of primaries is ``total * weight / sum(weights)``. It leads less than
       one largest block more or less: blocks of one size differ by at most one between equals.
@@ -84,10 +105,12 @@ def place(
 
     weights = _whole([site.weight for site in order])
     shares, scale = _shares(sum(sizes), weights, [0] * len(order), 1)
-    primaries = _Primaries([size * scale for size in sizes], shares, domains, fresh, homes)
+    scaled = [size * scale for size in sizes]
+    primaries = _Primaries(scaled, shares, domains, fresh, homes, pinned)
     primaries.plan(copies, promoted)
     shares, scale = _shares(sum(sizes), weights, domains, copies)
-    backups = _Backups([size * scale for size in sizes], shares, domains, fresh, homes)
+    scaled = [size * scale for size in sizes]
+    backups = _Backups(scaled, shares, domains, fresh, homes, pinned)
     backups.plan(copies)
     servers = [site.server for site in order]
     return [tuple([servers[site] for site in home]) for home in homes]
@@ -115,21 +138,27 @@ def moves(
 
 
 def least_bytes(
-    sizes: Sequence[int], sites: Sequence[Site], current: Sequence[Sequence[ServerId]]
+    sizes: Sequence[int],
+    sites: Sequence[Site],
+    current: Sequence[Sequence[ServerId]],
+    replicas: int = 1,
 ) -> int:
     """Bytes that must move for every site to hold its exact ideal share, if blocks could be cut.
 
-    For one replica, the first living holder's: ``sum(max(0, share - held))`` over the sites,
-    rounded down. That is all bytes on servers that are gone, since they are no site's, and what
-    receivers lack beyond them. ``place`` moves no more, and less by what its bound leaves.
+    ``sum(max(0, share - held))`` over the sites, rounded down: of all replicas, as far as they may
+    stay. That is all bytes on servers that are gone, since they are no site's, and what receivers
+    lack beyond them. With one replica ``place`` moves no more, and less by what its bound leaves;
+    with several it may move a little more, to have the primaries fair as well.
     """
-    order, known = _checked(sizes, sites, 1, current)
+    order, known = _checked(sizes, sites, replicas, current)
     if not order:
         return 0
-    whole = [0] * len(order)
-    lack, scale = _shares(sum(sizes), _whole([site.weight for site in order]), whole, 1)
-    for size, home in zip(sizes, _survivors(known, order, whole), strict=True):
-        for site in home:
+    domains = _domains(order, replicas)
+    copies = min(replicas, len(set(domains)))
+    shares = domains if copies > 1 else [0] * len(order)
+    lack, scale = _shares(sum(sizes), _whole([site.weight for site in order]), shares, copies)
+    for size, home in zip(sizes, _survivors(known, order, domains), strict=True):
+        for site in home[:copies]:
             lack[site] -= size * scale
     return sum(max(0, units) for units in lack) // scale
 
@@ -144,8 +173,9 @@ class _Primaries(Level):
         domains: Sequence[int],
         fresh: Sequence[bool],
         homes: list[list[int]],
+        pinned: Collection[int],
     ) -> None:
-        super().__init__(sizes, shares, [0] * len(shares), fresh, homes)
+        super().__init__(sizes, shares, [0] * len(shares), fresh, homes, pinned)
         self.domains = domains
 
     def barred(self, block: int, leaving: int | None = None) -> Collection[int]:

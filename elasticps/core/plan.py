@@ -22,7 +22,11 @@ THIS_WRITE = PlanEpoch(0)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One block's replicas. ``fresh``: the primary has led the block since its creation. Only then
-    may a server that holds nothing act as primary."""
+    may a server that holds nothing act as primary.
+
+    ``goal``: while a move is under way, who shall hold the block after it, the primary first. It
+    is the leader's note to the next leader, and nobody else's concern.
+    """
 
     block: BlockId
     primary: ServerId
@@ -30,6 +34,7 @@ class Entry:
     learners: tuple[ServerId, ...] = ()
     epoch: PlanEpoch = THIS_WRITE
     fresh: bool = False
+    goal: tuple[ServerId, ...] = ()
 
     @property
     def holders(self) -> tuple[ServerId, ...]:
@@ -46,10 +51,11 @@ class Entry:
         primary: ServerId,
         in_sync: tuple[ServerId, ...],
         learners: tuple[ServerId, ...],
+        goal: tuple[ServerId, ...] = (),
     ) -> Entry:
-        """The same block with other replicas, under a new epoch, unless nothing differs."""
+        """The same block with other replicas, under a new epoch; another goal alone needs none."""
         if (primary, in_sync, learners) == (self.primary, self.in_sync, self.learners):
-            return self
+            return self if goal == self.goal else replace(self, goal=goal)
         return replace(
             self,
             primary=primary,
@@ -57,16 +63,28 @@ class Entry:
             learners=learners,
             epoch=THIS_WRITE,
             fresh=self.fresh and primary == self.primary,
+            goal=goal,
         )
 
 
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 
+class _Row(msgspec.Struct, frozen=True, array_like=True):
+    """An entry; its servers are indexes into the part's list of them."""
+
+    primary: _Natural
+    in_sync: list[_Natural]
+    learners: list[_Natural]
+    epoch: _Natural
+    fresh: bool
+    goal: list[_Natural] = []
+
+
 class _StoredPart(msgspec.Struct, frozen=True):
     first: _Natural
     servers: list[str]
-    entries: list[tuple[_Natural, list[_Natural], list[_Natural], _Natural, bool]]
+    entries: list[_Row]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -84,13 +102,17 @@ def encode_part(entries: Sequence[Entry]) -> bytes:
     def index(server: ServerId) -> int:
         return servers.setdefault(server, len(servers))
 
+    def indexes(named: Iterable[ServerId]) -> list[int]:
+        return [index(server) for server in named]
+
     rows = [
-        (
+        _Row(
             index(entry.primary),
-            [index(server) for server in entry.in_sync],
-            [index(server) for server in entry.learners],
+            indexes(entry.in_sync),
+            indexes(entry.learners),
             int(entry.epoch),
             entry.fresh,
+            indexes(entry.goal),
         )
         for entry in entries
     ]
@@ -108,13 +130,14 @@ def decode_part(value: bytes, revision: int) -> tuple[Entry, ...]:
         return tuple(
             Entry(
                 block=BlockId(stored.first + offset),
-                primary=servers[primary],
-                in_sync=tuple(servers[index] for index in in_sync),
-                learners=tuple(servers[index] for index in learners),
-                epoch=PlanEpoch(epoch or revision),
-                fresh=fresh,
+                primary=servers[row.primary],
+                in_sync=tuple(servers[index] for index in row.in_sync),
+                learners=tuple(servers[index] for index in row.learners),
+                epoch=PlanEpoch(row.epoch or revision),
+                fresh=row.fresh,
+                goal=tuple(servers[index] for index in row.goal),
             )
-            for offset, (primary, in_sync, learners, epoch, fresh) in enumerate(stored.entries)
+            for offset, row in enumerate(stored.entries)
         )
     except (msgspec.MsgspecError, UnicodeError, RecursionError, IndexError) as error:
         raise StoreError(f"not a plan part: {error}", field="plan") from error

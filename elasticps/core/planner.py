@@ -6,11 +6,11 @@ Learner, in-sync, primary is the only mechanism; joining, leaving and draining a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from elasticps.core.ids import BlockId, ServerId
-from elasticps.core.placement import Site, place
+from elasticps.core.placement import Site, Spread, place, spread
 from elasticps.core.plan import Entry
 from elasticps.core.records import CaughtUpRow
 
@@ -31,7 +31,13 @@ class Planned:
 def first_plan(sizes: Sequence[int], sites: Sequence[Site], replicas: int) -> tuple[Entry, ...]:
     """Where each block begins; backups, where asked for, begin as learners."""
     return tuple(
-        Entry(block=BlockId(block), primary=servers[0], learners=servers[1:], fresh=True)
+        Entry(
+            block=BlockId(block),
+            primary=servers[0],
+            learners=servers[1:],
+            fresh=True,
+            goal=servers if len(servers) > 1 else (),
+        )
         for block, servers in enumerate(place(sizes, sites, replicas=replicas))
     )
 
@@ -46,36 +52,21 @@ def next_plan(
 ) -> Planned:
     """One step towards the placement that ``sites`` (who may hold blocks) calls for.
 
-    ``alive`` are all living servers, draining ones too: they go on serving until relieved.
+    ``alive`` are all living servers, draining ones too: they go on serving until relieved. The dead
+    are dropped at once, and a living holder leads in place of a dead primary.
     """
     wanted = targets(sizes, entries, sites, alive, replicas)
-    promises = {(row.block, row.learner, row.epoch): row for row in caught_up}
-    filling = Counter(
-        learner for entry in entries for learner in entry.learners if learner in alive
-    )
-    changed: list[Entry] = []
-    arrived: list[CaughtUpRow] = []
-    orphaned: list[Entry] = []
-    pending = 0
-    for entry, target in zip(entries, wanted, strict=True):
-        rows = [
-            promises[key]
-            for learner in entry.learners
-            if (key := (entry.block, learner, entry.epoch)) in promises and learner in alive
-        ]
-        if not rows and not any(server in alive for server in entry.holders):
-            orphaned.append(entry)
-            continue
-        following = _step(entry, target, alive, {row.learner: row for row in rows}, filling)
-        pending += set(following.holders) != set(target)
-        if following is not entry:
-            changed.append(following)
-            arrived += rows
+    steps = _Steps(entries, alive, caught_up)
+    # Room is scarce: blocks with the fewest copies come first.
+    for entry, target in sorted(
+        zip(entries, wanted, strict=True), key=lambda pair: len(steps.holders(pair[0]))
+    ):
+        steps.take(entry, target)
     return Planned(
-        changed=tuple(changed),
-        arrived=tuple(arrived),
-        orphaned=tuple(orphaned),
-        pending_moves=pending,
+        changed=tuple(sorted(steps.changed, key=lambda entry: entry.block)),
+        arrived=tuple(steps.arrived),
+        orphaned=tuple(sorted(steps.orphaned, key=lambda entry: entry.block)),
+        pending_moves=steps.pending,
     )
 
 
@@ -86,50 +77,108 @@ def targets(
     alive: Collection[ServerId],
     replicas: int,
 ) -> list[tuple[ServerId, ...]]:
-    """Where each block should be. A move under way counts as made, so that it is not undone."""
+    """Where each block should be. A move under way counts as made, and is not undone."""
     if not sites:
         return [_among(entry.holders, alive) for entry in entries]
-    eligible = {site.server for site in sites}
-    current = [
-        _assumed(_among(entry.holders, alive), _among(entry.learners, eligible), replicas)
-        for entry in entries
-    ]
-    return place(sizes, sites, replicas=replicas, current=current)
+    room = spread(sites, replicas)
+    moving = {
+        index
+        for index, entry in enumerate(entries)
+        if any(learner in room.domains for learner in entry.learners)
+    }
+    current = [_destined(entry, alive, room) for entry in entries]
+    return place(sizes, sites, replicas=replicas, current=current, pinned=moving)
+
+
+def destinations(
+    entries: Sequence[Entry], sites: Sequence[Site], alive: Collection[ServerId], replicas: int
+) -> list[tuple[ServerId, ...]]:
+    """Who holds each block, or will when the move under way is made, the primary first."""
+    room = spread(sites, replicas)
+    return [_destined(entry, alive, room) for entry in entries]
+
+
+def _destined(entry: Entry, alive: Collection[ServerId], room: Spread) -> tuple[ServerId, ...]:
+    """Where a goal cannot be reached any more: what can of it, and then who holds the block."""
+    if not any(learner in room.domains for learner in entry.learners):
+        return _among(entry.holders, alive)
+    goal = entry.goal or (*entry.learners, *entry.holders)
+    home: dict[int, ServerId] = {}
+    for server in (*goal, *entry.holders, *entry.learners):
+        if server in room.domains and len(home) < room.copies:
+            home.setdefault(room.domains[server], server)
+    if not entry.goal or entry.goal[0] not in room.domains:
+        return tuple(sorted(home.values(), key=lambda server: server not in entry.holders))
+    return tuple(home.values())
 
 
 def _among(servers: tuple[ServerId, ...], chosen: Collection[ServerId]) -> tuple[ServerId, ...]:
     return tuple(server for server in servers if server in chosen)
 
 
-def _assumed(
-    holders: tuple[ServerId, ...], learners: tuple[ServerId, ...], replicas: int
-) -> tuple[ServerId, ...]:
-    return learners if replicas == 1 and learners else holders + learners
+class _Steps:
+    """Each block's next entry, with the room that is left for learners."""
 
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        alive: Collection[ServerId],
+        caught_up: Sequence[CaughtUpRow],
+    ) -> None:
+        self.changed: list[Entry] = []
+        self.arrived: list[CaughtUpRow] = []
+        self.orphaned: list[Entry] = []
+        self.pending = 0
+        self._alive = alive
+        self._promises = {(row.block, row.learner, row.epoch): row for row in caught_up}
+        self._filling = Counter(
+            learner for entry in entries for learner in entry.learners if learner in alive
+        )
 
-def _step(
-    entry: Entry,
-    target: tuple[ServerId, ...],
-    alive: Collection[ServerId],
-    promised: Mapping[ServerId, CaughtUpRow],
-    filling: Counter[ServerId],
-) -> Entry:
-    """One block's next entry: promote who caught up, drop the dead, add a learner if there is room.
+    def holders(self, entry: Entry) -> list[ServerId]:
+        """The living that hold every acknowledged op: they may lead."""
+        whole = (*entry.holders, *(row.learner for row in self._rows(entry)))
+        return [server for server in whole if server in self._alive]
 
-    Holders are dropped only once every target holds the block.
-    """
-    holders = [server for server in entry.holders if server in alive]
-    holders += [learner for learner in entry.learners if learner in promised]
-    if all(server in holders for server in target):
-        return entry.rewritten(primary=target[0], in_sync=target[1:], learners=())
-    learners = [
-        learner
-        for learner in entry.learners
-        if learner in alive and learner in target and learner not in promised
-    ]
-    for server in target:
-        room = filling[server] < MOVES_IN_FLIGHT
-        if server not in holders and server not in learners and room:
-            learners.append(server)
-            filling[server] += 1
-    return entry.rewritten(primary=holders[0], in_sync=tuple(holders[1:]), learners=tuple(learners))
+    def take(self, entry: Entry, target: tuple[ServerId, ...]) -> None:
+        holders = self.holders(entry)
+        if not holders:
+            self.orphaned.append(entry)
+            return
+        following = self._step(entry, target, holders)
+        self.pending += set(following.holders) != set(target)
+        if following is not entry:
+            self.changed.append(following)
+            self.arrived += [row for row in self._rows(entry) if row.learner in holders]
+
+    def _rows(self, entry: Entry) -> list[CaughtUpRow]:
+        keys = [(entry.block, learner, entry.epoch) for learner in entry.learners]
+        return [self._promises[key] for key in keys if key in self._promises]
+
+    def _step(
+        self, entry: Entry, target: tuple[ServerId, ...], holders: Sequence[ServerId]
+    ) -> Entry:
+        """Promote who caught up, drop the dead, add a learner if there is room.
+
+        Living holders are dropped only once every target holds the block.
+        """
+        if all(server in holders for server in target):
+            return entry.rewritten(primary=target[0], in_sync=target[1:], learners=())
+        learners = [
+            learner
+            for learner in entry.learners
+            if learner in self._alive and learner in target and learner not in holders
+        ]
+        for server in target:
+            room = self._filling[server] < MOVES_IN_FLIGHT
+            if server not in holders and server not in learners and room:
+                learners.append(server)
+                self._filling[server] += 1
+        heirs = [entry.primary, *target, *holders]
+        primary = next(server for server in heirs if server in holders)
+        return entry.rewritten(
+            primary=primary,
+            in_sync=tuple(server for server in holders if server != primary),
+            learners=tuple(learners),
+            goal=target if learners else (),
+        )

@@ -9,6 +9,7 @@ import msgspec
 
 from elasticps.core.audit import Verdict
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES
+from elasticps.core.consistency import Guarantees
 from elasticps.core.ids import BlockId, JobName, NodeId, PlanEpoch, ServerId, WorkerId
 from elasticps.errors import StoreError
 
@@ -42,21 +43,16 @@ class DrainRecord(msgspec.Struct, frozen=True, kw_only=True):
     stay: bool = False
 
 
-MAX_REPLICAS = 1
-"""More than one copy of a block needs failover, which this version does not have."""
-
-
-class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+class JobSpec(Guarantees, frozen=True, kw_only=True):
     """What was submitted; never changed afterwards."""
 
     name: JobName
     argv: tuple[str, ...]
     cwd: str
-    env: dict[str, str] = {}
+    env: dict[str, str] = msgspec.field(default_factory=dict)
     strategy: str = "data-parallel"
     start_workers: int = 1
     max_workers: int = 1024
-    replicas: int = 1
     block_bytes: int = DEFAULT_BLOCK_BYTES
     audit: bool = False
     submitted_unix: float = 0.0

@@ -15,6 +15,9 @@ from elasticps.core.audit import mix
 from elasticps.core.ids import PlanEpoch, ServerId
 from elasticps.core.plan import Entry
 
+CATCH_UP_OPS = 8
+"""A learner that is this close is waited for: under a steady load it would always be one behind."""
+
 
 class Role(Enum):
     NONE = "none"
@@ -73,14 +76,17 @@ Action = Snapshot | Stop | CaughtUp | Answer | Free
 
 @dataclass(slots=True)
 class _Peer:
+    """``joins_at``: the version from which on a learner that is almost there is waited for."""
+
     acked: int = -1
     in_sync: bool = False
     promised: bool = False
+    joins_at: int | None = None
 
     @property
     def counted(self) -> bool:
         """Is this peer waited for before a client is answered?"""
-        return self.in_sync or self.promised
+        return self.in_sync or self.promised or self.joins_at is not None
 
 
 @dataclass(slots=True)
@@ -88,12 +94,15 @@ class Replication:
     """One block's replication state on server ``me``."""
 
     me: ServerId
+    min_insync: int = 1
     role: Role = Role.NONE
     epoch: PlanEpoch = PlanEpoch(0)
     version: int = 0
     history: int = 0
     holds_state: bool = False
     peers: dict[ServerId, _Peer] = field(default_factory=dict)
+    durable: int = 0
+    """The newest version that every counted replica has applied, while they were enough."""
     _waiting: list[tuple[int, object]] = field(default_factory=list)
     _leader: ServerId | None = None
     _continues: bool = False
@@ -164,17 +173,26 @@ class Replication:
             return []
         state.acked = max(state.acked, version)
         actions: list[Action] = []
-        if state.acked == self.version and not state.promised:
+        if state.joins_at is None and self.version - state.acked <= CATCH_UP_OPS:
+            state.joins_at = self.version
+        if not state.promised and state.joins_at is not None and state.acked >= state.joins_at:
             state.promised = True
             if not state.in_sync:
                 actions.append(CaughtUp(peer, self.epoch))
         return actions + self._released()
 
-    def restarted(self, peer: ServerId) -> None:
+    def restarted(self, peer: ServerId) -> list[Action]:
         """The stream to ``peer`` broke: it starts over with a snapshot. The promise stands."""
         state = self.peers.get(peer)
-        if state is not None:
-            state.acked = -1
+        if state is None:
+            return []
+        state.acked, state.joins_at = -1, None
+        return self._released()
+
+    def counts(self, peer: ServerId) -> bool:
+        """Is ``peer`` waited for before a client is answered?"""
+        state = self.peers.get(peer)
+        return state is not None and state.counted
 
     @property
     def promised_learners(self) -> list[ServerId]:
@@ -182,10 +200,9 @@ class Replication:
         return [name for name, peer in self.peers.items() if peer.promised and not peer.in_sync]
 
     @property
-    def durable(self) -> int:
-        """The newest version that every counted replica has applied."""
-        waited = [peer.acked for peer in self.peers.values() if peer.counted]
-        return min([self.version, *waited])
+    def all_acked(self) -> bool:
+        """Does every peer, counted or not, hold all that this primary has?"""
+        return all(peer.acked == self.version for peer in self.peers.values())
 
     def answer_when_durable(self, request: object) -> list[Action]:
         """Answer ``request`` once the present version is durable, or FENCED if deposed first."""
@@ -193,9 +210,12 @@ class Replication:
         return self._released()
 
     def _released(self) -> list[Action]:
-        durable = self.durable
-        ready = [request for version, request in self._waiting if version <= durable]
-        self._waiting = [item for item in self._waiting if item[0] > durable]
+        """Answer what has become durable; nothing new is while there are too few replicas."""
+        waited = [peer.acked for peer in self.peers.values() if peer.counted]
+        if 1 + len(waited) >= self.min_insync:
+            self.durable = max(self.durable, min([self.version, *waited]))
+        ready = [request for version, request in self._waiting if version <= self.durable]
+        self._waiting = [item for item in self._waiting if item[0] > self.durable]
         return [Answer(request, Check.OK) for request in ready]
 
     # -- the backup's side ----------------------------------------------------------------------

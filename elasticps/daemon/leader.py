@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from elasticps.core.ids import JobName, NodeId, ServerId, node_of
-from elasticps.core.jobs import lost, next_status
-from elasticps.core.placement import Site, least_bytes
+from elasticps.core.jobs import lost, next_status, with_copies
+from elasticps.core.placement import Site, least_bytes, spread
 from elasticps.core.plan import Entry, encode_part, part_of, parts
-from elasticps.core.planner import Planned, first_plan, next_plan
+from elasticps.core.planner import Planned, destinations, first_plan, next_plan
 from elasticps.core.records import JobSpec, JobStatus, Movement, encode
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable
@@ -69,7 +69,7 @@ def decide(view: ClusterView, now: Now, orphans: Orphans) -> list[Write]:
 
 
 class Orphans:
-    """Which jobs have blocks without a living replica, since when, by one leader's clock.
+    """Which jobs have blocks without a living holder, since when, by one leader's clock.
 
     After ``lost_after_s`` a job is not waited for any more.
     """
@@ -117,8 +117,9 @@ def _advanced(
         status = msgspec.structs.replace(status, reason=reason)
     elif job.model is not None and not status.state.final:
         planned = _plan(view, job, spec)
-        status = _with_movement(view, job, status, planned)
-        status = _with_orphans(view, job.name, status, planned.orphaned, orphans, now)
+        status = _with_movement(view, job, spec, status, planned)
+        status = with_copies(spec, status, _following(job, planned.changed), _alive(view))
+        status = _with_orphans(view, job, spec, status, planned.orphaned, orphans, now)
     return _write(view.keys, job, status, planned.changed)
 
 
@@ -129,9 +130,20 @@ def _plan(view: ClusterView, job: JobView, spec: JobSpec) -> Planned:
         first = first_plan(job.sizes, sites, spec.replicas) if sites else ()
         missing = tuple(entry for entry in first if part_of(entry.block) not in job.parts)
         return _limited(Planned(changed=missing))
-    alive = {server.server for server in view.servers}
-    planned = next_plan(job.sizes, entries, sites, alive, job.caught_up, spec.replicas)
-    return _limited(planned)
+    return _limited(
+        next_plan(job.sizes, entries, sites, _alive(view), job.caught_up, spec.replicas)
+    )
+
+
+def _alive(view: ClusterView) -> set[ServerId]:
+    return {server.server for server in view.servers}
+
+
+def _following(job: JobView, changed: Sequence[Entry]) -> list[Entry]:
+    """The plan as it will be when the changes are written."""
+    current = {entry.block: entry for entry in job.entries}
+    current.update((entry.block, entry) for entry in changed)
+    return [current[block] for block in sorted(current)]
 
 
 def _limited(planned: Planned) -> Planned:
@@ -145,15 +157,15 @@ def _limited(planned: Planned) -> Planned:
 
 
 def _with_movement(
-    view: ClusterView, job: JobView, status: JobStatus, planned: Planned
+    view: ClusterView, job: JobView, spec: JobSpec, status: JobStatus, planned: Planned
 ) -> JobStatus:
     """Count what has arrived, and what a change of the sites calls for at the least."""
     sites = sites_of(view)
-    movement, entries = status.movement, job.entries
-    least = movement.least_value_bytes
+    movement = status.movement
     names = tuple(site.server for site in sites)
-    if entries and sites and names != status.sites:
-        least += least_bytes(job.sizes, sites, [[_destined(entry)] for entry in entries])
+    least = movement.least_value_bytes
+    if names and names != status.sites:
+        least += _least_bytes(view, job, spec, sites)
     movement = Movement(
         blocks=movement.blocks + len(planned.arrived),
         value_bytes=movement.value_bytes + sum(job.sizes[row.block] for row in planned.arrived),
@@ -163,34 +175,56 @@ def _with_movement(
     return msgspec.structs.replace(status, movement=movement, sites=names or status.sites)
 
 
-def _destined(entry: Entry) -> ServerId:
-    """Where a block is, or will be when the move under way is made."""
-    return entry.learners[0] if entry.learners else entry.primary
+def _least_bytes(view: ClusterView, job: JobView, spec: JobSpec, sites: Sequence[Site]) -> int:
+    """What these sites must receive; of a plan that is about to be made, its backups."""
+    entries = job.entries
+    if len(entries) < len(job.sizes):
+        fills = spread(sites, spec.replicas).copies - 1
+        return 0 if entries else fills * sum(job.sizes)
+    held = destinations(entries, sites, _alive(view), spec.replicas)
+    return least_bytes(job.sizes, sites, held, spec.replicas)
 
 
 def _with_orphans(
     view: ClusterView,
-    job: JobName,
+    job: JobView,
+    spec: JobSpec,
     status: JobStatus,
     orphaned: Sequence[Entry],
     orphans: Orphans,
     now: Now,
 ) -> JobStatus:
-    """Blocks whose only holders are gone: wait for them to return, then give the job up."""
-    overdue = orphans.overdue(job, bool(orphaned), now)
+    """Blocks all of whose holders are gone: wait for one to return, then give the job up."""
+    overdue = orphans.overdue(job.name, bool(orphaned), now)
     if not orphaned:
         return status
-    gone = sorted({node_of(server) for entry in orphaned for server in entry.holders})
-    nodes = ", ".join(gone)
-    if any(_restarted(view, node) for node in gone):
-        reason = f"{len(orphaned)} blocks are lost: the shard server of {nodes} restarted without"
-        return lost(status, f"{reason} them, and no other replica was in sync", now.unix)
+    rows = {(row.block, row.learner, row.epoch) for row in job.caught_up}
+    homes = [
+        {node_of(server) for server in entry.holders}
+        | {node_of(each) for each in entry.learners if (entry.block, each, entry.epoch) in rows}
+        for entry in orphaned
+    ]
+    forgotten = [nodes for nodes in homes if all(_restarted(view, node) for node in nodes)]
+    if forgotten:
+        why = f"the shard server of {_listed(forgotten)} restarted without them"
+        return _lost(spec, status, len(forgotten), why, now)
     if overdue:
-        waited = f"{nodes} did not return in {orphans.lost_after_s:g} s"
-        reason = f"{len(orphaned)} blocks are lost: {waited}"
-        return lost(status, f"{reason}, and no other replica was in sync", now.unix)
-    waiting = f"waiting for {nodes} to return: it holds the only replica of {len(orphaned)} blocks"
+        why = f"{_listed(homes)} did not return in {orphans.lost_after_s:g} s"
+        return _lost(spec, status, len(homes), why, now)
+    away = [{node for node in nodes if not _restarted(view, node)} for nodes in homes]
+    one = len(set().union(*away)) == 1
+    only = "it holds the only replica of" if one else "they hold the only replicas of"
+    waiting = f"waiting for {_listed(away)} to return: {only} {len(homes)} blocks"
     return msgspec.structs.replace(status, reason=waiting)
+
+
+def _lost(spec: JobSpec, status: JobStatus, blocks: int, why: str, now: Now) -> JobStatus:
+    reason = f"{blocks} blocks are lost: {why}, and no other replica was in sync"
+    return lost(spec, status, reason, now.unix)
+
+
+def _listed(nodes: Sequence[set[NodeId]]) -> str:
+    return ", ".join(sorted(set().union(*nodes)))
 
 
 def _restarted(view: ClusterView, node: NodeId) -> bool:
@@ -204,10 +238,8 @@ def _write(keys: Keys, job: JobView, status: JobStatus, changed: Sequence[Entry]
     operations: list[Put | Delete] = []
     compares: list[Compare] = []
     why = []
-    current = {entry.block: entry for entry in job.entries}
-    current.update((entry.block, entry) for entry in changed)
     touched = sorted({part_of(entry.block) for entry in changed})
-    by_part = parts(current[block] for block in sorted(current))
+    by_part = parts(_following(job, changed))
     for part in touched:
         known = job.parts.get(part)
         operations.append(Put(keys.plan_part(name, part), encode_part(by_part[part])))

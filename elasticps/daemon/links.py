@@ -193,13 +193,22 @@ class Links:
 
 
 def _sync_job(link: _Link, job: JobView) -> None:
-    assert job.spec is not None
+    spec = job.spec
+    assert spec is not None
     info = JobInfo(
         job=job.key,
         name=JobName(job.name),
-        start_workers=job.spec.start_workers,
-        strategy=job.spec.strategy,
+        start_workers=spec.start_workers,
+        strategy=spec.strategy,
         model=job.model,
+        consistency=spec.consistency,
+        staleness=spec.staleness,
+        backup_workers=spec.backup_workers,
+        min_insync=spec.min_insync,
+        checkpoint_dir=spec.checkpoint_dir,
+        checkpoint_every=spec.checkpoint_every,
+        checkpoint_request=job.checkpoint_request,
+        resume=spec.resume,
     )
     if link.jobs.get(job.key) != info:
         link.jobs[job.key] = info

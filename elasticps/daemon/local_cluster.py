@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,17 @@ STOP_TIMEOUT_S = 10.0
 LOG_TAIL_BYTES = 2000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one node's daemon runs: the address that it listens at, what its command line is put
+    behind (another network namespace, say), and options that replace the cluster's own.
+    """
+
+    host: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class LocalNode:
     """One daemon process of a local cluster."""
@@ -46,8 +57,8 @@ class LocalCluster:
 
     ``etcd`` None starts an embedded one; in another the cluster's keys are deleted at the end.
     ``cluster`` None makes up a name that no other has. ``directory`` None: temporary, removed at
-    the end; logs are below it, by node. Every process ends with the block, and with this process
-    if it is killed.
+    the end; logs are below it, by node. ``place`` says where a node runs. Every process ends with
+    the block, and with this process if it is killed.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class LocalCluster:
         cluster: str | None = None,
         lease_ttl_s: int = 3,
         drain_timeout_s: float = 30.0,
+        place: Callable[[str], Place] = lambda _: Place(),
     ) -> None:
         self.nodes: dict[str, LocalNode] = {}
         self.store: Store
@@ -70,6 +82,7 @@ class LocalCluster:
         self._directory = directory
         self._lease_ttl_s = lease_ttl_s
         self._drain_timeout_s = drain_timeout_s
+        self._place = place
         self._embedded: EmbeddedEtcd | None = None
         self._made = 0
         self._stack = AsyncExitStack()
@@ -203,12 +216,13 @@ class LocalCluster:
         (home / "logs").mkdir(parents=True, exist_ok=True)
         log = home / "logs" / "daemon.log"
         assert self._etcd is not None
+        place = self._place(name)
         arguments = {
             "node": name,
             "cluster": self.keys.cluster,
             "etcd": ",".join(self._etcd.endpoints),
-            "http": f"127.0.0.1:{port}",
-            "data": "127.0.0.1:0",
+            "http": f"{place.host}:{port}",
+            "data": f"{place.host}:0",
             "workers": self._workers_per_node,
             "lease-ttl": self._lease_ttl_s,
             "drain-timeout": self._drain_timeout_s,
@@ -217,7 +231,8 @@ class LocalCluster:
             "runtime-dir": home / "run",
         }
         options = [part for key, item in arguments.items() for part in (f"--{key}", str(item))]
-        command = [sys.executable, "-P", "-m", "elasticps", "daemon", *options]
+        options += place.options
+        command = [*place.prefix, sys.executable, "-P", "-m", "elasticps", "daemon", *options]
         with log.open("ab") as output:
             # A session of its own: Ctrl-C in a terminal is for the parent, which then stops this.
             process = await asyncio.create_subprocess_exec(

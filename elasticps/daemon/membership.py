@@ -6,12 +6,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
+from elasticps.core.ids import NodeId
 from elasticps.core.records import NodeRecord, decode, encode
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.leader import Leader
 from elasticps.errors import FenceLost, LeaseLost, StoreError, StoreUnavailable, UsageError
-from elasticps.store import Compare, Delete, Election, Keys, Lease, Store
+from elasticps.store import (
+    Compare,
+    Delete,
+    Election,
+    Keys,
+    Lease,
+    Snapshot,
+    Store,
+    watch_prefix,
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,21 +97,25 @@ class Membership:
     async def _registered(self, lease: Lease) -> None:
         record = await self._record()
         self.rewritten.clear()
-        await self._claim(record, lease)
+        revision = await self._claim(record, lease)
         self.lease, self.joined = lease, True
         await self._on_change(lease)
         log.info("node=%s incarnation=%s registered", record.node, record.incarnation)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep_record(lease))
+            tasks.create_task(self._keep_record(lease, revision))
+            tasks.create_task(self._notice_removal(record.node))
             tasks.create_task(self._campaign(lease, record))
 
-    async def _claim(self, record: NodeRecord, lease: Lease) -> None:
-        """Take the node's key; an older life's key is waited for as long as its lease may last."""
+    async def _claim(self, record: NodeRecord, lease: Lease) -> int:
+        """Take the node's key and return the revision of that.
+
+        An older life's key is waited for as long as its lease may last.
+        """
         key = self._keys.node(record.node)
         wait_s = 2 * self._config.lease_ttl_s
         deadline = time.monotonic() + wait_s
         waiting = False
-        while await self._store.create(key, encode(record), lease.id) is None:
+        while (revision := await self._store.create(key, encode(record), lease.id)) is None:
             held = await self._store.get(key)
             if held is None:
                 continue
@@ -118,21 +133,50 @@ class Membership:
                     log.warning("node id %s is taken: waiting at most %d s", record.node, wait_s)
                 waiting = True
                 await asyncio.sleep(RETRY_S)
+        return revision
 
-    async def _keep_record(self, lease: Lease) -> None:
-        """Write the registration again whenever it changes: the shard server was restarted, say."""
+    async def _keep_record(self, lease: Lease, revision: int) -> None:
+        """Write the registration again whenever it changes: the shard server was restarted, say.
+
+        Each write replaces a known revision, so that one whose answer was lost cannot come late and
+        bring back what it said.
+        """
         while True:
             await self.rewritten.wait()
             self.rewritten.clear()
             record = await self._record()
+            key = self._keys.node(record.node)
             try:
-                await self._store.put(self._keys.node(record.node), encode(record), lease.id)
+                written = await self._store.replace(key, encode(record), revision, lease.id)
+                if written is None:
+                    revision = await self._latest_revision(key)
+                    self.rewritten.set()
+                else:
+                    revision = written
             except LeaseLost:
                 raise
             except StoreError as error:
                 log.warning("the registration waits for etcd: %s", error)
                 self.rewritten.set()
                 await asyncio.sleep(RETRY_S)
+
+    async def _latest_revision(self, key: str) -> int:
+        held = await self._store.get(key)
+        if held is None:
+            raise _removed(key)
+        return held.mod_revision
+
+    async def _notice_removal(self, node: NodeId) -> None:
+        """Raise LeaseLost when the registration is gone: another has declared this daemon dead."""
+        key = self._keys.node(node)
+        async with aclosing(watch_prefix(self._store, key)) as batches:
+            async for batch in batches:
+                if isinstance(batch, Snapshot):
+                    gone = all(item.key != key for item in batch.items)
+                else:
+                    gone = any(event.key == key and event.kv is None for event in batch.events)
+                if gone:
+                    raise _removed(key)
 
     async def _campaign(self, lease: Lease, record: NodeRecord) -> None:
         election = Election(self._store, self._keys.leader)
@@ -146,3 +190,7 @@ class Membership:
                 log.warning("deposed: %s", error)
             finally:
                 self.leading = False
+
+
+def _removed(key: str) -> LeaseLost:
+    return LeaseLost("the registration was removed from etcd", where=key)

@@ -15,6 +15,7 @@ from elasticps.core.ids import NodeId
 from elasticps.core.records import NodeRecord, ServerRecord
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.departure import Departure
+from elasticps.daemon.failure_detector import FailureDetector
 from elasticps.daemon.leader import Leader
 from elasticps.daemon.links import Links
 from elasticps.daemon.log_files import LogBuffer
@@ -77,6 +78,7 @@ class Node:
             self._links.serve_until,
             self._on_membership,
         )
+        self._detector = FailureDetector(store, self.view, self._changed, self.name, self.machine)
         self.workers = Workers(config, store, self.view, self.supervisor, self.logs, str(control))
         self.departure = Departure(
             store, self.view, self._changed, self.name, config.drain_timeout_s, self._is_empty
@@ -103,6 +105,7 @@ class Node:
                 self.workers.start(tasks)
                 tasks.create_task(self._mirror(), name="mirror")
                 member = tasks.create_task(self.membership.run(), name="membership")
+                tasks.create_task(self._detector.run(), name="failure detector")
                 tasks.create_task(self._reconcile(), name="workers")
                 tasks.create_task(self._reports.run(), name="reports")
                 tasks.create_task(self._feed_watchdog(), name="watchdog")

@@ -43,7 +43,10 @@ class PlanPart:
 
 @dataclass(slots=True)
 class JobView:
-    """All that is stored of one job."""
+    """All that is stored of one job.
+
+    ``checkpoint_request`` is the revision at which a user asked for a checkpoint last, or 0.
+    """
 
     name: JobName
     spec: JobSpec | None = None
@@ -53,6 +56,7 @@ class JobView:
     model: Model | None = None
     sizes: tuple[int, ...] = ()
     cancelled: bool = False
+    checkpoint_request: int = 0
     parts: dict[int, PlanPart] = field(default_factory=dict)
     workers: dict[str, LivingWorker] = field(default_factory=dict)
     reports: dict[NodeId, ReportRecord] = field(default_factory=dict)
@@ -184,6 +188,8 @@ class ClusterView:
                 job.sizes = _sizes(job.model)
             case KeyKind.JOB_CANCEL:
                 job.cancelled = value is not None
+            case KeyKind.JOB_CHECKPOINT:
+                job.checkpoint_request = value.mod_revision if value else 0
             case KeyKind.PLAN_PART:
                 _keep(job.parts, parsed.part or 0, _plan_part(value) if value else None)
             case KeyKind.WORKER:
@@ -191,7 +197,8 @@ class ClusterView:
             case KeyKind.REPORT:
                 _keep(job.reports, NodeId(parsed.node or ""), _decoded(value, ReportRecord))
         known = (job.spec, job.status, job.model, job.parts, job.workers, job.reports)
-        if not (any(known) or job.cancelled or job.foreign):
+        wishes = job.cancelled or job.checkpoint_request
+        if not (any(known) or wishes or job.foreign):
             del self.jobs[name]
 
 

@@ -5,27 +5,51 @@ from __future__ import annotations
 import msgspec
 
 from elasticps.core.audit import mix
-from elasticps.core.ids import LEDGER, JobKey, ServerId, WorkerId
-from elasticps.core.ledger import Answer, Command, Ledger, Observe
+from elasticps.core.clock_ledger import ClockLedger
+from elasticps.core.commands import (
+    Answer,
+    Attend,
+    Command,
+    Inspect,
+    Inspected,
+    Observe,
+    Question,
+    Refused,
+    Regenerated,
+)
+from elasticps.core.consistency import Consistency
+from elasticps.core.ids import LEDGER, Generation, ServerId, WorkerId
+from elasticps.core.ledger import Ledger
 from elasticps.core.plan import Entry
 from elasticps.core.replication import Replication, Role
+from elasticps.core.roster import Roster
 from elasticps.errors import WireError
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.wire.frame import Status
-from elasticps.wire.messages import OpMeta, SnapshotMeta
+from elasticps.wire.messages import JobInfo, OpMeta, SnapshotMeta
 
-_commands = msgspec.msgpack.Decoder(Command)
-_ledgers = msgspec.msgpack.Decoder(Ledger)
+_words = msgspec.msgpack.Decoder(Command | Question)
+
+
+def ledger_of(info: JobInfo) -> Roster:
+    """The kind of ledger that a job's consistency calls for, empty."""
+    if info.consistency is Consistency.SYNC:
+        return Ledger(start_workers=info.start_workers, backup_workers=info.backup_workers)
+    bounded = info.consistency is Consistency.BOUNDED
+    staleness = info.staleness if bounded else None
+    return ClockLedger(start_workers=info.start_workers, staleness=staleness)
 
 
 class LedgerHost(Hosted):
     """One replica of a job's ledger."""
 
-    def __init__(self, job: JobKey, start_workers: int, me: ServerId, streams: Streams) -> None:
-        super().__init__(job, LEDGER, streams)
-        self._ledger = Ledger(start_workers=start_workers)
-        self._replication = Replication(me=me)
+    def __init__(self, info: JobInfo, me: ServerId, streams: Streams) -> None:
+        super().__init__(info.job, LEDGER, streams)
+        self._ledger = ledger_of(info)
+        self._ledgers = msgspec.msgpack.Decoder(type(self._ledger))
+        self._replication = Replication(me=me, min_insync=info.min_insync)
         self._waiting: dict[WorkerId, Request] = {}
+        self._attending: dict[WorkerId, Request] = {}
         self._answers: dict[Request, bytes] = {}
 
     @property
@@ -42,13 +66,34 @@ class LedgerHost(Hosted):
 
     def command(self, request: Request, body: bytes) -> None:
         """Carry out a worker's command; its answer may come with a later one."""
-        command = _decoded(body)
+        word = _decoded(body)
         worker = request.header.worker
-        if isinstance(command, Observe) or command.worker != worker:
+        if isinstance(word, Observe) or word.worker != worker:
             raise WireError("a worker may speak for itself alone", field="worker")
-        # An older question of the same worker is one whose answer it has given up on.
-        self._waiting[worker] = request
-        self._execute(command, body)
+        if isinstance(word, Attend | Inspect):
+            self._asked(request, word)
+            return
+        _replace(self._waiting, worker, request)
+        self._execute(word, body)
+
+    def _asked(self, request: Request, question: Question) -> None:
+        worker, ledger = question.worker, self._ledger
+        if worker not in ledger.members:
+            self._tell(request, Refused("this worker is not a member of the job any more"))
+        elif isinstance(question, Inspect):
+            self._tell(request, Inspected(ledger.cut()))
+        elif question.generation != ledger.generation:
+            self._tell(request, Regenerated(ledger.turn(worker)))
+        else:
+            _replace(self._attending, worker, request)
+
+    def _tell_attending(self, generation: int) -> None:
+        """The set of workers may have changed: those who wait to hear of it do."""
+        if self._ledger.generation == generation:
+            return
+        attending, self._attending = self._attending, {}
+        for worker, request in attending.items():
+            self._asked(request, Attend(worker, Generation(generation)))
 
     def observe(self, workers: tuple[WorkerId, ...], revision: int) -> None:
         """etcd's list of the living, as this server's daemon saw it. For the primary alone."""
@@ -65,17 +110,19 @@ class LedgerHost(Hosted):
             self._waiting.pop(worker).answer(Status.FENCED)
 
     def _execute(self, command: Command, body: bytes) -> None:
+        generation = self._ledger.generation
         version = self._replication.record(_digest(body))
         answers = self._ledger.apply(command)
         self._streams.publish(self, OpMeta(version=version, command=body), None)
         for worker, answer in answers:
-            self._answer(worker, answer)
+            request = self._waiting.pop(worker, None)
+            if request is not None:
+                self._tell(request, answer)
+        self._tell_attending(generation)
 
-    def _answer(self, worker: WorkerId, answer: Answer) -> None:
-        request = self._waiting.pop(worker, None)
-        if request is not None:
-            self._answers[request] = msgspec.msgpack.encode(answer)
-            self.perform(self._replication.answer_when_durable(request))
+    def _tell(self, request: Request, answer: Answer) -> None:
+        self._answers[request] = msgspec.msgpack.encode(answer)
+        self.perform(self._replication.answer_when_durable(request))
 
     def answer_durable(self, request: Request) -> None:
         request.answer(Status.OK, self._answers.pop(request))
@@ -86,9 +133,10 @@ class LedgerHost(Hosted):
             self.refuse_waiting()
 
     def refuse_waiting(self) -> None:
-        for request in self._waiting.values():
+        for request in (*self._waiting.values(), *self._attending.values()):
             request.answer(Status.FENCED)
         self._waiting.clear()
+        self._attending.clear()
         self._answers.clear()
 
     def snapshot(self) -> tuple[SnapshotMeta, bytes]:
@@ -101,25 +149,43 @@ class LedgerHost(Hosted):
 
     def install(self, meta: SnapshotMeta, payload: memoryview) -> None:
         try:
-            self._ledger = _ledgers.decode(meta.ledger)
+            self._ledger = self._ledgers.decode(meta.ledger)
         except msgspec.MsgspecError as error:
             raise WireError(f"not a ledger: {error}", field="ledger") from error
         self._replication.install(meta.version, meta.history)
 
     def follow(self, op: OpMeta, payload: memoryview | None) -> None:
-        self._ledger.apply(_decoded(op.command))
+        self._ledger.apply(_command(op.command))
         self._replication.follow(_digest(op.command))
 
     def free(self) -> None:
         """The table lets go of a freed ledger, and with it of its memory."""
 
 
-def _decoded(body: bytes) -> Command:
+def _replace(waiting: dict[WorkerId, Request], worker: WorkerId, request: Request) -> None:
+    """Whichever of the two is a late copy, of which nobody waits for the answer, is not known.
+
+    The earlier one is asked again by whoever still wants to know.
+    """
+    earlier = waiting.pop(worker, None)
+    if earlier is not None:
+        earlier.answer(Status.FENCED)
+    waiting[worker] = request
+
+
+def _decoded(body: bytes) -> Command | Question:
     try:
-        command: Command = _commands.decode(body)
+        word: Command | Question = _words.decode(body)
     except msgspec.MsgspecError as error:
         raise WireError(f"not a ledger command: {error}", field="meta") from error
-    return command
+    return word
+
+
+def _command(body: bytes) -> Command:
+    word = _decoded(body)
+    if isinstance(word, Attend | Inspect):
+        raise WireError("a question is no op", field="command")
+    return word
 
 
 def _digest(body: bytes) -> int:

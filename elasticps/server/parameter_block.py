@@ -1,33 +1,30 @@
-"""A hosted block of parameters: requests in, staged gradients, whole rounds applied."""
+"""A hosted block of parameters: requests in, gradients staged, rounds prepared and applied."""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+import zlib
 
+import msgspec
 import torch
 
 from elasticps.core.audit import Tally, mix
-from elasticps.core.blocks import Hyperparameters
-from elasticps.core.ids import JobKey, ServerId, WorkerId
+from elasticps.core.consistency import Consistency
+from elasticps.core.ids import ServerId, WorkerId
 from elasticps.core.plan import Entry
-from elasticps.core.replica import (
-    Commit,
-    PullOutcome,
-    Push,
-    PushOutcome,
-    Replica,
-    RoundOp,
-)
+from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import PluginError, WireError
 from elasticps.server.hosted import Hosted, Request, Streams
+from elasticps.server.staging import PreparedGradient, Staged, Staging
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.frame import FLAG_EMPTY, Kind, Status
 from elasticps.wire.messages import (
     AuditMeta,
+    JobInfo,
     OpMeta,
+    Prepared,
     PullMeta,
     PushMeta,
     RefusalMeta,
@@ -40,35 +37,22 @@ from elasticps.wire.tensors import bytes_of
 
 log = logging.getLogger(__name__)
 
-_PULL_STATUS = {
-    PullOutcome.NOT_STAGED: Status.NOT_STAGED,
-    PullOutcome.EMPTY: Status.BEHIND,
-    PullOutcome.GAP: Status.CONFLICT,
-}
-_PUSH_STATUS = {
-    PushOutcome.REPEATED: Status.OK,
-    PushOutcome.STALE_GENERATION: Status.STALE_GENERATION,
-    PushOutcome.OUT_OF_TURN: Status.CONFLICT,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    gradient: torch.Tensor | None
-    weight: float
-    hyper: Hyperparameters
-
 
 class ParameterBlock(Hosted):
     """One replica of one block of parameters."""
 
-    def __init__(self, job: JobKey, tensor: TensorBlock, me: ServerId, streams: Streams) -> None:
-        super().__init__(job, tensor.block.id, streams)
+    def __init__(self, info: JobInfo, tensor: TensorBlock, me: ServerId, streams: Streams) -> None:
+        super().__init__(info.job, tensor.block.id, streams)
         self.pushes = 0
         self._tensor = tensor
-        self._replica = Replica(me=me)
-        self._staged: dict[WorkerId, _Staged] = {}
-        self._parked: list[tuple[Request, Commit]] = []
+        self._replica = Replica(
+            me=me,
+            in_rounds=info.consistency is Consistency.SYNC,
+            min_insync=info.min_insync,
+        )
+        self._staging = Staging()
+        self._prepared = PreparedGradient(None, {})
+        self._answers: dict[Request, tuple[bytes, bytes | None]] = {}
         self._broken = ""
 
     @property
@@ -86,41 +70,49 @@ class ParameterBlock(Hosted):
     # -- a worker's requests --------------------------------------------------------------------
 
     def push(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> None:
-        """Stage a gradient (``payload``: its bytes, None for a push without gradient)."""
+        """Take a gradient (``payload``: its bytes, None for a push without gradient).
+
+        It is answered when every counted replica holds it: in synchronous rounds as part of the
+        round's mean, otherwise applied.
+        """
         header = request.header
-        objection = self._broken or self._objection(meta)
+        if not self._is_up_to(request, meta.commit):
+            return
+        objection = self._objection(meta)
         if objection:
             _refuse(request, objection)
             return
         push = Push(
-            worker=header.worker, seq=header.seq, round=header.round, generation=meta.generation
+            worker=header.worker,
+            seq=header.seq,
+            round=header.round,
+            generation=meta.generation,
+            pushers=meta.pushers,
         )
         outcome = self._replica.push(push)
-        if outcome is not PushOutcome.STAGE:
-            request.answer(_PUSH_STATUS[outcome])
-            return
-        self._forget_unstaged()
-        gradient = None if header.flags & FLAG_EMPTY or payload is None else payload
-        if gradient is not None:
-            gradient = self._tensor.gradient_from(gradient)
-        self._staged[header.worker] = _Staged(gradient, meta.weight, meta.hyper)
-        self.pushes += 1
-        request.answer(Status.OK)
-        self._retry_parked()
+        self._staging.keep_only(self._replica.staged)
+        match outcome:
+            case PushOutcome.STALE_GENERATION:
+                request.answer(Status.STALE_GENERATION)
+            case PushOutcome.OUT_OF_TURN:
+                request.answer(Status.CONFLICT)
+            case PushOutcome.REPEATED:
+                self.perform(self.replication.answer_when_durable(request))
+            case PushOutcome.HELD:
+                self._staging.hold(header.worker, request)
+            case PushOutcome.APPLY:
+                self._update(request, push, self._staged(request, meta, payload))
+            case PushOutcome.STAGE | PushOutcome.PREPARE:
+                self._staging.hold(header.worker, request)
+                self._staging.gradients[header.worker] = self._staged(request, meta, payload)
+                if outcome is PushOutcome.PREPARE:
+                    self._prepare()
 
-    def pull(self, request: Request, meta: PullMeta) -> None:
-        """Answer with the value as of the round that the commit proves, applying it first."""
-        outcome, op = self._replica.pull(request.header.worker, meta.commit)
-        if op is not None and not self._broken:
-            self._apply(op)
-        if self._broken:
-            _refuse(request, self._broken)
-        elif outcome in (PullOutcome.VALUE, PullOutcome.APPLY):
-            self.perform(self.replication.answer_when_durable(request))
-        elif outcome is PullOutcome.WAIT and meta.commit is not None:
-            self._parked.append((request, meta.commit))
-        else:
-            request.answer(_PULL_STATUS[outcome])
+    def _staged(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> Staged:
+        self.pushes += 1
+        empty = payload is None or request.header.flags & FLAG_EMPTY
+        gradient = None if empty else self._tensor.gradient_from(payload)  # type: ignore[arg-type]
+        return Staged(gradient, meta.weight, meta.hyper)
 
     def _objection(self, meta: PushMeta) -> str:
         """What is wrong with a push, and stays wrong; empty when nothing is."""
@@ -132,117 +124,195 @@ class ParameterBlock(Hosted):
             return str(error)
         return ""
 
+    def read(self, request: Request, meta: PullMeta) -> None:
+        """Answer with the value, the state or the tally, no older than what the request proves."""
+        if not self._is_up_to(request, meta.commit):
+            return
+        if not (self._replica.initialized and self._replica.has(meta.floor)):
+            request.answer(Status.BEHIND)
+            return
+        if not self._replica.in_rounds:
+            # As of now: a push that is applied while this waits may be lost yet.
+            self._answers[request] = self._answer(request)
+        self.perform(self.replication.answer_when_durable(request))
+
     def initialize(self, request: Request, meta: StateMeta, payload: memoryview) -> None:
-        """Take the block's first value; refused once a round has been applied."""
-        if self._replica.round > 0:
+        """Take the block's first value; refused once a push has come."""
+        if not self._replica.untrained:
             request.answer(Status.CONFLICT)
             return
         self._tensor.load(meta, payload)
-        version = self._replica.initialize(_INITIAL_DIGEST)
-        self._forget_unstaged()
+        meta = msgspec.structs.replace(meta, round=request.header.round)
+        version = self._replica.initialize(meta.round, _digest_of(payload))
         self._streams.publish(self, OpMeta(version=version, initial=meta), payload)
         self.perform(self.replication.answer_when_durable(request))
 
-    def state(self, request: Request) -> None:
-        """Answer with value and optimizer state."""
-        meta, payload = self._tensor.dump()
-        request.answer(Status.OK, encode(meta), payload)
+    def _answer(self, request: Request) -> tuple[bytes, bytes | None]:
+        match request.header.kind:
+            case Kind.PULL:
+                # In rounds a newer version is one that is prepared: the value has none of it.
+                replication = self.replication
+                version = replication.durable if self._replica.in_rounds else replication.version
+                meta = ValueMeta(version, self._replica.round)
+                return encode(meta), self._tensor.value_bytes()
+            case Kind.STATE:
+                state, payload = self._state()
+                return encode(state), payload
+            case _:
+                return encode(AuditMeta(self._tally_of(request.header.worker))), None
 
-    def audit(self, request: Request) -> None:
-        """Answer with the tally of what was applied of the asking worker."""
-        row = self._replica.applied.get(request.header.worker)
-        request.answer(Status.OK, encode(AuditMeta(row.tally if row else Tally())))
+    def answer_durable(self, request: Request) -> None:
+        if request.header.kind in (Kind.PULL, Kind.STATE, Kind.STATUS):
+            answer = self._answers.pop(request, None)
+            request.answer(Status.OK, *(answer or self._answer(request)))
+        else:  # a push or an initial value: its sender needs no copy back
+            request.answer(Status.OK)
 
-    def _retry_parked(self) -> None:
-        parked, self._parked = self._parked, []
-        for request, commit in parked:
-            self.pull(request, PullMeta(commit))
+    def _state(self) -> tuple[StateMeta, bytes]:
+        state, payload = self._tensor.dump()
+        return msgspec.structs.replace(state, round=self._replica.round), payload
 
-    def _apply(self, op: RoundOp) -> None:
-        staged = [self._staged[worker] for worker, _ in op.pushes]
-        hyper = staged[0].hyper if staged else {}
-        gradient = _mean(staged)
-        # Backups get the gradient as it is now: the optimizer may write to it.
-        sent = gradient.clone() if gradient is not None and self.replication.peers else gradient
+    def _tally_of(self, worker: WorkerId) -> Tally:
+        row = self._replica.applied.get(worker)
+        return row.tally if row else Tally()
+
+    # -- rounds ---------------------------------------------------------------------------------
+
+    def _is_up_to(self, request: Request, commit: Commit | None) -> bool:
+        """Apply the round that ``commit`` proves, if need be; answer the request if that fails."""
+        settled = self._settled(commit)
+        if self._broken:
+            _refuse(request, self._broken)
+        elif settled is Settled.MISSING:
+            request.answer(Status.BEHIND)
+        return not self._broken and settled is not Settled.MISSING
+
+    def _settled(self, commit: Commit | None) -> Settled:
+        """Do what a proof of ``commit`` asks for; returns DONE, or MISSING."""
+        while (settled := self._replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
+            if settled is Settled.APPLY:
+                self._apply_prepared()
+            elif commit is not None:
+                self._publish(self._replica.empty_round(commit), PreparedGradient(None, {}))
+        return settled
+
+    def _prepare(self) -> None:
+        """The round's last gradient has come: hold their mean here and at every replica."""
+        prepared, waiting = self._staging.taken()
+        self._publish(self._replica.staged_round(), prepared)
+        for request in waiting:
+            self.perform(self.replication.answer_when_durable(request))
+
+    def _publish(self, op: RoundOp, prepared: PreparedGradient) -> None:
+        version = self._replica.prepare(op)
+        self._prepared = prepared
+        base = self._replica.last
+        meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
+        self._streams.publish(self, meta, _payload_of(prepared.gradient))
+
+    def _apply_prepared(self) -> None:
+        gradient, hyper = self._prepared.gradient, self._prepared.hyper
+        if gradient is not None and not self.replication.all_acked:
+            gradient = gradient.clone()  # a stream may still send it, and the optimizer write to it
+        self._replica.apply_prepared()
+        self._prepared = PreparedGradient(None, {})
+        self._step(gradient, hyper)
+
+    def _update(self, request: Request, push: Push, staged: Staged) -> None:
+        """Apply a push at once, as an op of its own."""
+        gradient = staged.gradient
+        sent = gradient.clone() if gradient is not None and self.replication.peers else None
+        self._step(gradient, staged.hyper)
+        if self._broken:
+            _refuse(request, self._broken)
+            return
+        op = RoundOp(push.round, push.generation, ((push.worker, push.seq),))
+        meta = OpMeta(version=self._replica.update(op), op=op, hyper=staged.hyper, at_once=True)
+        self._streams.publish(self, meta, _payload_of(sent))
+        self.perform(self.replication.answer_when_durable(request))
+
+    def _step(self, gradient: torch.Tensor | None, hyper: dict[str, object]) -> None:
         try:
             self._tensor.step(gradient, hyper)
         except PluginError as error:
             log.exception("job=%s block=%s is broken", self.job, self.id)
             self._broken = str(error)
-            return
-        version = self._replica.apply(op)
-        self._forget_unstaged()
-        meta = OpMeta(
-            version=version,
-            round=op.round,
-            generation=op.generation,
-            pushes=op.pushes,
-            hyper=hyper,
-        )
-        payload = None if sent is None else bytes_of(sent)
-        self._streams.publish(self, meta, payload)
-
-    def _forget_unstaged(self) -> None:
-        """The gradients follow what the replica remembers as staged."""
-        self._staged = {
-            worker: staged
-            for worker, staged in self._staged.items()
-            if worker in self._replica.staged
-        }
 
     # -- replication ----------------------------------------------------------------------------
 
     def snapshot(self) -> tuple[SnapshotMeta, bytes]:
-        state, payload = self._tensor.dump()
+        replica = self._replica
+        state, payload = self._state()
+        prepared = None
+        if replica.prepared is not None:
+            gradient = _payload_of(self._prepared.gradient) or b""
+            prepared = Prepared(replica.prepared, self._prepared.hyper, len(gradient))
+            payload += gradient
         meta = SnapshotMeta(
             version=self.replication.version,
             history=self.replication.history,
-            round=self._replica.round,
-            generation=self._replica.generation,
-            initialized=self._replica.initialized,
-            applied=self._replica.applied,
+            round=replica.round,
+            generation=replica.generation,
+            initialized=replica.initialized,
+            applied=replica.applied,
             state=state,
+            prepared=prepared,
         )
         return meta, payload
 
     def install(self, meta: SnapshotMeta, payload: memoryview) -> None:
         if meta.state is None:
             raise WireError("a block's snapshot without its numbers", field="state")
-        self._tensor.load(meta.state, payload)
+        prepared = meta.prepared
+        end = len(payload) - (prepared.nbytes if prepared else 0)
+        if not 0 <= end <= len(payload):
+            raise WireError("a prepared gradient that is not there", field="prepared")
+        received = self._received(
+            memoryview(bytearray(payload[end:])), prepared.hyper if prepared else {}
+        )
+        self._tensor.load(meta.state, payload[:end])
         replica = self._replica
         replica.drop_staged()
         replica.round, replica.generation = meta.round, meta.generation
         replica.initialized, replica.applied = meta.initialized, dict(meta.applied)
+        replica.prepared = prepared.op if prepared else None
+        self._prepared = received
         self.replication.install(meta.version, meta.history)
-        self._forget_unstaged()
+        self._staging.refuse(Status.FENCED)
 
     def follow(self, op: OpMeta, payload: memoryview | None) -> None:
         if op.initial is not None:
             if payload is None:
                 raise WireError("an initial value without its numbers", field="payload_length")
             self._tensor.load(op.initial, payload)
-            self._replica.initialized = True
-            self.replication.follow(_INITIAL_DIGEST)
+            self._replica.initialized, self._replica.round = True, op.initial.round
+            self.replication.follow(_digest_of(payload))
             return
-        gradient = None
-        if payload is not None:
-            if len(payload) != self.nbytes:
-                raise WireError(
-                    f"a gradient of {len(payload)} bytes for block {self.id}",
-                    field="payload_length",
-                    limit=f"exactly {self.nbytes}",
-                )
-            gradient = self._tensor.gradient_from(torch.frombuffer(payload, dtype=torch.uint8))
-        self._tensor.step(gradient, op.hyper)
-        round_op = RoundOp(round=op.round, generation=op.generation, pushes=op.pushes)
-        self._replica.apply(round_op, following=True)
+        settled = self._replica.settle(op.commit)
+        if op.op is None or settled not in (Settled.DONE, Settled.APPLY):
+            raise WireError(f"an op that does not follow on block {self.id}", field="op")
+        received = self._received(payload, op.hyper)
+        if settled is Settled.APPLY:
+            self._apply_prepared()
+        if op.at_once:
+            self._step(received.gradient, received.hyper)
+            self._replica.update(op.op, following=True)
+        else:
+            self._replica.prepare(op.op, following=True)
+            self._prepared = received
 
-    def answer_durable(self, request: Request) -> None:
-        if request.header.kind is Kind.INIT:  # its sender needs no copy back
-            request.answer(Status.OK)
-            return
-        meta = ValueMeta(self.replication.version, self._replica.round)
-        request.answer(Status.OK, encode(meta), self._tensor.value_bytes())
+    def _received(self, payload: memoryview | None, hyper: dict[str, object]) -> PreparedGradient:
+        self._tensor.check_options(hyper)
+        if not payload:
+            return PreparedGradient(None, hyper)
+        if len(payload) != self.nbytes:
+            raise WireError(
+                f"a gradient of {len(payload)} bytes for block {self.id}",
+                field="payload_length",
+                limit=f"exactly {self.nbytes}",
+            )
+        gradient = self._tensor.gradient_from(torch.frombuffer(payload, dtype=torch.uint8))
+        return PreparedGradient(gradient, hyper)
 
     def adopt(self, entry: Entry) -> None:
         super().adopt(entry)
@@ -250,37 +320,21 @@ class ParameterBlock(Hosted):
             self.refuse_waiting()
 
     def refuse_waiting(self) -> None:
-        parked, self._parked = self._parked, []
-        for request, _ in parked:
-            request.answer(Status.FENCED)
+        self._answers.clear()
         self._replica.drop_staged()
-        self._forget_unstaged()
+        self._staging.refuse(Status.FENCED)
 
     def free(self) -> None:
         """The table lets go of a freed block, and with it of its memory."""
 
 
-_INITIAL_DIGEST = mix(0)
+def _digest_of(initial: memoryview) -> int:
+    return mix(zlib.crc32(initial))
+
+
+def _payload_of(gradient: torch.Tensor | None) -> memoryview | None:
+    return None if gradient is None else bytes_of(gradient)
 
 
 def _refuse(request: Request, reason: str) -> None:
     request.answer(Status.REFUSED, encode(RefusalMeta(reason)))
-
-
-def _mean(staged: list[_Staged]) -> torch.Tensor | None:
-    """The workers' mean gradient by samples, summed in rank order.
-
-    Half precision is summed in single, for a batch's sum may not fit it; others in the first one's
-    memory.
-    """
-    total = sum(item.weight for item in staged)
-    held = [(item.gradient, item.weight) for item in staged if item.gradient is not None]
-    if not held:
-        return None
-    first, weight = held[0]
-    if weight == total:
-        return first
-    mean = first.to(torch.promote_types(first.dtype, torch.float32)).mul_(weight)
-    for gradient, weight in held[1:]:
-        mean.add_(gradient, alpha=weight)
-    return mean.div_(total).to(first.dtype)

@@ -168,16 +168,12 @@ class Session:
             if incoming is None and not request.header.flags & FLAG_EMPTY:
                 raise WireError("a push without its gradient", field="payload_length")
             block.push(request, decode(meta, PushMeta), incoming)
-        elif kind is Kind.PULL:
-            block.pull(request, decode(meta, PullMeta))
         elif kind is Kind.INIT:
             if payload is None:
                 raise WireError("an initial value without its numbers", field="payload_length")
             block.initialize(request, decode(meta, StateMeta), payload)
-        elif kind is Kind.STATE:
-            block.state(request)
         else:
-            block.audit(request)
+            block.read(request, decode(meta, PullMeta))
 
     # -- other servers --------------------------------------------------------------------------
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 
 from elasticps.core.ids import BlockId, JobKey, ServerId
+from elasticps.core.replication import Check
+from elasticps.core.stream import Due, Sent, StreamOrder, outcome
 from elasticps.errors import ElasticError
-from elasticps.server.hosted import Hosted
+from elasticps.server.hosted import STATUS_OF, Hosted
 from elasticps.wire.connection import Connection
-from elasticps.wire.frame import Header, Kind, Status
+from elasticps.wire.frame import Header, Kind
 from elasticps.wire.messages import OpMeta, encode
 from elasticps.wire.pool import ConnectionPool
 
 log = logging.getLogger(__name__)
 
-MAX_OPS_QUEUED = 32
-"""Ops that a slow learner may lag behind before it gets a new snapshot instead."""
 DELIVER_TIMEOUT_S = 30.0
 FIRST_RETRY_S = 0.005
 LAST_RETRY_S = 0.2
+CHECK_OF = {status: check for check, status in STATUS_OF.items()}
 
 
 class _Broken(ElasticError):
@@ -35,17 +35,13 @@ class _Stream:
         self._hosted = hosted
         self._peer = peer
         self._peers = peers
-        self._ops: deque[tuple[OpMeta, memoryview | None]] = deque()
-        self._overflowed = False
-        self._has_ops = asyncio.Event()
+        self._order: StreamOrder[tuple[OpMeta, memoryview | None]] = StreamOrder()
+        self._has_news = asyncio.Event()
 
     def publish(self, op: OpMeta, payload: memoryview | None) -> None:
-        if len(self._ops) >= MAX_OPS_QUEUED:
-            self._overflowed = True
-            self._ops.clear()
-        if not self._overflowed:
-            self._ops.append((op, payload))
-        self._has_ops.set()
+        counted = self._hosted.replication.counts(self._peer)
+        self._order.publish((op, payload), counted=counted)
+        self._has_news.set()
 
     async def run(self) -> None:
         retry_s = FIRST_RETRY_S
@@ -58,25 +54,25 @@ class _Stream:
                     await self._send_next(connection)
             except ElasticError as error:
                 log.info("stream block=%s peer=%s: %s", self._hosted.id, self._peer, error)
-                self._hosted.replication.restarted(self._peer)
+                self._order.start_over()
+                self._hosted.perform(self._hosted.replication.restarted(self._peer))
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, LAST_RETRY_S)
 
     async def _send_snapshot(self, connection: Connection) -> None:
-        self._ops.clear()
-        self._overflowed = False
+        self._order.begin()
         meta, payload = self._hosted.snapshot()
         self._hosted.snapshot_bytes[self._peer] = len(payload) + len(meta.ledger)
         await self._deliver(connection, Kind.SNAPSHOT, encode(meta), memoryview(payload))
         self._hosted.acked(self._peer, meta.version)
 
     async def _send_next(self, connection: Connection) -> None:
-        while not self._ops and not self._overflowed:
-            self._has_ops.clear()
-            await self._has_ops.wait()
-        if self._overflowed:
+        while self._order.due() is Due.NOTHING:
+            self._has_news.clear()
+            await self._has_news.wait()
+        if self._order.due() is not Due.OP:
             raise _Broken("the peer fell behind")
-        op, payload = self._ops.popleft()
+        op, payload = self._order.take()
         await self._deliver(connection, Kind.OP, encode(op), payload)
         self._hosted.acked(self._peer, op.version)
 
@@ -95,9 +91,10 @@ class _Stream:
             reply = await connection.request(
                 header, meta, payload or None, timeout_s=DELIVER_TIMEOUT_S
             )
-            if reply.header.status is Status.OK:
+            sent = outcome(CHECK_OF.get(reply.header.status, Check.UNKNOWN))
+            if sent is Sent.TAKEN:
                 return
-            if reply.header.status is not Status.BEHIND:
+            if sent is Sent.REFUSED:
                 raise _Broken(f"the peer answered {reply.header.status.name}")
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, LAST_RETRY_S)

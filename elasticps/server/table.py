@@ -102,13 +102,13 @@ class Table:
     def _made(self, job: _Job, block: BlockId) -> Hosted:
         info = job.info
         if block == LEDGER:
-            return LedgerHost(info.job, info.start_workers, self._me, self._streams)
+            return LedgerHost(info, self._me, self._streams)
         assert info.model is not None
         assert job.plugin is not None
         piece = job.blocks[block - 1]
         parameter = info.model.parameters[piece.parameter]
         tensor = TensorBlock(piece, parameter, info.model, job.plugin)
-        return ParameterBlock(info.job, tensor, self._me, self._streams)
+        return ParameterBlock(info, tensor, self._me, self._streams)
 
     def alive_workers(self, message: AliveWorkers) -> None:
         job = self._jobs.get(message.job)

@@ -154,18 +154,25 @@ class Lease:
 
     async def _revoke(self) -> None:
         try:
-            await self._store.endpoints.call(
-                lambda link: link.lease.LeaseRevoke,
-                rpc.LeaseRevokeRequest(ID=self.id),
-                repeatable=True,
-            )
-        except LeaseLost:
-            return
+            await revoke(self._store, self.id)
         except StoreError as error:
             _log.warning("lease not revoked lease=%x error=%s", self.id, error)
 
     def _left_s(self) -> float:
         return self.deadline - time.monotonic()
+
+
+async def revoke(store: Store, lease_id: int) -> bool:
+    """End anyone's lease, which deletes its keys in one step; False when etcd has no such lease.
+
+    Raises StoreUnavailable when no endpoint answers: it may be revoked then.
+    """
+    request = rpc.LeaseRevokeRequest(ID=lease_id)
+    try:
+        await store.endpoints.call(lambda link: link.lease.LeaseRevoke, request, repeatable=True)
+    except LeaseLost:
+        return False
+    return True
 
 
 async def _keepalive_once(

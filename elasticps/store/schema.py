@@ -29,6 +29,7 @@ class KeyKind(Enum):
     JOB_STATUS = "status"
     JOB_MODEL = "model"
     JOB_CANCEL = "cancel"
+    JOB_CHECKPOINT = "checkpoint"
     WORKER = "workers"
     PLAN_PART = "plan"
     REPORT = "reports"
@@ -85,6 +86,9 @@ class Keys:
 
     def job_cancel(self, job: str) -> str:
         return f"{self.job(job)}cancel"
+
+    def job_checkpoint(self, job: str) -> str:
+        return f"{self.job(job)}checkpoint"
 
     def workers(self, job: str) -> str:
         return f"{self.job(job)}workers/"
@@ -149,7 +153,7 @@ async def check_format(store: Store, keys: Keys) -> None:
 
 def _parse_job(job: str, rest: list[str]) -> ParsedKey | None:
     match rest:
-        case ["spec" | "status" | "model" | "cancel" as name]:
+        case ["spec" | "status" | "model" | "cancel" | "checkpoint" as name]:
             return ParsedKey(kind=KeyKind(name), job=job)
         case ["workers", uid] if node := _worker_node(uid):
             return ParsedKey(kind=KeyKind.WORKER, job=job, node=node, worker=uid)

@@ -31,6 +31,9 @@ is left alone: asking turns off the kernel's own tuning, which no fixed size tha
 MAX_REPLY = 1 << 20
 """Bytes of a reply's payload that are received into fresh memory, unless the request says more."""
 CLOSE_TIMEOUT_S = 5.0
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 2, 1, 4
+UNREACHABLE_S = 6
+"""How long a peer may take nothing before its connection counts as lost; for TCP alone."""
 
 
 class Dispatcher(Protocol):
@@ -225,10 +228,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         # With no slack, "may write" also means "holds nobody's memory"; the kernel has the buffers.
         self._transport.set_write_buffer_limits(high=0)
-        sock = self._transport.get_extra_info("socket")
-        if sock.family == socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNIX_BUFFER)
+        _configure(self._transport.get_extra_info("socket"))
         try:
             self._dispatcher = self._on_connect(self)
         except ElasticError as error:
@@ -326,6 +326,19 @@ async def connect(
     except (OSError, UnicodeError) as error:
         raise PeerUnavailable(f"cannot connect: {error}", where=str(address)) from error
     return conn
+
+
+def _configure(sock: socket.socket) -> None:
+    """A peer that is cut off is noticed in seconds, not when TCP gives up after a quarter hour."""
+    if sock.family == socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNIX_BUFFER)
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREACHABLE_S)
 
 
 def _bytes_of(buffer: Buffer) -> memoryview | None:

@@ -76,15 +76,13 @@ class Status(IntEnum):
     """The server has not seen the request's epoch yet: try again."""
     UNKNOWN = 3
     """This server does not lead this block: refresh the plan."""
-    NOT_STAGED = 4
-    """The worker's gradient for the round is not here: push again, then ask again."""
-    STALE_GENERATION = 5
+    STALE_GENERATION = 4
     """The round has a newer generation of workers: push again under it."""
-    REFUSED = 6
+    REFUSED = 5
     """The request is wrong and stays wrong: the typed error is in meta."""
-    NOT_SERVING = 7
+    NOT_SERVING = 6
     """The server's lease deadline has passed: refresh the plan."""
-    CONFLICT = 8
+    CONFLICT = 7
     """Another request has already settled this differently."""
 
 

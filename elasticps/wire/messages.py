@@ -12,6 +12,8 @@ import msgspec
 
 from elasticps.core.audit import Tally, Verdict
 from elasticps.core.blocks import Hyperparameters, Model
+from elasticps.core.commands import Floor
+from elasticps.core.consistency import Consistency
 from elasticps.core.ids import (
     BlockId,
     Generation,
@@ -20,12 +22,11 @@ from elasticps.core.ids import (
     NodeId,
     PlanEpoch,
     Round,
-    Seq,
     ServerId,
     WorkerId,
 )
 from elasticps.core.records import CaughtUpRow, ServerRecord
-from elasticps.core.replica import Applied, Commit
+from elasticps.core.replica import Applied, Commit, RoundOp
 from elasticps.errors import WireError
 
 # -- data plane ---------------------------------------------------------------------------------
@@ -39,15 +40,21 @@ class HelloMeta(msgspec.Struct, frozen=True):
 
 
 class PushMeta(msgspec.Struct, frozen=True, array_like=True):
-    """``weight``: how many samples the gradient is the mean of."""
+    """``weight``: how many samples the gradient is the mean of. ``pushers``: how many workers
+    contribute to the round. ``commit``: the proof of the round before."""
 
     generation: Generation
     weight: float
     hyper: Hyperparameters
+    pushers: int
+    commit: Commit | None
 
 
 class PullMeta(msgspec.Struct, frozen=True, array_like=True):
-    commit: Commit | None
+    """A read, and what it must not be older than: the last round, or each worker's pushes."""
+
+    commit: Commit | None = None
+    floor: Floor = {}
 
 
 class ValueMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -67,16 +74,29 @@ class TensorMeta(msgspec.Struct, frozen=True, array_like=True):
 class StateMeta(msgspec.Struct, frozen=True):
     """A block's numbers as one payload: the value first, then the optimizer's tensors.
 
-    ``scalars`` is the optimizer state that is not a tensor; ``hyper`` the options last used.
+    ``scalars`` is the optimizer state that is not a tensor; ``hyper`` the options last used;
+    ``round`` the one it is as of.
     """
 
     tensors: tuple[TensorMeta, ...]
+    round: Round = Round(0)
     scalars: dict[str, float | int | bool | None] = {}
     hyper: Hyperparameters = {}
 
 
+class Prepared(msgspec.Struct, frozen=True, array_like=True):
+    """A round that is prepared and not applied yet: its mean gradient has ``nbytes``."""
+
+    op: RoundOp
+    hyper: Hyperparameters
+    nbytes: int
+
+
 class SnapshotMeta(msgspec.Struct, frozen=True):
-    """Everything a learner needs of a block. ``ledger`` is the state of block 0 instead."""
+    """Everything a learner needs of a block: in the payload the state, then the prepared gradient.
+
+    ``ledger`` is the state of block 0 instead.
+    """
 
     version: int
     history: int
@@ -85,18 +105,22 @@ class SnapshotMeta(msgspec.Struct, frozen=True):
     initialized: bool = False
     applied: dict[WorkerId, Applied] = {}
     state: StateMeta | None = None
+    prepared: Prepared | None = None
     ledger: bytes = b""
 
 
 class OpMeta(msgspec.Struct, frozen=True):
-    """One replicated op: a committed round (its mean gradient is the payload), an initial value,
-    or a ledger command. It makes ``version``."""
+    """One replicated op, which makes ``version``.
+
+    It is a round (its mean gradient is the payload), which is prepared, or applied ``at_once``; or
+    an initial value; or a ledger command. ``commit`` proves the round before.
+    """
 
     version: int
-    round: Round = Round(0)
-    generation: Generation = Generation(0)
-    pushes: tuple[tuple[WorkerId, Seq], ...] = ()
+    op: RoundOp | None = None
     hyper: Hyperparameters = {}
+    at_once: bool = False
+    commit: Commit | None = None
     initial: StateMeta | None = None
     command: bytes = b""
 
@@ -130,13 +154,24 @@ class PlanRow(msgspec.Struct, frozen=True, array_like=True):
 
 
 class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """To a child: a job exists. ``model`` is None until its first worker has described it."""
+    """To a child: a job exists. ``model`` is None until its first worker has described it.
+
+    ``checkpoint_request`` is the number of the newest checkpoint that a user asked for.
+    """
 
     job: JobKey
     name: JobName
     start_workers: int
     strategy: str
     model: Model | None
+    consistency: Consistency = Consistency.SYNC
+    staleness: int = 0
+    backup_workers: int = 0
+    min_insync: int = 1
+    checkpoint_dir: str = ""
+    checkpoint_every: int = 0
+    checkpoint_request: int = 0
+    resume: str = ""
 
 
 class PlanUpdate(msgspec.Struct, frozen=True, tag=True):
@@ -232,6 +267,15 @@ class Rejected(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class CheckpointReport(msgspec.Struct, frozen=True):
+    """What became of the newest checkpoint; ``request`` is the newest that was answered."""
+
+    directory: str = ""
+    round: Round = Round(0)
+    request: int = 0
+    error: str = ""
+
+
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """From a worker, a few times a second: where it is."""
 
@@ -241,6 +285,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     world: int
     metrics: dict[str, float] = {}
     step_s: float = 0.0
+    checkpoint: CheckpointReport | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):

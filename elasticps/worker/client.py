@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from elasticps.core.commands import Answer, Command, Question, Refused
 from elasticps.core.ids import LEDGER, BlockId, JobKey, Round, Seq, WorkerId
-from elasticps.core.ledger import Answer, Command, Refused
 from elasticps.errors import BlockUnavailable, JobFailed, PeerUnavailable
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.inflight import Reply
@@ -18,13 +18,15 @@ from elasticps.wire.pool import ConnectionPool
 from elasticps.worker.agent import Agent
 
 REQUEST_TIMEOUT_S = 30.0
+HELD_TIMEOUT_S = 600.0
+"""For an answer that waits for other workers, who may compute for long."""
 BLOCK_DEADLINE_S = 60.0
 """How long a block may be without a primary that answers before the worker gives up."""
 FIRST_RETRY_S = 0.002
 LAST_RETRY_S = 0.25
 MAX_STATE_BYTES = 1 << 30
 
-_FINAL = frozenset({Status.OK, Status.NOT_STAGED, Status.STALE_GENERATION, Status.CONFLICT})
+_FINAL = frozenset({Status.OK, Status.STALE_GENERATION, Status.CONFLICT})
 _answers = msgspec.msgpack.Decoder(Answer)
 
 
@@ -44,6 +46,7 @@ class Call:
     round: Round = Round(0)
     flags: int = 0
     deadline_s: float | None = BLOCK_DEADLINE_S
+    timeout_s: float = REQUEST_TIMEOUT_S
 
 
 class Client:
@@ -60,7 +63,7 @@ class Client:
     async def call(self, call: Call) -> Reply:
         """Ask the block's primary until it gives an answer that is for the caller to judge.
 
-        Those are OK, NOT_STAGED, STALE_GENERATION and CONFLICT. Raises BlockUnavailable when no
+        Those are OK, STALE_GENERATION and CONFLICT. Raises BlockUnavailable when no
         primary gave one within ``deadline_s``, JobFailed when the request was refused.
         """
         started, retry_s = time.monotonic(), FIRST_RETRY_S
@@ -116,19 +119,21 @@ class Client:
                 call.payload,
                 into=call.into,
                 max_reply=MAX_STATE_BYTES,
-                timeout_s=REQUEST_TIMEOUT_S,
+                timeout_s=call.timeout_s,
             )
         except PeerUnavailable as error:
             return str(error), None
         return f"{row.primary} answered {reply.header.status.name}", reply
 
-    async def ledger(self, make: Callable[[WorkerId], Command]) -> Answer:
-        """Give the ledger a command and wait for its answer, however long the others take.
+    async def ledger(self, make: Callable[[WorkerId], Command | Question]) -> Answer:
+        """Say something to the ledger and wait for its answer, however long the others take.
 
         Raises JobFailed when the ledger refuses.
         """
         body = msgspec.msgpack.encode(make(self._worker))
-        call = Call(kind=Kind.LEDGER, block=LEDGER, meta=body, deadline_s=None)
+        call = Call(
+            kind=Kind.LEDGER, block=LEDGER, meta=body, deadline_s=None, timeout_s=HELD_TIMEOUT_S
+        )
         reply = await self.call(call)
         answer: Answer = _answers.decode(reply.meta)
         if isinstance(answer, Refused):

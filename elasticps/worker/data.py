@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils.data import default_collate
 
-from elasticps.core.ledger import Turn
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.errors import UsageError
 
@@ -64,22 +63,12 @@ class ElasticData:
         while not turn.exhausted:
             if turn.samples:
                 self._run.weight = float(sum(len(part) for part in turn.samples))
+                before = self._run.steps
                 yield self._collate([self._dataset[index] for index in self._indices(turn.samples)])
-                self._check_stepped_once(turn)
+                _check_stepped_once(self._run.steps - before)
             else:
                 self._run.abstain()
             turn = self._run.turn
-
-    def _check_stepped_once(self, turn: Turn) -> None:
-        """A round that was not stepped would come again; one too many would lose its samples."""
-        steps = self._run.turn.round - turn.round
-        if steps != 1:
-            raise UsageError(
-                f"a batch was followed by {steps} calls of optimizer.step()",
-                field="run.data",
-                limit="1",
-                hint="every batch wants exactly one step; to skip one, zero its gradients",
-            )
 
     def _indices(self, samples: Sequence[Range]) -> list[int]:
         size = self._spec.size
@@ -94,6 +83,17 @@ class ElasticData:
                 self._spec.size, self._spec.seed, data_epoch, shuffle=self._shuffle
             )
         return self._orders[data_epoch]
+
+
+def _check_stepped_once(steps: int) -> None:
+    """A round that was not stepped would come again; one too many would lose its samples."""
+    if steps != 1:
+        raise UsageError(
+            f"a batch was followed by {steps} calls of optimizer.step()",
+            field="run.data",
+            limit="1",
+            hint="every batch wants exactly one step; to skip one, zero its gradients",
+        )
 
 
 def data_spec(dataset: Dataset, *, batch_size: int, epochs: int, seed: int) -> DataSpec:

@@ -1,85 +1,128 @@
-"""One worker's side of a job's rounds: join, stage, vote, read; what a strategy drives."""
+"""One worker's side of a job's rounds: join, push, vote, read; what a strategy drives."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from elasticps.core.audit import Tally, Verdict, compare
 from elasticps.core.blocks import Hyperparameters, Model
-from elasticps.core.ids import BlockId, Generation, Round, Seq, WorkerId
-from elasticps.core.ledger import (
+from elasticps.core.commands import (
     Admitted,
     Answer,
+    Called,
     Committed,
+    Cut,
+    Floor,
     Initialized,
+    Inspect,
+    Inspected,
     Join,
     Leave,
+    Ready,
     Regenerated,
     Register,
     Registered,
     Turn,
     Vote,
 )
+from elasticps.core.consistency import Consistency
+from elasticps.core.ids import BlockId, Round, Seq, WorkerId
 from elasticps.core.ranges import DataSpec
 from elasticps.core.replica import Commit
-from elasticps.errors import JobFailed
+from elasticps.errors import BlockUnavailable, JobFailed, UsageError
 from elasticps.wire.frame import FLAG_EMPTY, Kind, Status
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import AuditMeta, PullMeta, PushMeta, StateMeta, decode, encode
-from elasticps.worker.client import Call, Client
+from elasticps.wire.messages import (
+    AuditMeta,
+    JobInfo,
+    PullMeta,
+    PushMeta,
+    StateMeta,
+    decode,
+    encode,
+)
+from elasticps.worker.attendance import Attendance
+from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
 from elasticps.worker.parameters import BlockMemory
 
 CALLS_IN_FLIGHT = 64
 """Blocks on their way at a time: enough to fill the pipe, few enough to bound what waits."""
 
+States = Sequence[tuple[StateMeta, memoryview]]
+Restore = Callable[[], tuple[States, Cut]]
+
 
 class Exchange:
     """A member's traffic with servers and ledger (an ``api.strategy.Step`` for each step)."""
 
-    def __init__(self, client: Client, model: Model, memory: Sequence[BlockMemory]) -> None:
+    def __init__(
+        self, client: Client, info: JobInfo, model: Model, memory: Sequence[BlockMemory]
+    ) -> None:
         self.turn: Turn | None = None
         self.commit: Commit | None = None
         self.leaving = False
         self.weight = 1.0
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
         self._client = client
+        self._in_rounds = info.consistency is Consistency.SYNC
+        self._called_together = info.backup_workers > 0
         self._memory = memory
+        self._attendance = Attendance(client)
+        self._floor: Floor = {}
         self._seq = Seq(0)
+        self._called: Called | None = None
+        self._counted = False
         self._tally = Tally()
         self._window = asyncio.Semaphore(CALLS_IN_FLIGHT)
 
     # -- membership -----------------------------------------------------------------------------
 
-    async def join(self) -> None:
-        """Become a member, give the blocks their first values if asked to, and read them all."""
+    async def join(self, restore: Restore | None = None) -> None:
+        """Become a member, give the blocks their first values if asked to, and read them all.
+
+        ``restore`` gives what a checkpoint has instead; what it raises comes out as it is.
+        """
         admitted = await self._admission(await self._client.ledger(Join))
         if admitted.initialize:
-            await self.initialize([memory.initial() for memory in self._memory])
-            admitted = await self._admission(await self._client.ledger(Initialized))
-        self.turn, self.commit = admitted.turn, admitted.commit
+            cut = None
+            states: States = [memory.initial() for memory in self._memory]
+            if restore is not None:
+                states, cut = await asyncio.to_thread(restore)
+            await self.initialize(states, cut.round if cut else Round(0))
+            admitted = await self._admission(
+                await self._client.ledger(lambda worker: Initialized(worker, cut))
+            )
+        self.turn, self.commit, self._floor = admitted.turn, admitted.commit, admitted.floor
         await self.read()
 
     async def read(self) -> None:
         """Read every block as of the last round."""
-        await self._pull_all(self.commit)
+
+        async def one(memory: BlockMemory) -> None:
+            block = memory.block.id
+            meta = encode(self._proof())
+            await self._settled(Call(kind=Kind.PULL, block=block, meta=meta, into=memory.value))
+
+        await together(one(memory) for memory in self._memory)
 
     async def _admission(self, answer: Answer) -> Admitted:
         if not isinstance(answer, Admitted):
             raise _unexpected(answer)
         return answer
 
-    async def initialize(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
-        """Give every block a state; blocks that have begun to train keep theirs."""
+    async def initialize(self, states: States, round_: Round) -> None:
+        """Give every block a state as of ``round_``; one that has begun to train keeps its own."""
 
         async def one(memory: BlockMemory, meta: StateMeta, payload: memoryview) -> None:
+            block = memory.block.id
             await self._call(
-                Call(kind=Kind.INIT, block=memory.block.id, meta=encode(meta), payload=payload)
+                Call(kind=Kind.INIT, block=block, meta=encode(meta), payload=payload, round=round_)
             )
 
         pairs = zip(self._memory, states, strict=True)
-        await _together(one(memory, meta, payload) for memory, (meta, payload) in pairs)
+        await together(one(memory, meta, payload) for memory, (meta, payload) in pairs)
 
     async def register(self, data: DataSpec) -> Turn:
         """Say what data the job reads; returns the turn with this worker's samples."""
@@ -93,108 +136,162 @@ class Exchange:
         await self._client.ledger(Leave)
         self.turn = None
 
+    @property
+    def steps(self) -> int:
+        """How many steps this worker has begun."""
+        return self._seq
+
+    async def aclose(self) -> None:
+        """Wait for nothing any more. Idempotent."""
+        await self._attendance.aclose()
+
     # -- a step, as a strategy sees it ----------------------------------------------------------
 
     def begin(self) -> None:
         """Number the pushes of the step that follows."""
         self._seq = Seq(self._seq + 1)
+        self._called = None
 
     async def push(self) -> None:
+        """Hand in this step's gradient; on return every counted replica of every block has it.
+
+        It returns early when the set of workers has changed, or the round goes on without this one:
+        the vote says so.
+        """
         turn = self._member_turn()
+        if self._in_rounds and not turn.contributes:
+            raise UsageError(
+                "a step without samples, where other workers read run.data",
+                field="run.data",
+                hint="every worker must take its samples from run.data, or none",
+            )
+        if self._called_together and not await self._is_called(turn):
+            return
+        pushing = together(self._push(memory, turn) for memory in self._memory)
+        if not self._in_rounds:
+            await pushing
+            return
+        whole = await self._attendance.unless_regenerated(turn.generation, pushing)
+        if whole is not None and not all(whole):
+            # A block knows of a newer generation: the ledger knew of it first.
+            await self._attendance.until_regenerated(turn.generation)
 
-        async def one(memory: BlockMemory) -> None:
-            async with self._window:
-                await self._client.call(self._push(memory, turn.round, turn.generation))
+    async def _is_called(self, turn: Turn) -> bool:
+        """Say that the gradient is ready; False when the round is made by others, or is over."""
+        answer = await self._client.ledger(
+            lambda worker: Ready(worker, turn.round, turn.generation)
+        )
+        if isinstance(answer, Called):
+            self._called = answer
+            return answer.contributes
+        self._called = Called(0, contributes=False)
+        return False
 
-        await _together(one(memory) for memory in self._memory)
-
-    def _push(self, memory: BlockMemory, number: Round, generation: Generation) -> Call:
-        """Stage one block's gradient. What the server refuses, the ledger's vote will explain."""
+    async def _push(self, memory: BlockMemory, turn: Turn) -> bool:
         gradient = memory.gradient()
-        return Call(
+        pushers = self._called.pushers if self._called else turn.pushers
+        meta = PushMeta(
+            turn.generation, self.weight, self.hyper[memory.group], pushers, self._proof().commit
+        )
+        call = Call(
             kind=Kind.PUSH,
             block=memory.block.id,
-            meta=encode(PushMeta(generation, self.weight, self.hyper[memory.group])),
+            meta=encode(meta),
             payload=gradient,
             seq=self._seq,
-            round=number,
+            round=turn.round,
             flags=FLAG_EMPTY if gradient is None else 0,
+            deadline_s=None,
+            timeout_s=HELD_TIMEOUT_S,
         )
+        return (await self._call(call)).header.status is Status.OK
 
     async def vote(self, *, contributes: bool = True) -> Commit | None:
         turn = self._member_turn()
+        if self._called is not None:
+            contributes = contributes and self._called.contributes
 
         def ballot(worker: WorkerId) -> Vote:
-            return Vote(worker, turn.round, turn.generation, contributes, self.leaving)
+            return Vote(
+                worker, turn.round, turn.generation, contributes, self.leaving, seq=self._seq
+            )
 
         answer = await self._client.ledger(ballot)
         if isinstance(answer, Regenerated):
-            self.turn = answer.turn
+            self.turn, self._called = answer.turn, None
             return None
         if not isinstance(answer, Committed):
             raise _unexpected(answer)
-        self.turn, self.commit = answer.turn, answer.commit
+        self.turn, self.commit, self._floor = answer.turn, answer.commit, answer.floor
+        self._counted = contributes and answer.counted
         return answer.commit
 
     async def pull(self, commit: Commit) -> None:
-        await self._pull_all(commit)
-        self._tally = self._tally.plus(self._seq)
+        if self._counted:
+            self._tally = self._tally.plus(self._seq)
+            self._counted = False
+        await self.read()
 
     async def abstain(self) -> None:
         """Take part in a round without a gradient: there were fewer samples than workers."""
         commit = None
         while commit is None:
             commit = await self.vote(contributes=False)
-        await self._pull_all(commit)
-
-    async def _pull_all(self, commit: Commit | None) -> None:
-        await _together(self._pull(memory, commit) for memory in self._memory)
-
-    async def _pull(self, memory: BlockMemory, commit: Commit | None) -> None:
-        """Read one block as of ``commit``, pushing again where a new primary lacks the gradient.
-
-        All in one place of the window: others may wait in theirs for this very push.
-        """
-        call = Call(
-            kind=Kind.PULL,
-            block=memory.block.id,
-            meta=encode(PullMeta(commit)),
-            into=memory.value,
-        )
-        async with self._window:
-            status = (await self._client.call(call)).header.status
-            while status is Status.NOT_STAGED and commit is not None:
-                await self._client.call(self._push(memory, commit.round, commit.generation))
-                status = (await self._client.call(call)).header.status
-        if status is not Status.OK:
-            raise JobFailed(
-                f"block {memory.block.id} is not at the job's round: {status.name}",
-                where="the data plane",
-            )
+        await self.read()
 
     # -- reading what the servers hold ----------------------------------------------------------
 
+    def _proof(self) -> PullMeta:
+        """What this worker has been told: no block may give it anything older."""
+        return PullMeta(self.commit if self._in_rounds else None, self._floor)
+
     async def states(self) -> list[tuple[StateMeta, memoryview]]:
-        """Value and optimizer state of every block."""
+        """Value and optimizer state of every block, as of the last round that this worker knows.
+
+        Raises BlockUnavailable when a block has gone on meanwhile.
+        """
+        round_ = self.commit.round if self.commit else Round(0)
 
         async def one(memory: BlockMemory) -> tuple[StateMeta, memoryview]:
-            reply = await self._call(Call(kind=Kind.STATE, block=memory.block.id))
+            block = memory.block.id
+            call = Call(kind=Kind.STATE, block=block, meta=encode(self._proof()))
+            reply = await self._settled(call)
             assert reply.payload is not None
-            return decode(reply.meta, StateMeta), reply.payload
+            meta = decode(reply.meta, StateMeta)
+            if self._in_rounds and meta.round != round_:
+                raise BlockUnavailable(f"block {block} is at round {meta.round}, not {round_}")
+            return meta, reply.payload
 
-        return await _together(one(memory) for memory in self._memory)
+        return await together(one(memory) for memory in self._memory)
+
+    async def cut(self) -> Cut:
+        """Where the job stands, as its ledger has it."""
+        answer = await self._client.ledger(Inspect)
+        if not isinstance(answer, Inspected):
+            raise _unexpected(answer)
+        return answer.cut
 
     async def audit(self) -> Verdict:
         """Hold what this worker was told was applied against what the blocks applied of it."""
 
         async def one(block: BlockId) -> Verdict:
-            reply = await self._call(Call(kind=Kind.STATUS, block=block))
+            call = Call(kind=Kind.STATUS, block=block, meta=encode(self._proof()))
+            reply = await self._settled(call)
             return compare(self._tally, decode(reply.meta, AuditMeta).applied)
 
         total = Verdict()
-        for verdict in await _together(one(memory.block.id) for memory in self._memory):
+        for verdict in await together(one(memory.block.id) for memory in self._memory):
             total = total.plus(verdict)
         return total
+
+    async def _settled(self, call: Call) -> Reply:
+        reply = await self._call(call)
+        if reply.header.status is not Status.OK:
+            raise JobFailed(
+                f"block {call.block} refused a read: {reply.header.status.name}",
+                where="the data plane",
+            )
+        return reply
 
     async def _call(self, call: Call) -> Reply:
         async with self._window:
@@ -206,7 +303,7 @@ class Exchange:
         return self.turn
 
 
-async def _together(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+async def together(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """Run all at once; the first error cancels the rest and is raised by itself."""
     tasks: list[asyncio.Task[Any]] = []
     try:

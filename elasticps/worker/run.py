@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,12 +16,14 @@ from elasticps.api.plugins import OPTIMIZERS, STRATEGIES, load
 from elasticps.api.strategy import Strategy
 from elasticps.core.audit import Verdict
 from elasticps.core.blocks import Hyperparameters
-from elasticps.core.ledger import Turn
+from elasticps.core.commands import Turn
+from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
-from elasticps.wire.messages import Finished, Progress, StateMeta, Welcome
+from elasticps.wire.messages import Finished, JobInfo, Progress, StateMeta, Welcome
 from elasticps.worker.agent import Agent
+from elasticps.worker.checkpoints import Checkpoints
 from elasticps.worker.client import Client
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
@@ -53,6 +56,7 @@ class Run:
         self._exchange: Exchange | None = None
         self._client: Client | None = None
         self._strategy: Strategy | None = None
+        self._checkpoints: Checkpoints | None = None
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
         self._metrics: dict[str, float] = {}
@@ -82,6 +86,11 @@ class Run:
         """How many rounds the job has finished, as far as this worker has read."""
         commit = self._member.commit
         return commit.round if commit else 0
+
+    @property
+    def steps(self) -> int:
+        """How many steps this worker has begun itself."""
+        return self._member.steps
 
     @property
     def rank(self) -> int:
@@ -125,7 +134,7 @@ class Run:
         if self._exchange is not None:
             raise UsageError("a run has one optimizer", hint="use groups= for several param groups")
         plugin = load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
-        self._strategy = load(STRATEGIES, self._strategy_name(), Strategy)  # type: ignore[type-abstract]
+        self._strategy = load(STRATEGIES, self._job.strategy, Strategy)  # type: ignore[type-abstract]
         trained = [(key, item) for key, item in model.named_parameters() if item.requires_grad]
         wanted = groups or [{"params": [item for _, item in trained]}]
         if not trained:
@@ -143,16 +152,18 @@ class Run:
         )
         tensors = dict(trained)
         self.memory = memory_of(described, [tensors[row.name] for row in described.parameters])
-        welcome = self._welcome
+        welcome, job = self._welcome, self._job
+        checkpoints = self._checkpoints = Checkpoints(described, self.memory)
 
         async def enter() -> Exchange:
             await self._agent.describe(described)
             self._client = Client(self._agent, welcome.cluster, welcome.job, welcome.worker)
-            exchange = Exchange(self._client, described, self.memory)
-            await exchange.join()
+            exchange = Exchange(self._client, job, described, self.memory)
+            await exchange.join(partial(checkpoints.resume, job) if job.resume else None)
             return exchange
 
         self._exchange = self._loop.call(enter())
+        checkpoints.check(job, self._exchange)
         self._stepped_at = time.monotonic()
         return ElasticOptimizer(self, local.param_groups, local.defaults)
 
@@ -230,7 +241,7 @@ class Run:
         return self._loop.call(self._member.states())
 
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
-        self._loop.call(self._member.initialize(states))
+        self._loop.call(self._member.initialize(states, Round(self.round)))
 
     def read_values(self) -> None:
         self._loop.call(self._member.read())
@@ -239,6 +250,7 @@ class Run:
         exchange = self._member
         before = exchange.turn
         self._loop.call(work)
+        self._keep_checkpoints(exchange)
         self._tell_progress()
         if before and exchange.turn and before.generation != exchange.turn.generation:
             for listener in self._listeners:
@@ -246,6 +258,12 @@ class Run:
         if exchange.turn is None:
             self._left = True
             raise WorkerRetired(self._agent.retiring or "asked to leave")
+
+    def _keep_checkpoints(self, exchange: Exchange) -> None:
+        checkpoints, job = self._checkpoints, self._job
+        if checkpoints is not None and checkpoints.due(job, exchange):
+            checkpoints.make(job, exchange, self._loop)
+            self._told_at = 0.0
 
     def _tell_progress(self) -> None:
         now = time.monotonic()
@@ -265,13 +283,16 @@ class Run:
                     world=turn.world,
                     metrics=self._metrics,
                     step_s=self._step_s,
+                    checkpoint=self._checkpoints.report if self._checkpoints else None,
                 )
             )
 
-    def _strategy_name(self) -> str:
+    @property
+    def _job(self) -> JobInfo:
+        """The job as the daemon told it last."""
         job = self._agent.job
         assert job is not None
-        return job.strategy
+        return job
 
     def _close(self, *, failed: bool) -> None:
         if self._closed:
@@ -288,6 +309,8 @@ class Run:
             if not failed:
                 self._agent.finished(Finished(self._left, await self._farewell()))
         finally:
+            if self._exchange is not None:
+                await self._exchange.aclose()
             if self._client is not None:
                 await self._client.aclose()
             await self._agent.aclose()

@@ -1,4 +1,4 @@
-"""The main job, shown and measured: a node joins, one drains, the leader dies, training goes on.
+"""The main job, shown and measured: a node joins, one drains, one dies whole, training goes on.
 
     python examples/demo/demo.py
 
@@ -122,16 +122,21 @@ class Demo:
         if code != 0:
             raise DemoError(f"the drained node exited with code {code}")
 
+        await self.until("every block had its copies", self._is_replicated)
         leader = self.status["leader"]
-        say(f"elasticps drain --stay {leader}   (it leads: its blocks leave before it is killed)")
-        await self._elasticps("drain", "--stay", leader)
+        blocks, killed_at = self._blocks(leader), self.rounds_done()
         self._cluster.kill(leader)
+        say(
+            f"{leader} was killed at round {killed_at}: the leader, {blocks} blocks that it led,"
+            " and a worker, all with SIGKILL"
+        )
         await self._cluster.wait(leader)
-        killed_at = self.rounds_done()
-        say(f"{leader}, the leader, was killed with SIGKILL at round {killed_at}")
+        await self.until("going on", lambda: self.rounds_done() > killed_at + 1)
+        say(f"the job went on: backups lead the {blocks} blocks, nothing acknowledged is lost")
         await self.until("a new leader", lambda: self.status["leader"] not in (None, leader))
-        await self.until("going on", lambda: self.rounds_done() > killed_at)
-        say(f"{self.status['leader']} leads, and the job went on")
+        say(f"{self.status['leader']} leads")
+        await self.until("two copies again", self._is_replicated)
+        say("every block has two copies again")
         await self.until("the end", lambda: self.job["state"] == "SUCCEEDED")
         say("training is complete")
 
@@ -175,6 +180,9 @@ class Demo:
         ranks = [row["rank"] for row in self.job["workers"] if row["node"] == node]
         moving = self.job["pending_moves"]
         return self._blocks(node) > 0 and moving == 0 and any(rank is not None for rank in ranks)
+
+    def _is_replicated(self) -> bool:
+        return self.job["under_replicated"] == 0 and self.job["pending_moves"] == 0
 
     def _blocks(self, node: str) -> int:
         return int(self.job["blocks_by_node"].get(node, 0))

@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from elasticps.core.audit import Verdict
-from elasticps.core.ids import JobName, NodeId, WorkerId
-from elasticps.core.jobs import lost, next_status
+from elasticps.core.consistency import Consistency, Guarantees, check_guarantees
+from elasticps.core.ids import BlockId, JobName, NodeId, ServerId, WorkerId
+from elasticps.core.jobs import lost, next_status, with_copies
+from elasticps.core.plan import Entry
 from elasticps.core.records import (
     JobSpec,
     JobState,
@@ -20,7 +22,7 @@ from elasticps.core.records import (
     decode,
     encode,
 )
-from elasticps.errors import StoreError
+from elasticps.errors import StoreError, UsageError
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 RUNNING, SUCCEEDED = WorkerState.RUNNING, WorkerState.SUCCEEDED
@@ -30,6 +32,7 @@ SLOTS = {A: 1, B: 1}
 PENDING_JOB = JobStatus(state=JobState.PENDING, reason="")
 RUNNING_JOB = JobStatus(state=JobState.RUNNING, reason="2 workers", workers={A: 1, B: 1})
 NOW = 100.0
+STUCK = "; waiting until 1 blocks have 2 copies (min-insync)"
 
 
 def life(number: int, node: NodeId, state: WorkerState, **record: Any) -> LivingWorker:
@@ -154,13 +157,116 @@ def test_a_job_that_has_ended_stays_as_it_is(state: JobState) -> None:
 
 
 def test_a_job_whose_blocks_are_gone_has_failed() -> None:
-    failed = lost(RUNNING_JOB, "3 blocks are lost", NOW)
+    failed = lost(SPEC, RUNNING_JOB, "3 blocks are lost", NOW)
     assert (failed.state, failed.reason, failed.ended_unix) == (
         JobState.FAILED,
         "3 blocks are lost",
         NOW,
     )
     assert failed.workers == {}
+
+
+def test_a_lost_job_with_a_place_for_checkpoints_says_how_to_go_on() -> None:
+    spec = msgspec.structs.replace(SPEC, argv=("my train.py", "-x"), checkpoint_dir="/saved")
+    assert lost(spec, RUNNING_JOB, "3 blocks are lost", NOW).reason == (
+        "3 blocks are lost; resume from the last checkpoint:"
+        " elasticps run --resume /saved 'my train.py' -x"
+    )
+
+
+def entries(*holders: str) -> list[Entry]:
+    """One for each text of nodes' letters, the primary's first."""
+    servers = [[ServerId(f"{node}/1") for node in text] for text in holders]
+    return [
+        Entry(block=BlockId(block), primary=named[0], in_sync=tuple(named[1:]))
+        for block, named in enumerate(servers)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "plan", "alive", "told"),
+    [
+        ({}, entries("ab", "ba"), "ab", ""),
+        ({}, [], "ab", ""),
+        ({}, entries("ab", "ba", "a"), "ab", "; 1 of 3 blocks have fewer than 2 copies"),
+        ({}, entries("ab", "bc", "ca"), "ac", "; 2 of 3 blocks have fewer than 2 copies"),
+        (
+            {"replicas": 3},
+            entries("abc", "ab"),
+            "abc",
+            "; 1 of 2 blocks have fewer than 3 copies",
+        ),
+        ({}, entries("a", "a"), "ab", "; all blocks are on a alone: if it dies, the job is lost"),
+        (
+            {"replicas": 1},
+            entries("a", "b"),
+            "ab",
+            "; 1 copy of each block: a node that dies takes the job with it",
+        ),
+        (
+            {"min_insync": 2},
+            entries("ab", "b"),
+            "ab",
+            "; 1 of 2 blocks have fewer than 2 copies" + STUCK,
+        ),
+    ],
+)
+def test_the_reason_of_a_running_job_tells_what_a_death_would_cost(
+    wanted: dict[str, Any], plan: list[Entry], alive: str, told: str
+) -> None:
+    spec = msgspec.structs.replace(SPEC, **wanted)
+    living = {ServerId(f"{node}/1") for node in alive}
+    assert with_copies(spec, RUNNING_JOB, plan, living).reason == "2 workers" + told
+    assert with_copies(spec, PENDING_JOB, plan, living) == PENDING_JOB
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"replicas": 1},
+        {"replicas": 7, "min_insync": 7},
+        {"consistency": Consistency.BOUNDED},
+        {"consistency": Consistency.BOUNDED, "staleness": 5},
+        {"consistency": Consistency.ASYNC},
+        {"backup_workers": 1},
+        {"checkpoint_dir": "/saved", "checkpoint_every": 10, "resume": "/old..er/..."},
+    ],
+)
+def test_what_can_be_promised_is_accepted(wanted: dict[str, Any]) -> None:
+    check_guarantees(Guarantees(**wanted), start_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field", "limit"),
+    [
+        ({"replicas": 0}, "replicas", "1 to 7"),
+        ({"replicas": 8}, "replicas", "1 to 7"),
+        ({"replicas": -1}, "replicas", "1 to 7"),
+        ({"min_insync": 0}, "min_insync", "1 to 2"),
+        ({"min_insync": 3}, "min_insync", "1 to 2"),
+        ({"staleness": 1}, "staleness", "0 unless the consistency is bounded"),
+        ({"staleness": -1, "consistency": Consistency.BOUNDED}, "staleness", "0 to 1000000000"),
+        ({"backup_workers": -1}, "backup_workers", "at least 0"),
+        ({"backup_workers": 2}, "backup_workers", "fewer than the 2 workers"),
+        ({"backup_workers": 1, "consistency": Consistency.ASYNC}, "backup_workers", "sync"),
+        ({"resume": "/old", "consistency": Consistency.ASYNC}, "resume", "sync"),
+        ({"checkpoint_dir": "/new", "backup_workers": 1}, "checkpoint_dir", "without backup"),
+        ({"checkpoint_every": -1}, "checkpoint_every", "0 to"),
+        ({"checkpoint_every": 1}, "checkpoint_dir", "an absolute path"),
+        ({"checkpoint_dir": "saved"}, "checkpoint_dir", "an absolute path"),
+        ({"resume": "saved"}, "resume", "an absolute path"),
+        ({"resume": "/a/../b"}, "resume", 'without ".."'),
+        ({"resume": "/a\0"}, "resume", "an absolute path"),
+    ],
+)
+def test_what_cannot_be_promised_is_refused_with_field_and_limit(
+    wanted: dict[str, Any], field: str, limit: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        check_guarantees(Guarantees(**wanted), start_workers=2)
+    assert refused.value.field == field
+    assert limit in (refused.value.limit or "")
 
 
 def test_verdicts_of_all_workers_add_up() -> None:

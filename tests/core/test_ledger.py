@@ -8,8 +8,7 @@ from random import Random
 import msgspec
 import pytest
 
-from elasticps.core.ids import Generation, Round, WorkerId
-from elasticps.core.ledger import (
+from elasticps.core.commands import (
     Admitted,
     Answer,
     Answers,
@@ -18,7 +17,6 @@ from elasticps.core.ledger import (
     Initialized,
     Join,
     Leave,
-    Ledger,
     Left,
     Observe,
     Refused,
@@ -27,6 +25,8 @@ from elasticps.core.ledger import (
     Registered,
     Vote,
 )
+from elasticps.core.ids import Generation, Round, WorkerId
+from elasticps.core.ledger import Ledger
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 from tests.support.ledger_world import Worker, World, encoded
@@ -40,13 +40,17 @@ def vote(worker: WorkerId, number: int, generation: int, **flags: bool) -> Vote:
 
 
 def ledger_of(*workers: WorkerId, data: DataSpec | None = None) -> Ledger:
-    """A ledger whose members are ``workers``, at the start of round 1 under generation 1."""
+    """A ledger whose members are ``workers``, at the start of round 1 under generation 1.
+
+    With ``data``, which all of them read, it is generation 2.
+    """
     ledger = Ledger(start_workers=len(workers))
     for worker in workers:
         ledger.apply(Join(worker))
     ledger.apply(Initialized(workers[0]))
     if data is not None:
-        ledger.apply(Register(workers[0], data))
+        for worker in workers:
+            ledger.apply(Register(worker, data))
     return ledger
 
 
@@ -113,14 +117,36 @@ def test_joiners_are_admitted_at_once_when_nobody_is_left() -> None:
 
 
 def test_a_round_is_committed_when_all_have_voted_in_rank_order() -> None:
-    ledger = ledger_of(ONE, TWO, THREE)
-    assert ledger.apply(vote(THREE, 1, 1)) == []
-    assert ledger.apply(vote(ONE, 1, 1)) == []
-    answers = ledger.apply(vote(TWO, 1, 1, contributes=False))
+    data = DataSpec(size=9, batch_size=2, epochs=1, seed=0)
+    ledger = ledger_of(ONE, TWO, THREE, data=data)
+    assert ledger.apply(vote(TWO, 1, 2)) == []
+    assert ledger.apply(vote(ONE, 1, 2)) == []
+    answers = ledger.apply(vote(THREE, 1, 2, contributes=False))
     assert asked(answers) == [ONE, TWO, THREE]
-    for _, answer in answers:
+    for worker, answer in answers:
         assert isinstance(answer, Committed)
-        assert answer.commit == Commit(Round(1), Generation(1), (ONE, THREE))
+        assert answer.commit == Commit(Round(1), Generation(2), (ONE, TWO))
+        assert answer.counted == (worker != THREE)
+
+
+def test_a_vote_that_disagrees_with_what_was_lent_is_refused() -> None:
+    """The blocks wait for as many pushes as there are members with samples."""
+    ledger = ledger_of(ONE, TWO)
+    assert isinstance(only(ledger.apply(vote(ONE, 1, 1, contributes=False)), ONE), Refused)
+    ledger = ledger_of(ONE, TWO, data=DataSpec(size=9, batch_size=1, epochs=1, seed=0))
+    assert isinstance(only(ledger.apply(vote(TWO, 1, 2)), TWO), Refused)
+
+
+def test_a_step_of_who_does_not_read_what_the_others_read_is_refused() -> None:
+    """It would be lent samples that nobody reads. The generation tells it that there are some."""
+    ledger = ledger_of(ONE, TWO)
+    assert ledger.generation == 1
+    ledger.apply(Register(ONE, DATA))
+    assert isinstance(only(ledger.apply(vote(TWO, 1, 1)), TWO), Regenerated)
+    assert isinstance(only(ledger.apply(vote(TWO, 1, 2)), TWO), Refused)
+    ledger.apply(Register(TWO, DATA))
+    assert ledger.generation == 2
+    assert ledger.apply(vote(TWO, 1, 2)) == []
 
 
 def test_a_death_opens_a_generation_and_those_who_voted_vote_again() -> None:
@@ -206,10 +232,10 @@ def test_one_that_left_stays_gone_though_a_list_is_older_than_itself() -> None:
 def test_a_batch_is_lent_in_rank_order_and_what_a_dead_worker_held_is_lent_again() -> None:
     ledger = ledger_of(ONE, TWO, data=DATA)
     assert ledger.leases == {ONE: (Range(0, 2),), TWO: (Range(2, 4),)}
-    ledger.apply(vote(ONE, 1, 1))
+    ledger.apply(vote(ONE, 1, 2))
     ledger.apply(Observe((ONE,), 9))
     assert ledger.leases == {ONE: (Range(0, 2),)}
-    ledger.apply(vote(ONE, 1, 2))
+    ledger.apply(vote(ONE, 1, 3))
     assert ledger.leases == {ONE: (Range(2, 4), Range(4, 6))}
 
 
@@ -220,9 +246,9 @@ def test_data_are_not_exhausted_while_a_dead_workers_samples_wait_to_be_lent_aga
     registered = only(ledger.apply(Register(TWO, ledger.data or DATA)), TWO)
     assert isinstance(registered, Registered)
     assert not registered.turn.exhausted
-    ledger.apply(vote(TWO, 1, 2, contributes=False))
+    ledger.apply(vote(TWO, 1, 3, contributes=False))
     assert ledger.leases == {TWO: (Range(0, 1),)}
-    committed = only(ledger.apply(vote(TWO, 2, 2)), TWO)
+    committed = only(ledger.apply(vote(TWO, 2, 3)), TWO)
     assert isinstance(committed, Committed)
     assert committed.turn is not None
     assert committed.turn.exhausted

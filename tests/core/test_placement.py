@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from elasticps.core.ids import NodeId, ServerId, node_of
-from elasticps.core.placement import Move, Site, least_bytes, moves, place
+from elasticps.core.placement import Move, Site, least_bytes, moves, place, spread
 
 Places = list[tuple[ServerId, ...]]
 Situation = tuple[list[int], list[Site], list[list[ServerId]] | None]
@@ -557,3 +557,58 @@ def test_ten_thousand_sites_are_planned_in_two_seconds_and_joined_in_one(replica
     if replicas == 1:
         assert scratch_s < 2
         assert join_s < 1
+
+
+# Several replicas, and moves under way.
+
+
+@settings(deadline=None)
+@given(any_blocks, st.integers(2, 6), st.integers(1, 3), st.data())
+def test_pinned_blocks_stay_and_the_others_settle_around_them(
+    sizes: list[int], count: int, replicas: int, data: st.DataObject
+) -> None:
+    before = place(sizes, equals(count), replicas=replicas)
+    pinned = data.draw(st.sets(st.integers(0, len(sizes) - 1)))
+    joined = equals(count + 1)
+    after = place(sizes, joined, replicas=replicas, current=before, pinned=pinned)
+    if replicas <= count:
+        assert all(after[block] == before[block] for block in pinned)
+    again = place(sizes, joined, replicas=replicas, current=after, pinned=pinned)
+    assert again == after
+
+
+@settings(deadline=None)
+@given(equal_blocks, st.integers(2, 7), st.integers(1, 3))
+def test_least_bytes_of_a_join_are_its_share_of_all_replicas(
+    sizes: list[int], count: int, replicas: int
+) -> None:
+    assume(count >= replicas)
+    before = place(sizes, equals(count), replicas=replicas)
+    share = Fraction(replicas * sum(sizes), count + 1)
+    least = least_bytes(sizes, equals(count + 1), before, replicas)
+    assert share - 1 < least < share + (count + 1) * max(sizes)
+
+
+def test_least_bytes_of_a_death_are_the_copies_that_it_took() -> None:
+    before = place([4] * 60, equals(5), replicas=2)
+    taken = sum(4 for home in before if ServerId("n0/1") in home)
+    least = least_bytes([4] * 60, equals(5)[1:], before, 2)
+    assert taken <= least <= taken + 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("zones", "replicas", "copies", "domains"),
+    [
+        (("", "", ""), 2, 2, 3),
+        (("", "", ""), 5, 3, 3),
+        (("x", "x", "y"), 2, 2, 2),
+        (("x", "x", "y"), 3, 3, 3),
+        (("x", "x", "x"), 2, 2, 3),
+        ((), 2, 0, 0),
+    ],
+)
+def test_spread_is_by_zone_where_there_are_zones_enough(
+    zones: tuple[str, ...], replicas: int, copies: int, domains: int
+) -> None:
+    found = spread([site(f"n{index}", zone=zone) for index, zone in enumerate(zones)], replicas)
+    assert (found.copies, len(set(found.domains.values()))) == (copies, domains)

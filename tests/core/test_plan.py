@@ -44,6 +44,7 @@ def consecutive_entries(draw: st.DrawFn) -> list[Entry]:
                 learners=tuple(servers[cut:]),
                 epoch=PlanEpoch(draw(st.integers(0, REVISION))),
                 fresh=draw(st.booleans()),
+                goal=tuple(draw(st.lists(SERVERS, max_size=4, unique=True))),
             )
         )
     return entries
@@ -110,6 +111,12 @@ def test_an_unchanged_entry_is_the_same_object() -> None:
     fresh = replace(ENTRY, fresh=True)
     for entry in (ENTRY, fresh):
         assert entry.rewritten(primary=A, in_sync=(B,), learners=(C,)) is entry
+
+
+def test_another_goal_alone_needs_no_new_epoch() -> None:
+    noted = ENTRY.rewritten(primary=A, in_sync=(B,), learners=(C,), goal=(C, A))
+    assert noted == replace(ENTRY, goal=(C, A))
+    assert noted.rewritten(primary=C, in_sync=(A,), learners=()).goal == ()
 
 
 def test_holders_are_those_that_have_every_acknowledged_op() -> None:

@@ -18,8 +18,8 @@ from elasticps.core.records import CaughtUpRow
 A, B, C, D = (ServerId(f"{name}/1") for name in "abcd")
 
 
-def site(server: ServerId) -> Site:
-    return Site(server=server, node=NodeId(server.split("/")[0]))
+def site(server: ServerId, weight: float = 1.0, zone: str = "") -> Site:
+    return Site(server=server, node=NodeId(server.split("/")[0]), weight=weight, zone=zone)
 
 
 def entry(
@@ -60,11 +60,10 @@ def step_of(
 
 
 def changed(planned: Planned) -> tuple[ServerId, tuple[ServerId, ...], tuple[ServerId, ...]] | None:
-    """The one entry that changed: primary, in-sync backups, learners."""
-    if not planned.changed:
+    """The one entry that changed: primary, in-sync backups, learners. None: not for the servers."""
+    if all(after.epoch for after in planned.changed):
         return None
     (after,) = planned.changed
-    assert after.epoch == 0
     return after.primary, after.in_sync, after.learners
 
 
@@ -188,6 +187,7 @@ def test_the_first_primary_stays_marked_until_another_leads() -> None:
 def test_a_server_fills_a_bounded_number_of_learners_at_a_time() -> None:
     blocks = 4 * MOVES_IN_FLIGHT
     cluster = Cluster(blocks, 1, Random(0))
+    cluster.sizes = [8] * blocks
     cluster.add(A)
     cluster.begin()
     cluster.add(B)
@@ -209,21 +209,31 @@ class Cluster:
         self.random = random
         self.replicas = replicas
         self.sizes = [random.choice([8, 8, 8, 4]) for _ in range(blocks)]
-        if replicas == 1:
-            self.sizes = [8] * blocks
         self.alive: list[ServerId] = []
         self.drained: set[ServerId] = set()
         self.entries: list[Entry] = []
         self.rows: list[CaughtUpRow] = []
         self.revision = 1
-        self.planned_for: list[Site] = []
+        self.arrived_bytes = 0
+        self.weights: dict[ServerId, float] = {}
+        self.zones: dict[ServerId, str] = {}
 
     @property
     def sites(self) -> list[Site]:
-        return [site(server) for server in self.alive if server not in self.drained]
+        return [
+            site(server, self.weights.get(server, 1.0), self.zones.get(server, ""))
+            for server in self.alive
+            if server not in self.drained
+        ]
 
-    def add(self, server: ServerId) -> None:
+    @property
+    def copies(self) -> int:
+        return min(self.replicas, len(self.sites))
+
+    def add(self, server: ServerId, *, weight: float = 1.0, zone: str = "") -> None:
         self.alive.append(server)
+        self.weights[server] = weight
+        self.zones[server] = zone
 
     def begin(self) -> None:
         self.entries = list(first_plan(self.sizes, self.sites, self.replicas))
@@ -232,7 +242,8 @@ class Cluster:
     def _stamp(self, changed: Sequence[Entry]) -> None:
         self.revision += 1
         for one in changed:
-            self.entries[one.block] = replace(one, epoch=PlanEpoch(self.revision))
+            epoch = one.epoch or PlanEpoch(self.revision)
+            self.entries[one.block] = replace(one, epoch=epoch)
 
     def catch_up(self, share: float) -> None:
         self.rows = [
@@ -252,17 +263,19 @@ class Cluster:
             self.sizes, self.entries, self.sites, self.alive, self.rows, self.replicas
         )
         assert again == planned
-        goes_on = self.replicas == 1 and self.sites == self.planned_for
-        self.planned_for = self.sites
         for after in planned.changed:
-            self._check_step(self.entries[after.block], after, goes_on=goes_on)
+            self._check_step(self.entries[after.block], after)
         before = self._learners()
         self._stamp(planned.changed)
+        self.arrived_bytes += sum(self.sizes[row.block] for row in planned.arrived)
         for server, count in self._learners().items():
             assert count <= max(MOVES_IN_FLIGHT, before[server])
         assert {one.block for one in planned.orphaned} == {
             one.block for one in self.entries if not set(one.holders) & set(self.alive)
         }
+        for one in self.entries:
+            if one not in planned.orphaned:
+                assert set(one.servers) <= set(self.alive), "the dead stay in the plan"
         return planned
 
     def _learners(self) -> Counter[ServerId]:
@@ -270,17 +283,19 @@ class Cluster:
             learner for one in self.entries for learner in one.learners if learner in self.alive
         )
 
-    def _check_step(self, before: Entry, after: Entry, *, goes_on: bool) -> None:
+    def _check_step(self, before: Entry, after: Entry) -> None:
+        roles = (before.primary, before.in_sync, before.learners)
+        same = roles == (after.primary, after.in_sync, after.learners)
+        assert after.epoch == (before.epoch if same else 0)
         promised = {row.learner for row in self.rows if row.block == before.block}
         whole = {server for server in (*before.holders, *promised) if server in self.alive}
-        assert after.epoch == 0
         assert set(after.holders) <= whole, "a server that lacks ops was promoted"
         assert set(after.learners) <= set(self.alive) - whole
         assert len(set(after.servers)) == len(after.servers)
-        wanted = min(self.replicas, len(self.sites))
-        assert len(after.holders) >= min(len(whole), wanted), "a replica was dropped too early"
-        if goes_on:
-            assert set(before.learners) <= set(after.servers), "a move under way was undone"
+        assert len(after.holders) >= min(len(whole), self.copies), "a replica was dropped too early"
+        eligible = {one.server for one in self.sites}
+        under_way = set(before.learners) & eligible
+        assert under_way <= set(after.servers), "a move under way was undone"
 
     def settle(self) -> None:
         """With all learners caught up, the plan reaches its target, and then changes nothing."""
@@ -297,41 +312,154 @@ class Cluster:
         for one in self.entries:
             if one not in planned.orphaned and eligible:
                 assert set(one.servers) <= eligible, "a drained server still holds a block"
-                assert len(one.holders) == min(self.replicas, len(eligible))
+                assert len(one.holders) == self.copies
         if not planned.orphaned and eligible:
             self._check_balance()
 
     def _check_balance(self) -> None:
         largest = max(self.sizes)
-        held = {one.server: 0 for one in self.sites}
-        for one in self.entries:
-            held[one.primary] += self.sizes[one.block]
-        share = sum(self.sizes) / len(held)
-        assert all(abs(size - share) < largest for size in held.values())
+        weight = sum(one.weight for one in self.sites)
+        for one in self.sites:
+            leads = self.bytes_of(one.server, held=False)
+            assert abs(leads - sum(self.sizes) * one.weight / weight) < largest
+        if len({one.weight for one in self.sites}) == 1 and not any(self.zones.values()):
+            share = self.copies * sum(self.sizes) / len(self.sites)
+            for one in self.sites:
+                assert abs(self.bytes_of(one.server, held=True) - share) < largest
+
+    def bytes_of(self, server: ServerId, *, held: bool) -> int:
+        """What it leads, or all that it holds."""
+        return sum(
+            self.sizes[one.block]
+            for one in self.entries
+            if server in (one.holders if held else [one.primary])
+        )
 
 
-@pytest.mark.parametrize(
-    ("change", "replicas"), [("join", 1), ("drain", 1), ("drain", 2), ("drain", 3), ("die", 2)]
-)
+def settled(blocks: int, nodes: int, replicas: int, seed: int = 0, zones: int = 0) -> Cluster:
+    """A cluster at rest, of equal nodes, in turn in so many zones."""
+    cluster = Cluster(blocks, replicas, Random(seed))
+    for number in range(nodes):
+        cluster.add(ServerId(f"n{number}/1"), zone=f"z{number % zones}" if zones else "")
+    cluster.begin()
+    cluster.settle()
+    cluster.arrived_bytes = 0
+    return cluster
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("change", ["join", "drain", "die", "join and die"])
 def test_a_move_under_way_is_not_undone(change: str, replicas: int) -> None:
-    for seed in range(10):
-        cluster = Cluster(5 + 5 * seed, replicas, Random(seed))
-        for server in (A, B, C, D):
-            cluster.add(server)
-        cluster.begin()
-        cluster.settle()
-        if change == "join":
-            cluster.add(ServerId("e/1"))
-        elif change == "drain":
-            cluster.drained.add(A)
-        else:
-            cluster.alive.remove(A)
+    for seed in range(8):
+        cluster = settled(5 + 20 * seed, 5, replicas, seed)
+        if "join" in change:
+            cluster.add(ServerId("late/1"))
+        if "drain" in change:
+            cluster.drained.add(cluster.alive[0])
+        if "die" in change and replicas > 1:
+            cluster.alive.pop(0)
         for _ in range(6):
             before = {one.block: one.learners for one in cluster.entries}
             cluster.catch_up(share=0.4)
             for after in cluster.step().changed:
                 assert set(before[after.block]) <= set(after.servers)
         cluster.settle()
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("nodes", [3, 4, 7])
+def test_a_join_moves_its_share_of_all_replicas_and_next_to_nothing_else(
+    nodes: int, replicas: int
+) -> None:
+    """However slowly and in whatever order the blocks arrive."""
+    for seed in range(4):
+        cluster = settled(150, nodes, replicas, seed)
+        cluster.add(ServerId("late/1"))
+        for _ in range(10):
+            cluster.catch_up(share=0.3)
+            cluster.step()
+        cluster.settle()
+        share = cluster.copies * sum(cluster.sizes) / (nodes + 1)
+        assert cluster.bytes_of(ServerId("late/1"), held=True) >= share - 8
+        assert cluster.arrived_bytes <= share + 4 * 8
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_a_death_is_one_step_that_promotes_the_living_and_spreads_what_they_lead(
+    replicas: int,
+) -> None:
+    for seed in range(8):
+        cluster = settled(60, 5, replicas, seed)
+        dead = cluster.alive.pop(seed % 5)
+        hit = {one.block for one in cluster.entries if dead in one.servers}
+        cluster.rows = []
+        planned = cluster.step()
+        assert hit <= {after.block for after in planned.changed}
+        assert not any(dead in one.servers for one in cluster.entries)
+        assert planned.orphaned == ()
+        refilled = [one for one in cluster.entries if one.block in hit and one.learners]
+        assert len(refilled) >= min(len(hit), 4 * MOVES_IN_FLIGHT // 2)
+        share = sum(cluster.sizes) / 4
+        for server in cluster.alive:
+            assert cluster.bytes_of(server, held=False) < share + 3 * 8
+        cluster.settle()
+
+
+def test_a_block_with_one_copy_left_is_copied_before_the_others_move() -> None:
+    cluster = settled(200, 3, 2)
+    cluster.add(ServerId("late/1"))
+    cluster.alive.pop(0)
+    cluster.rows = []
+    cluster.step()
+    alone = {one.block for one in cluster.entries if len(one.holders) == 1}
+    filled = [one for one in cluster.entries if one.learners]
+    assert len(alone) > len(filled) >= MOVES_IN_FLIGHT
+    assert all(one.block in alone for one in filled)
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_a_drain_takes_leads_and_backups_off_while_every_copy_stays(replicas: int) -> None:
+    for seed in range(8):
+        cluster = settled(60, 5, replicas, seed)
+        leaver = cluster.alive[seed % 5]
+        leaving = cluster.bytes_of(leaver, held=True)
+        cluster.drained.add(leaver)
+        while any(leaver in one.servers for one in cluster.entries):
+            cluster.catch_up(share=0.5)
+            cluster.step()
+            assert all(len(one.holders) >= replicas for one in cluster.entries)
+        cluster.settle()
+        assert cluster.arrived_bytes <= leaving + 4 * 8
+
+
+def test_primaries_and_replicas_follow_the_weights() -> None:
+    cluster = Cluster(120, 2, Random(1))
+    for number, weight in enumerate([1.0, 1.0, 2.0, 2.0, 4.0]):
+        cluster.add(ServerId(f"n{number}/1"), weight=weight)
+    cluster.begin()
+    cluster.settle()
+    heavy, light = ServerId("n3/1"), ServerId("n0/1")
+    assert abs(cluster.bytes_of(heavy, held=True) - 2 * cluster.bytes_of(light, held=True)) < 32
+
+
+def test_replicas_of_a_block_part_into_zones_through_joins_and_deaths() -> None:
+    for seed in range(6):
+        cluster = settled(40, 6, 2, seed, zones=3)
+        cluster.add(ServerId("late/1"), zone="z1")
+        cluster.settle()
+        cluster.alive.pop(seed % 6)
+        cluster.settle()
+        for one in cluster.entries:
+            assert len({cluster.zones[server] for server in one.holders}) == 2
+
+
+def test_more_replicas_than_nodes_are_as_many_as_nodes_and_grow_with_them() -> None:
+    cluster = settled(20, 1, 3)
+    assert {len(one.holders) for one in cluster.entries} == {1}
+    for nodes in (2, 3, 4):
+        cluster.add(ServerId(f"late{nodes}/1"))
+        cluster.settle()
+        assert {len(one.holders) for one in cluster.entries} == {min(3, nodes)}
 
 
 class Walk:

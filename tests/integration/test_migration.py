@@ -11,11 +11,12 @@ import torch
 
 from elasticps.core.audit import Verdict
 from elasticps.core.ids import LEDGER, BlockId, PlanEpoch, ServerId
-from elasticps.server.streams import MAX_OPS_QUEUED
+from elasticps.core.stream import MAX_OPS_QUEUED
+from elasticps.server.parameter_block import ParameterBlock
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import PullMeta, encode
 from elasticps.worker.exchange import CALLS_IN_FLIGHT
-from tests.support.checkers import digest
+from tests.support.checkers import brought_up, digest
 from tests.support.members import Blueprint, Member, together
 from tests.support.rig import Rig
 from tests.support.rig_server import JOB, RigServer
@@ -172,7 +173,7 @@ def assert_replicas_equal(rig: Rig) -> None:
     """Every holder of a block has the same state, bit for bit."""
     for block, entry in rig.entries.items():
         replicas = [rig.servers[server].replica(block) for server in entry.holders]
-        digests = {digest(replica) for replica in replicas if replica is not None}
+        digests = {digest(brought_up(item, rig.ledger.last)) for item in replicas if item}
         assert (len(replicas), len(digests)) == (2, 1), block
 
 
@@ -234,7 +235,7 @@ async def test_training_goes_on_bit_for_bit_when_a_server_dies_and_backups_take_
 # -- in the middle of a round -------------------------------------------------------------------
 
 
-async def test_a_block_that_moves_after_staging_gets_its_gradients_again() -> None:
+async def test_a_block_that_moves_between_push_and_commit_takes_the_prepared_round_along() -> None:
     async with Rig(servers=2, start_workers=2) as rig:
         one, other = rig.servers
         training = await begun(rig, ADAM)
@@ -243,64 +244,77 @@ async def test_a_block_that_moves_after_staging_gets_its_gradients_again() -> No
         for rank, member in enumerate(members):
             member.give(ADAM.random(10 + rank))
         await together(*(member.exchange.push() for member in members))
+        sent = pushes_taken(rig)
         await rig.move_all(other)
         commit, _ = await together(*(member.exchange.vote() for member in members))
         await rig.move_all(one)
         await together(*(member.exchange.pull(commit) for member in members))
+        assert sent > 0
+        assert pushes_taken(rig) == 0
         await assert_none_lost(training, 1)
     await assert_undisturbed(training)
 
 
-async def test_a_read_that_waits_for_anothers_gradient_follows_its_block() -> None:
+def pushes_taken(rig: Rig) -> int:
+    """How many pushes reached the replicas that lead now, in their present lives."""
+    blocks = [block for block in rig.entries if block != LEDGER]
+    return sum(rig.primary(block).parameter_block(block).pushes for block in blocks)
+
+
+async def test_a_push_that_waits_for_anothers_gradient_follows_its_block() -> None:
     async with Rig(servers=2, start_workers=2) as rig:
         one, other = rig.servers
         training = await begun(rig, ADAM)
         await rig.move_all(one)
-        members = training.members
-        for rank, member in enumerate(members):
-            member.give(ADAM.random(10 + rank))
-        await together(*(member.exchange.push() for member in members))
-        commit, _ = await together(*(member.exchange.vote() for member in members))
+        first, second = training.members
+        first.give(ADAM.random(10))
+        second.give(ADAM.random(11))
+        pushing = first.start(first.exchange.push())
         for target in (other, one):
+            await eventually(lambda: all(push_waits(rig, block) for block in first.blocks))
             await rig.move_all(target)
-            if target == other:
-                reading = members[0].start(members[0].exchange.pull(commit))
-            await eventually(lambda: all(reader_waits(rig, block) for block in members[0].blocks))
-        assert not reading.done()
-        await members[1].exchange.pull(commit)
-        await reading
+        await eventually(lambda: all(push_waits(rig, block) for block in first.blocks))
+        assert not pushing.done()
+        await second.exchange.push()
+        await pushing
+        commit, _ = await together(first.exchange.vote(), second.exchange.vote())
+        await together(first.exchange.pull(commit), second.exchange.pull(commit))
         await assert_none_lost(training, 1)
     await assert_undisturbed(training)
 
 
-async def test_many_blocks_that_each_lack_another_workers_gradient_do_not_lock() -> None:
+def push_waits(rig: Rig, block: BlockId) -> bool:
+    hosted = rig.primary(block).replica(block)
+    return isinstance(hosted, ParameterBlock) and bool(hosted._staging.held)
+
+
+@pytest.mark.parametrize("fault", ["moves", "dies"])
+async def test_more_blocks_than_the_window_that_lack_another_workers_gradient_do_not_lock(
+    fault: str,
+) -> None:
     count = 2 * CALLS_IN_FLIGHT + 4
     blueprint = Blueprint(shapes=((1024 * count,),), options=MOMENTUM.options)
-    async with Rig(servers=1, start_workers=2) as rig:
+    async with Rig(servers=2, start_workers=2, replicas=2 if fault == "dies" else 1) as rig:
         training = await begun(rig, blueprint)
-        other = await rig.start_server(site=False)
+        await eventually(lambda: settled(rig))
+        other = await rig.start_server(site=fault == "dies")
+        first, second = training.members
         for rank, member in enumerate(training.members):
             member.give(blueprint.random(10 + rank))
-        await push_every_other(training.members)
-        await rig.move_all(other)
-        await push_every_other(training.members[::-1])
+        pushing = first.start(first.exchange.push())
+        waiting = first.blocks[:CALLS_IN_FLIGHT]
+        await eventually(lambda: all(push_waits(rig, block) for block in waiting))
+        pushing_too = second.start(second.exchange.push())
+        if fault == "dies":
+            await rig.kill_server(rig.entries[first.blocks[-1]].primary)
+        else:
+            await rig.move_all(other)
+        await asyncio.gather(pushing, pushing_too)
         exchanges = [member.exchange for member in training.members]
         commit, _ = await together(*(exchange.vote() for exchange in exchanges))
         await together(*(exchange.pull(commit) for exchange in exchanges))
         await assert_none_lost(training, 1)
     await assert_undisturbed(training)
-
-
-async def push_every_other(members: list[Member]) -> None:
-    """The first member stages its even blocks, the second its odd ones."""
-    for first, member in enumerate(members):
-        turn = member.exchange._member_turn()
-        memories = member.exchange._memory[first::2]
-        await together(*(member.stage(item, turn.round, turn.generation) for item in memories))
-
-
-def reader_waits(rig: Rig, block: BlockId) -> bool:
-    return bool(rig.primary(block).parameter_block(block)._parked)
 
 
 async def test_the_ledger_moves_while_workers_wait_for_its_answer() -> None:
@@ -309,17 +323,33 @@ async def test_the_ledger_moves_while_workers_wait_for_its_answer() -> None:
         first, second = training.members
         joiner = rig.worker(MOMENTUM)
         joining = joiner.start(joiner.join())
-        step = first.start(first.step(MOMENTUM.random(10)))
+        first.give(MOMENTUM.random(10))
+        second.give(MOMENTUM.random(11))
+        await together(first.exchange.push(), second.exchange.push())
+        vote = first.start(first.exchange.vote())
         await eventually(lambda: bool(rig.ledger.votes and rig.ledger.joining))
         for server in rig.servers:
             await rig.move(LEDGER, server)
-        assert not step.done()
+        assert not vote.done()
         assert not joining.done()
-        await second.step(MOMENTUM.random(11))
-        await step
+        commit = await second.exchange.vote()
+        assert await vote == commit
         await joining
         assert joiner.exchange.turn is not None
         assert joiner.exchange.turn.world == 3
+
+
+async def test_the_ledger_moves_and_who_waits_for_a_push_still_hears_of_a_death() -> None:
+    async with Rig(servers=2, start_workers=2) as rig:
+        training = await begun(rig, MOMENTUM)
+        first, dying = training.members
+        step = first.start(first.step(MOMENTUM.random(10)))
+        await eventually(lambda: all(push_waits(rig, block) for block in first.blocks))
+        for server in rig.servers:
+            await rig.move(LEDGER, server)
+        assert not step.done()
+        await rig.kill(dying)
+        await step
 
 
 # -- snapshots ----------------------------------------------------------------------------------

@@ -8,20 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from elasticps.core.ids import LEDGER, Seq
-from elasticps.core.ledger import Admitted, Committed, Join, Leave, Vote
-from elasticps.core.replica import Commit
+from elasticps.core.ids import LEDGER
+from elasticps.core.ranges import DataSpec
 from elasticps.errors import JobFailed
-from elasticps.wire.frame import Kind, Status
-from elasticps.wire.messages import PullMeta, PushMeta, encode
-from elasticps.worker.client import Call
-from tests.support.checkers import bits_of_round, digest
+from tests.support.bits import COUNTED, assert_equal, bits_of_step, done, hold, staged, step_all
+from tests.support.checkers import bits_of_round
 from tests.support.members import Blueprint, Gradients, LocalRun, Member, together
 from tests.support.rig import Rig
 from tests.support.wire import eventually
-
-COUNTED = Blueprint(options={"lr": 1.0}, dtype=torch.float64)
-"""Its rounds are read back by ``bits_of_round``."""
 
 
 def assert_close(member: Member, local: LocalRun, *, exactly: bool = False) -> None:
@@ -32,27 +26,15 @@ def assert_close(member: Member, local: LocalRun, *, exactly: bool = False) -> N
             torch.testing.assert_close(mine, its.detach(), rtol=0, atol=1e-5)
 
 
-def assert_equal(one: Member, other: Member) -> None:
-    pairs = zip(one.values(), other.values(), strict=True)
-    assert all(torch.equal(mine, its) for mine, its in pairs)
-
-
-async def step_all(
-    members: Sequence[Member], gradients: Sequence[Gradients], weights: Sequence[float] = ()
-) -> None:
-    given = zip(members, gradients, weights or [1.0] * len(members), strict=True)
-    await together(*(member.step(item, weight=weight) for member, item, weight in given))
-
-
-async def bits_of_step(members: Sequence[Member], numbers: Sequence[int]) -> set[int]:
-    """A round in which each member's gradient is 2 to its number: who was counted."""
-    before = members[0].values()
-    await step_all(members, [COUNTED.full(2.0**number) for number in numbers])
-    return bits_of_round(before, members[0].values(), len(members))
-
-
 async def votes_are_in(rig: Rig, count: int) -> None:
     await eventually(lambda: len(rig.ledger.votes) == count)
+
+
+async def pushed(members: Sequence[Member], gradients: Sequence[Gradients]) -> None:
+    """Each has given and pushed its gradient, and knows that all of them are prepared."""
+    for member, item in zip(members, gradients, strict=True):
+        member.give(item)
+    await together(*(member.exchange.push() for member in members))
 
 
 # -- equal to a local run -----------------------------------------------------------------------
@@ -153,37 +135,59 @@ async def test_what_a_scheduler_changes_reaches_every_block() -> None:
         assert_close(members[0], local)
 
 
+async def register(members: Sequence[Member], **data: int) -> None:
+    spec = DataSpec(**{"epochs": 1, "seed": 0, **data})
+    for member in members:
+        await member.exchange.register(spec)
+
+
+def has_samples(member: Member) -> bool:
+    return bool(member.exchange._member_turn().samples)
+
+
 async def test_a_round_without_samples_for_a_worker_is_the_others_round() -> None:
     blueprint = Blueprint(options=OPTIMIZERS["sgd"])
     async with Rig(start_workers=2) as rig:
-        one, other = await rig.workers(2, blueprint)
+        one, other = members = await rig.workers(2, blueprint)
+        await register(members, size=5, batch_size=4, epochs=3)
         local = LocalRun(blueprint)
-        for number in range(4):
+        for number in range(6):
             gradients = blueprint.random(number)
-            busy, idle = (one, other) if number % 2 else (other, one)
-            await together(busy.step(gradients), idle.exchange.abstain())
+            work = [m.step(gradients) if has_samples(m) else m.exchange.abstain() for m in members]
+            assert has_samples(other) == (number % 2 == 0)
+            await together(*work)
             local.step([(gradients, 1.0)])
-        assert_close(one, local, exactly=True)
+        assert_close(one, local)
         assert_equal(one, other)
-        for member in (one, other):
+        for member, rounds in ((one, 6), (other, 3)):
             verdict = await member.exchange.audit()
-            assert (verdict.acknowledged, verdict.lost, verdict.duplicated) == (8, 0, 0)
+            assert (verdict.acknowledged, verdict.lost, verdict.duplicated) == (4 * rounds, 0, 0)
+
+
+async def test_who_was_lent_samples_may_not_abstain() -> None:
+    async with Rig(start_workers=2) as rig:
+        one, other = members = await rig.workers(2, COUNTED)
+        await register(members, size=8, batch_size=2)
+        for member in members:
+            with pytest.raises(JobFailed, match="must take its samples"):
+                await member.exchange.abstain()
+        assert await bits_of_step([one, other], [0, 1]) == {0b11}
 
 
 async def test_a_round_in_which_all_abstain_changes_nothing() -> None:
-    blueprint = Blueprint(options=OPTIMIZERS["sgd"])
-    async with Rig(start_workers=2) as rig:
-        one, other = await rig.workers(2, blueprint)
-        local = LocalRun(blueprint)
-        for number in range(4):
-            if number == 2:
-                await together(one.exchange.abstain(), other.exchange.abstain())
-            gradients = blueprint.random(number)
-            await step_all((one, other), [gradients, gradients])
-            local.step([(gradients, 1.0)])
-        assert_close(one, local)
-        assert one.exchange.turn is not None
-        assert one.exchange.turn.round == 6
+    async with Rig(start_workers=3) as rig:
+        reader, one, other = members = await rig.workers(3, COUNTED)
+        await register(members, size=8, batch_size=1)
+        assert [has_samples(member) for member in members] == [True, False, False]
+        before = one.values()
+        await rig.kill(reader)
+        await together(one.exchange.abstain(), other.exchange.abstain())
+        assert bits_of_round(before, one.values(), 1) == {0}
+        assert [has_samples(member) for member in (one, other)] == [True, False]
+        await together(one.step(COUNTED.full(1.0)), other.exchange.abstain())
+        assert bits_of_round(before, one.values(), 1) == {0b1}
+        assert_equal(one, other)
+        assert rig.ledger.round == 2
 
 
 # -- workers come and go ------------------------------------------------------------------------
@@ -228,7 +232,7 @@ async def test_a_worker_that_finishes_lets_the_others_round_go_on() -> None:
         staying, leaving = await rig.workers(2, COUNTED)
         before = staying.values()
         step = staying.start(staying.step(COUNTED.full(1.0)))
-        await votes_are_in(rig, 1)
+        await eventually(lambda: staged(rig, staying) == len(staying.blocks))
         await leaving.exchange.leave()
         await step
         assert bits_of_round(before, staying.values(), 1) == {0b1}
@@ -242,52 +246,44 @@ async def test_a_worker_that_dies_before_its_vote_counts_in_no_block(pushed: str
         dying.give(COUNTED.full(2.0))
         memories = dying.exchange._memory
         share = {"nothing": 0, "half of its blocks": 2, "all of its blocks": len(memories)}[pushed]
-        turn = dying.exchange._member_turn()
-        for memory in memories[:share]:
-            await dying.stage(memory, turn.round, turn.generation)
+        await hold(rig, dying, memories[:share])
         steps = [
             one.start(one.step(COUNTED.full(1.0))),
             other.start(other.step(COUNTED.full(4.0))),
         ]
-        await votes_are_in(rig, 2)
+        if share == len(memories):
+            await votes_are_in(rig, 2)
+        else:
+            left = len(memories) - share
+            await eventually(lambda: staged(rig, one) == staged(rig, other) == left)
         await rig.kill(dying)
-        await together(*(_done(step) for step in steps))
+        await together(*(done(step) for step in steps))
         assert bits_of_round(before, one.values(), 2) == {0b101}
         assert_equal(one, other)
         assert await bits_of_step([one, other], [0, 2]) == {0b101}
 
 
-async def _done(task: Any) -> Any:
-    return await task
-
-
 async def test_a_worker_that_dies_after_its_vote_counts_in_no_block_of_an_open_round() -> None:
     async with Rig(start_workers=3) as rig:
-        one, dying, other = await rig.workers(3, COUNTED)
+        one, dying, other = members = await rig.workers(3, COUNTED)
         before = one.values()
-        dying.start(dying.step(COUNTED.full(2.0)))
-        await votes_are_in(rig, 1)
-        step = one.start(one.step(COUNTED.full(1.0)))
+        await pushed(members, [COUNTED.full(value) for value in (1.0, 2.0, 4.0)])
+        dying.start(dying.exchange.vote())
+        vote = one.start(one.exchange.vote())
         await votes_are_in(rig, 2)
         await rig.kill(dying)
-        await votes_are_in(rig, 1)
-        await other.step(COUNTED.full(4.0))
-        await step
+        assert await vote is None
+        await together(one.step(COUNTED.full(1.0)), other.step(COUNTED.full(4.0)))
         assert bits_of_round(before, one.values(), 2) == {0b101}
         assert_equal(one, other)
 
 
 async def test_a_worker_that_dies_after_the_commit_counts_in_every_block() -> None:
     async with Rig(start_workers=3) as rig:
-        one, dying, other = await rig.workers(3, COUNTED)
+        one, dying, other = members = await rig.workers(3, COUNTED)
         before = one.values()
-        dying.give(COUNTED.full(2.0))
-        await dying.exchange.push()
+        await pushed(members, [COUNTED.full(value) for value in (1.0, 2.0, 4.0)])
         dying.start(dying.exchange.vote())
-        await votes_are_in(rig, 1)
-        for member, value in ((one, 1.0), (other, 4.0)):
-            member.give(COUNTED.full(value))
-            await member.exchange.push()
         commit, _ = await together(one.exchange.vote(), other.exchange.vote())
         await rig.kill(dying)
         await together(one.exchange.pull(commit), other.exchange.pull(commit))
@@ -298,26 +294,45 @@ async def test_a_worker_that_dies_after_the_commit_counts_in_every_block() -> No
 
 async def test_a_worker_that_etcd_gave_up_on_is_refused_and_disturbs_no_block() -> None:
     async with Rig(start_workers=3) as rig:
-        one, zombie, other = await rig.workers(3, COUNTED)
+        one, zombie, other = members = await rig.workers(3, COUNTED)
         before = one.values()
-        zombie.give(COUNTED.full(2.0))
-        await zombie.exchange.push()
+        await pushed(members, [COUNTED.full(value) for value in (1.0, 2.0, 4.0)])
         waiting = zombie.start(zombie.exchange.vote())
         await votes_are_in(rig, 1)
         rig.evict(zombie.id)
         with pytest.raises(JobFailed, match="not a member"):
             await waiting
-        steps = [
-            one.start(one.step(COUNTED.full(1.0))),
-            other.start(other.step(COUNTED.full(4.0))),
-        ]
-        await zombie.exchange.push()
-        await together(*(_done(step) for step in steps))
-        await zombie.exchange.push()
+        assert await push_all(zombie) == {True}
+        step = one.start(one.step(COUNTED.full(1.0)))
+        await eventually(lambda: staged(rig, one) == len(one.blocks))
+        assert await push_all(zombie) == {False}
+        await other.step(COUNTED.full(4.0))
+        await step
         assert bits_of_round(before, one.values(), 2) == {0b101}
+        assert await push_all(zombie) == {False}
+        with pytest.raises(JobFailed, match="not a member"):
+            await zombie.exchange.push()
         assert await bits_of_step([one, other], [0, 2]) == {0b101}
         ledger = rig.primary(LEDGER).ledger_host()
         assert (ledger._waiting, ledger._answers) == ({}, {})
+        assert ledger._attending.keys() <= {one.id, other.id}
+
+
+async def push_all(member: Member) -> set[bool]:
+    """Whether a replayed push counts as held, block by block."""
+    return {await member.stage(memory) for memory in member.exchange._memory}
+
+
+async def test_a_worker_that_waits_for_anothers_push_hears_of_its_death() -> None:
+    async with Rig(start_workers=2) as rig:
+        one, dying = await rig.workers(2, COUNTED)
+        before = one.values()
+        step = one.start(one.step(COUNTED.full(1.0)))
+        await eventually(lambda: staged(rig, one) == len(one.blocks))
+        assert not step.done()
+        await rig.kill(dying)
+        await step
+        assert bits_of_round(before, one.values(), 1) == {0b1}
 
 
 async def test_a_worker_that_dies_while_it_waits_to_be_admitted_is_not_waited_for() -> None:
@@ -331,145 +346,3 @@ async def test_a_worker_that_dies_while_it_waits_to_be_admitted_is_not_waited_fo
         await eventually(lambda: not rig.ledger.joining)
         assert await bits_of_step([first], [0]) == {0b1}
         assert ledger._waiting == {}
-
-
-# -- the first values ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("given", ["nothing", "half of the blocks", "all of the blocks"])
-async def test_a_first_initializer_that_dies_is_followed_by_the_next(given: str) -> None:
-    async with Rig(start_workers=3) as rig:
-        first = rig.worker(COUNTED, seed=1)
-        admission = first.start(first.client.ledger(Join))
-        await eventually(lambda: bool(rig.ledger.joining))
-        others = [rig.worker(COUNTED, seed=2), rig.worker(COUNTED, seed=3)]
-        joining = [other.start(other.join()) for other in others]
-        admitted = await admission
-        assert isinstance(admitted, Admitted)
-        assert admitted.initialize
-        memories = first.exchange._memory
-        share = {"nothing": 0, "half of the blocks": 2, "all of the blocks": len(memories)}[given]
-        for memory in memories[:share]:
-            meta, payload = memory.initial()
-            call = Call(kind=Kind.INIT, block=memory.block.id, meta=encode(meta), payload=payload)
-            assert (await first.ask(call)).header.status is Status.OK
-        assert not any(task.done() for task in joining)
-        await rig.kill(first)
-        await together(*(_done(task) for task in joining))
-        seed = 2 if rig.ledger.members[0] == others[0].id else 3
-        for member in others:
-            pairs = zip(member.values(), COUNTED.random(seed), strict=True)
-            assert all(torch.equal(mine, its) for mine, its in pairs)
-        assert await bits_of_step(others, [0, 1]) == {0b11}
-
-
-async def test_a_first_value_after_the_first_round_changes_nothing() -> None:
-    async with Rig() as rig:
-        (member,) = await rig.workers(1, COUNTED)
-        assert await bits_of_step([member], [0]) == {0b1}
-        before = digests(rig)
-        await member.exchange.initialize([item.initial() for item in member.exchange._memory])
-        assert digests(rig) == before
-
-
-# -- repeated requests --------------------------------------------------------------------------
-
-
-def digests(rig: Rig) -> list[str]:
-    """The state of every block but the ledger, at its primary."""
-    blocks = [block for block in rig.entries if block != LEDGER]
-    return [digest(rig.primary(block).parameter_block(block)) for block in blocks]
-
-
-async def repeat_everything(member: Member, commit: Commit, generation: int) -> set[Status]:
-    """Ask again all that the member asked in the round of ``commit``; the values stay unread."""
-    statuses: set[Status] = set()
-    for memory in member.exchange._memory:
-        push = Call(
-            kind=Kind.PUSH,
-            block=memory.block.id,
-            meta=encode(PushMeta(commit.generation, 1.0, {})),
-            payload=memory.gradient(),
-            seq=member.exchange._seq,
-            round=commit.round,
-        )
-        pull = Call(kind=Kind.PULL, block=memory.block.id, meta=encode(PullMeta(commit)))
-        for call in (push, pull, push):
-            reply = await member.ask(call)
-            statuses.add(reply.header.status)
-            if call is pull:
-                assert reply.payload == memory.value
-    return statuses
-
-
-async def test_repeated_requests_get_the_same_answers_and_change_nothing() -> None:
-    async with Rig(start_workers=2) as rig:
-        one, other = members = await rig.workers(2, COUNTED)
-        assert await bits_of_step(members, [0, 1]) == {0b11}
-        commit = one.exchange.commit
-        assert commit is not None
-        before = digests(rig)
-        assert await repeat_everything(one, commit, commit.generation) == {Status.OK}
-        for _ in range(2):
-            again = await one.client.ledger(
-                lambda worker: Vote(worker, commit.round, commit.generation)
-            )
-            admitted = await one.client.ledger(Join)
-            assert isinstance(again, Committed)
-            assert isinstance(admitted, Admitted)
-            assert again.commit == admitted.commit == commit
-        assert digests(rig) == before
-        assert rig.ledger.round == 1
-        assert await bits_of_step(members, [0, 1]) == {0b11}
-        assert_equal(one, other)
-        for member in members:
-            verdict = await member.exchange.audit()
-            assert (verdict.lost, verdict.duplicated) == (0, 0)
-
-
-async def test_a_push_that_is_staged_twice_counts_once() -> None:
-    async with Rig(start_workers=2) as rig:
-        one, other = await rig.workers(2, COUNTED)
-        before = one.values()
-        one.give(COUNTED.full(1.0))
-        await one.exchange.push()
-        for parameter in one.parameters:
-            assert parameter.grad is not None
-            parameter.grad.fill_(64.0)
-        await one.exchange.push()
-        for parameter in one.parameters:
-            assert parameter.grad is not None
-            parameter.grad.fill_(1.0)
-        vote = one.start(one.exchange.vote())
-        await other.step(COUNTED.full(2.0))
-        commit = await vote
-        assert commit is not None
-        await one.exchange.pull(commit)
-        assert bits_of_round(before, one.values(), 2) == {0b11}
-
-
-async def test_a_worker_that_gave_its_last_push_up_may_leave_a_gap_in_its_numbers() -> None:
-    async with Rig() as rig:
-        (member,) = await rig.workers(1, COUNTED)
-        assert await bits_of_step([member], [0]) == {0b1}
-        member.exchange._seq = Seq(40)
-        assert await bits_of_step([member], [0]) == {0b1}
-        member.exchange._seq = Seq(3)
-        member.give(COUNTED.full(8.0))
-        before = member.values()
-        await member.exchange.push()
-        commit = await member.exchange.vote()
-        assert commit is not None
-        call = Call(kind=Kind.PULL, block=member.blocks[0], meta=encode(PullMeta(commit)))
-        assert (await member.ask(call)).header.status is Status.NOT_STAGED
-        assert bits_of_round(before, member.values(), 1) == {0}
-
-
-async def test_leaving_twice_is_leaving_once() -> None:
-    async with Rig(start_workers=2) as rig:
-        one, other = await rig.workers(2, COUNTED)
-        await other.exchange.leave()
-        await other.client.ledger(Leave)
-        assert await bits_of_step([one], [0]) == {0b1}
-        with pytest.raises(JobFailed, match="has left"):
-            await other.client.ledger(Join)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from elasticps.core.audit import Verdict
+from elasticps.core.commands import Attend, Inspect, Observe, Register, Vote
 from elasticps.core.ids import (
     LEDGER,
     BlockId,
@@ -23,11 +24,11 @@ from elasticps.core.ids import (
     Seq,
     WorkerId,
 )
-from elasticps.core.ledger import Observe, Register, Vote
 from elasticps.core.ranges import DataSpec
-from elasticps.core.replica import Commit
+from elasticps.core.replica import Commit, RoundOp
 from elasticps.errors import JobFailed, PeerUnavailable
 from elasticps.server.session import Session
+from elasticps.server.staging import Staging
 from elasticps.server.tensor_block import MAX_STATE_FACTOR
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status, pack
@@ -35,6 +36,7 @@ from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import (
     HelloMeta,
     OpMeta,
+    Prepared,
     PullMeta,
     PushMeta,
     SnapshotMeta,
@@ -42,7 +44,7 @@ from elasticps.wire.messages import (
     TensorMeta,
     encode,
 )
-from tests.support.checkers import digest
+from tests.support.checkers import brought_up, digest
 from tests.support.members import Blueprint, LocalRun, Member, together
 from tests.support.rig import Rig
 from tests.support.rig_server import CLUSTER, JOB, RigServer
@@ -91,8 +93,8 @@ class Bad:
         )
 
 
-def push_meta(weight: float = 1.0, **hyper: Any) -> bytes:
-    return encode(PushMeta(Generation(1), weight, hyper))
+def push_meta(weight: float = 1.0, generation: int = 1, **hyper: Any) -> bytes:
+    return encode(PushMeta(Generation(generation), weight, hyper, 1, None))
 
 
 def state(dtype: str = "float32", shape: tuple[int, ...] = (476,), *more: TensorMeta) -> StateMeta:
@@ -103,12 +105,20 @@ def command(message: msgspec.Struct) -> bytes:
     return msgspec.msgpack.encode(message)
 
 
-def snapshot(meta: StateMeta | None, version: int = 5) -> bytes:
-    return encode(SnapshotMeta(version=version, history=0, state=meta))
+def snapshot(meta: StateMeta | None, prepared: Prepared | None = None) -> bytes:
+    return encode(SnapshotMeta(version=5, history=0, state=meta, prepared=prepared))
+
+
+NEXT = RoundOp(Round(2), Generation(1), ((STRANGER, Seq(1)),))
+
+
+def op(round_: RoundOp | None = NEXT, *, version: int = 3, **more: Any) -> bytes:
+    return encode(OpMeta(version=version, op=round_, **more))
 
 
 VALUE = bytes(BLOCK_BYTES)
 PULL = encode(PullMeta(None))
+FAR = Commit(Round(9), Generation(1), ())
 VOTE = command(Vote(STRANGER, Round(2), Generation(1)))
 
 REQUESTS = {
@@ -175,12 +185,16 @@ REQUESTS = {
     ),
     "push of an old generation": Bad(
         kind=Kind.PUSH,
-        meta=encode(PushMeta(Generation(0), 1.0, {})),
+        meta=push_meta(generation=0),
         payload=VALUE,
         expect=Status.STALE_GENERATION,
     ),
-    "push with a gap in its numbers": Bad(
-        kind=Kind.PUSH, seq=1 << 63, meta=push_meta(), payload=VALUE, expect=Status.OK
+    "push with the proof of a round to come": Bad(
+        kind=Kind.PUSH,
+        round=10,
+        meta=encode(PushMeta(Generation(1), 1.0, {}, 1, FAR)),
+        payload=VALUE,
+        expect=Status.BEHIND,
     ),
     "push under an old epoch": Bad(
         kind=Kind.PUSH, epoch=-1, meta=push_meta(), payload=VALUE, expect=Status.FENCED
@@ -197,9 +211,25 @@ REQUESTS = {
     "state with a payload": Bad(kind=Kind.STATE, payload=VALUE, expect="payload_length"),
     "pull of a round to come": Bad(
         kind=Kind.PULL,
-        meta=encode(PullMeta(Commit(Round(9), Generation(1), ()))),
-        expect=Status.CONFLICT,
+        meta=encode(PullMeta(FAR)),
+        expect=Status.BEHIND,
     ),
+    "pull of a round of others": Bad(
+        kind=Kind.PULL,
+        meta=encode(PullMeta(Commit(Round(2), Generation(1), (STRANGER,)))),
+        expect=Status.BEHIND,
+    ),
+    "pull of pushes that are not here": Bad(
+        kind=Kind.PULL, meta=encode(PullMeta(None, {STRANGER: Seq(1)})), expect=Status.BEHIND
+    ),
+    "state of a round to come": Bad(
+        kind=Kind.STATE, meta=encode(PullMeta(FAR)), expect=Status.BEHIND
+    ),
+    "state of garbage": Bad(kind=Kind.STATE, meta=GARBAGE, expect="meta"),
+    "status of a round to come": Bad(
+        kind=Kind.STATUS, meta=encode(PullMeta(FAR)), expect=Status.BEHIND
+    ),
+    "status of nothing": Bad(kind=Kind.STATUS, expect="meta"),
     # the ledger
     "a command of garbage": Bad(kind=Kind.LEDGER, block=LEDGER, meta=GARBAGE, expect="meta"),
     "a command of nothing": Bad(kind=Kind.LEDGER, block=LEDGER, expect="meta"),
@@ -211,6 +241,21 @@ REQUESTS = {
     ),
     "a list of the living": Bad(
         kind=Kind.LEDGER, block=LEDGER, meta=command(Observe((), 1 << 40)), expect="worker"
+    ),
+    "an attendance for another worker": Bad(
+        kind=Kind.LEDGER,
+        block=LEDGER,
+        meta=command(Attend(WorkerId(7), Generation(1))),
+        expect="worker",
+    ),
+    "an attendance of no member": Bad(
+        kind=Kind.LEDGER,
+        block=LEDGER,
+        meta=command(Attend(STRANGER, Generation(1))),
+        expect=Status.OK,
+    ),
+    "an inspection of no member": Bad(
+        kind=Kind.LEDGER, block=LEDGER, meta=command(Inspect(STRANGER)), expect=Status.OK
     ),
     "a vote of no member": Bad(kind=Kind.LEDGER, block=LEDGER, meta=VOTE, expect=Status.OK),
     "data without samples": Bad(
@@ -235,9 +280,7 @@ REQUESTS = {
     "a snapshot for a primary": Bad(
         kind=Kind.SNAPSHOT, meta=snapshot(state()), payload=VALUE, expect=Status.UNKNOWN
     ),
-    "an op for a primary": Bad(
-        kind=Kind.OP, meta=encode(OpMeta(version=3)), payload=VALUE, expect=Status.UNKNOWN
-    ),
+    "an op for a primary": Bad(kind=Kind.OP, meta=op(), payload=VALUE, expect=Status.UNKNOWN),
     "a snapshot under an old epoch": Bad(
         kind=Kind.SNAPSHOT,
         to="backup",
@@ -250,7 +293,7 @@ REQUESTS = {
         kind=Kind.OP,
         to="backup",
         epoch=-1,
-        meta=encode(OpMeta(version=3)),
+        meta=op(),
         payload=VALUE,
         expect=Status.FENCED,
     ),
@@ -283,6 +326,34 @@ REQUESTS = {
         payload=VALUE,
         expect="nbytes",
     ),
+    "a snapshot without its prepared gradient": Bad(
+        kind=Kind.SNAPSHOT,
+        to="backup",
+        meta=snapshot(state(), Prepared(NEXT, {}, BLOCK_BYTES + 1)),
+        payload=VALUE,
+        expect="prepared",
+    ),
+    "a snapshot with half of its prepared gradient": Bad(
+        kind=Kind.SNAPSHOT,
+        to="backup",
+        meta=snapshot(state(), Prepared(NEXT, {}, BLOCK_BYTES // 2)),
+        payload=VALUE + VALUE[: BLOCK_BYTES // 2],
+        expect="payload_length",
+    ),
+    "a snapshot with less than no prepared gradient": Bad(
+        kind=Kind.SNAPSHOT,
+        to="backup",
+        meta=snapshot(state(), Prepared(NEXT, {}, -4)),
+        payload=VALUE,
+        expect="prepared",
+    ),
+    "a snapshot with a prepared option that is unknown": Bad(
+        kind=Kind.SNAPSHOT,
+        to="backup",
+        meta=snapshot(state(), Prepared(NEXT, {"speed": 9}, 0)),
+        payload=VALUE,
+        expect="hyper",
+    ),
     "a snapshot of a ledger that is none": Bad(
         kind=Kind.SNAPSHOT, to="backup", block=LEDGER, meta=snapshot(None), expect="ledger"
     ),
@@ -290,35 +361,39 @@ REQUESTS = {
     "an op after a gap": Bad(
         kind=Kind.OP,
         to="backup",
-        meta=encode(OpMeta(version=9)),
+        meta=op(version=9),
         payload=VALUE,
         expect=Status.CONFLICT,
     ),
     "an op that was applied": Bad(
         kind=Kind.OP,
         to="backup",
-        meta=encode(OpMeta(version=2, round=Round(1))),
+        meta=op(version=2),
         payload=VALUE,
         expect=Status.OK,
     ),
     "an op of too few bytes": Bad(
         kind=Kind.OP,
         to="backup",
-        meta=encode(OpMeta(version=3, round=Round(2))),
+        meta=op(),
         payload=VALUE[:-4],
         expect="payload_length",
+    ),
+    "an op of nothing": Bad(kind=Kind.OP, to="backup", meta=op(None), payload=VALUE, expect="op"),
+    "an op after a round that is not here": Bad(
+        kind=Kind.OP, to="backup", meta=op(commit=FAR), payload=VALUE, expect="op"
     ),
     "an op with an unknown option": Bad(
         kind=Kind.OP,
         to="backup",
-        meta=encode(OpMeta(version=3, round=Round(2), hyper={"speed": 9})),
+        meta=op(hyper={"speed": 9}),
         payload=VALUE,
         expect="hyper",
     ),
     "an op of a first value without numbers": Bad(
         kind=Kind.OP,
         to="backup",
-        meta=encode(OpMeta(version=3, initial=state())),
+        meta=op(None, initial=state()),
         expect="payload_length",
     ),
     "an op of a ledger that is none": Bad(
@@ -370,10 +445,11 @@ def assert_nothing_waits(rig: Rig) -> None:
             if block == LEDGER:
                 host = server.ledger_host()
                 assert (host._waiting, host._answers) == ({}, {})
+                assert host._attending.keys() <= set(rig.alive)
             else:
-                numbers = server.parameter_block(block)
-                assert (numbers._staged, numbers._parked) == ({}, [])
-                assert numbers._replica.staged == {}
+                block_here = server.parameter_block(block)
+                assert block_here._staging == Staging()
+                assert block_here._replica.staged == {}
 
 
 async def step(members: list[Member], local: LocalRun, seed: int) -> None:
@@ -389,7 +465,8 @@ def assert_right(rig: Rig, members: list[Member], local: LocalRun) -> None:
             torch.testing.assert_close(mine, its.detach(), rtol=0, atol=1e-6)
     for block, entry in rig.entries.items():
         replicas = [rig.servers[server].replica(block) for server in entry.holders]
-        assert len({digest(replica) for replica in replicas if replica is not None}) == 1
+        digests = {digest(brought_up(item, rig.ledger.last)) for item in replicas if item}
+        assert len(digests) == 1
 
 
 async def in_sync(rig: Rig) -> None:
@@ -517,6 +594,7 @@ async def test_a_thousand_bad_requests_leave_no_session_and_no_memory() -> None:
         local = LocalRun(BLUEPRINT)
         await in_sync(rig)
         await step(members, local, 10)
+        assert_right(rig, members, local)
         bad = [item for item in REQUESTS.values() if item.kind is not Kind.LEDGER]
         before, connections = kept(), count(rig)
         for _ in range(20):
@@ -525,9 +603,9 @@ async def test_a_thousand_bad_requests_leave_no_session_and_no_memory() -> None:
         await eventually(lambda: count(rig) == connections)
         for server in rig.servers.values():
             server.forget_closed()
+        assert_right(rig, members, local)
         assert kept() == before
         assert_nothing_waits(rig)
-        assert_right(rig, members, local)
 
 
 async def _unheard(rig: Rig, bad: Bad) -> None:

@@ -9,14 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from elasticps.core.ids import (
-    Round,
-)
-from elasticps.core.replica import Commit
+from elasticps.core.ids import Round
 from elasticps.errors import JobFailed
-from elasticps.wire.messages import (
-    DropJob,
-)
+from elasticps.wire.messages import DropJob
 from tests.support.distributions import Install, install
 from tests.support.members import Blueprint, Member, together
 from tests.support.rig import Rig
@@ -102,7 +97,7 @@ async def test_a_state_that_the_optimizer_cannot_use_fails_its_job_with_the_reas
             (msgspec.structs.replace(meta, scalars={"momentum_buffer": None}), payload)
             for meta, payload in states
         ]
-        await member.exchange.initialize(foreign)
+        await member.exchange.initialize(foreign, Round(0))
         with pytest.raises(JobFailed, match=r"AdamW: step\(\) failed on block \d: KeyError"):
             await member.step(blueprint.random(1))
 
@@ -116,43 +111,42 @@ async def test_a_job_that_is_dropped_leaves_nothing_and_nobody_waiting(waiting_f
         members = await rig.workers(2, BLUEPRINT)
         await in_sync(rig)
         one = members[0]
-        one.give(BLUEPRINT.random(1))
+        for member in members:
+            member.give(BLUEPRINT.random(1))
         await WAITS[waiting_for](rig, members)
         streams = [task for task in asyncio.all_tasks() if "stream" in task.get_name()]
         assert len(streams) == len(rig.entries)
-        answered = one.client._pool._connections
+        answered = [*one.client._pool._connections.values()]
         for server in rig.servers.values():
             server.child.tell(DropJob(JOB))
         await eventually(lambda: all(task.done() for task in streams))
-        await eventually(lambda: all(not c._in_flight._pending for c in answered.values()))
+        await eventually(lambda: all(not c._in_flight._pending for c in answered))
         for server in rig.servers.values():
             assert server.server.table.load().blocks == 0
 
 
 async def _wait_for_vote(rig: Rig, members: list[Member]) -> None:
+    await together(*(member.exchange.push() for member in members))
     members[0].start(members[0].exchange.vote())
     await eventually(lambda: len(rig.ledger.votes) == 1)
 
 
 async def _wait_for_gradient(rig: Rig, members: list[Member]) -> None:
-    one, other = members
-    await one.exchange.push()
-    commit = Commit(Round(1), rig.ledger.generation, (one.id, other.id))
-    one.start(one.exchange.pull(commit))
+    one = members[0]
+    one.start(one.exchange.push())
     blocks = [rig.primary(block).parameter_block(block) for block in one.blocks]
-    await eventually(lambda: all(block._parked for block in blocks))
+    await eventually(lambda: all(one.id in block._staging.held for block in blocks))
 
 
 async def _wait_for_backup(rig: Rig, members: list[Member]) -> None:
-    one = members[0]
-    await one.exchange.push()
     for server in rig.servers:
         for receiver in rig.servers.values():
             for conn in receiver.connections_from(server):
                 conn.pause_reading()
-    one.start(one.exchange.pull(Commit(Round(1), rig.ledger.generation, (one.id,))))
-    blocks = [rig.primary(block).parameter_block(block) for block in one.blocks]
-    await eventually(lambda: all(block.replication._waiting for block in blocks))
+    for member in members:
+        member.start(member.exchange.push())
+    blocks = [rig.primary(block).parameter_block(block) for block in members[0].blocks]
+    await eventually(lambda: all(len(b.replication._waiting) == len(members) for b in blocks))
 
 
 WAITS: dict[str, Callable[[Rig, list[Member]], Any]] = {

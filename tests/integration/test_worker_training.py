@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 import elasticps
 from elasticps.core.audit import Verdict
+from elasticps.core.consistency import Consistency
 from tests.support.processes import wait_until
 from tests.support.rig import Rig
 from tests.support.scripts import (
@@ -27,6 +29,7 @@ from tests.support.scripts import (
     backward,
     batches,
     dataset,
+    loss_of,
     network,
     train,
 )
@@ -125,6 +128,40 @@ async def test_every_sample_is_used_once_an_epoch_while_workers_come_and_go() ->
         await first
     assert used == Counter(dict.fromkeys(range(100), 2))
     assert worlds == {1, 2}
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "backup workers": {"backup_workers": 1},
+    "bounded": {"consistency": Consistency.BOUNDED, "staleness": 2},
+    "async": {"consistency": Consistency.ASYNC},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_script_need_not_know_how_its_job_is_kept_consistent(mode: str) -> None:
+    slow = iter([0.0, 0.0, 0.02])
+
+    def script(run: elasticps.Run) -> nn.Module:
+        pause_s = next(slow)
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.02)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=3):
+            optimizer.zero_grad()
+            backward(model, batch)
+            time.sleep(pause_s)
+            optimizer.step()
+        return model
+
+    async with Rig(start_workers=3, audit=True, **MODES[mode]) as rig:
+        models = await as_workers(rig, 3, script)
+        verdicts = [finished.verdict for finished in rig.finished.values()]
+    for verdict in verdicts:
+        assert verdict is not None
+        assert (verdict.lost, verdict.duplicated) == (0, 0)
+    inputs, targets = dataset().tensors
+    with torch.no_grad():
+        losses = [float(loss_of(model(inputs), targets)) for model in [network(), *models]]
+    assert all(loss < losses[0] / 2 for loss in losses[1:])
 
 
 # -- as torch's optimizers behave ---------------------------------------------------------------

@@ -63,7 +63,7 @@ class BlockServers:
 
     def step(self, changed: Sequence[Hyperparameters]) -> None:
         """One round with the parameters' present gradients."""
-        sent = [encode(PushMeta(Generation(1), 1.0, hyper)) for hyper in changed]
+        sent = [encode(PushMeta(Generation(1), 1.0, hyper, 1, None)) for hyper in changed]
         for block, item in zip(self.blocks, self.memory, strict=True):
             hyper = decode(sent[item.group], PushMeta).hyper
             memory = item.gradient()

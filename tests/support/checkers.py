@@ -10,7 +10,9 @@ from enum import Enum
 import torch
 
 from elasticps.core.ids import WorkerId
+from elasticps.core.replica import Commit, Settled
 from elasticps.server.hosted import Hosted
+from elasticps.server.parameter_block import ParameterBlock
 from elasticps.wire.messages import encode
 
 CLOSE = 1e-9
@@ -63,15 +65,23 @@ class OneHotSet:
         gradient[push.place] = 1.0
         return gradient
 
-    def faults(self, blocks: Sequence[torch.Tensor], most_contributors: int) -> list[str]:
-        """What is wrong with the blocks' values at the end, in words; empty when all is right."""
+    def faults(
+        self, blocks: Sequence[torch.Tensor], most_contributors: int, *, in_rounds: bool = True
+    ) -> list[str]:
+        """What is wrong with the blocks' values at the end, in words; empty when all is right.
+
+        Where there are no rounds, a worker that dies may have reached some of the blocks alone.
+        """
         faults = []
         for push in self.pushes:
             shares = [-float(block[push.place]) for block in blocks]
-            if max(shares) - min(shares) > CLOSE:
+            differ = max(shares) - min(shares) > CLOSE
+            if differ and (in_rounds or push.outcome is not Outcome.UNKNOWN):
                 faults.append(f"{push} differs between blocks: {shares}")
-            elif not any(abs(shares[0] - one) < CLOSE for one in _allowed(push, most_contributors)):
-                faults.append(f"{push} left {shares[0]}")
+            allowed = list(_allowed(push, most_contributors))
+            wrong = [s for s in shares if not any(abs(s - one) < CLOSE for one in allowed)]
+            if wrong:
+                faults.append(f"{push} left {wrong}")
         unused = (bool(block[len(self.pushes) :].any()) for block in blocks)
         faults += [f"block {n} holds what nobody pushed" for n, bad in enumerate(unused) if bad]
         return faults
@@ -99,6 +109,19 @@ def bits_of_round(
         sums = ((one - other) * contributors).reshape(-1)
         found.update(round(item) for item in sums.tolist())
     return found
+
+
+def brought_up(replica: Hosted, commit: Commit | None) -> Hosted:
+    """The replica, which has applied the round that ``commit`` proves, as a reader's proof has it.
+
+    A backup holds the newest round prepared until it hears that it was committed.
+    """
+    if isinstance(replica, ParameterBlock):
+        settled = replica._replica.settle(commit)
+        assert settled in (Settled.DONE, Settled.APPLY), settled
+        if settled is Settled.APPLY:
+            replica._apply_prepared()
+    return replica
 
 
 def digest(replica: Hosted) -> str:

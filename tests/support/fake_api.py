@@ -43,7 +43,10 @@ def job(name: str, **changes: Any) -> Json:
         "reason": "2 workers",
         "script": "/home/me/train.py",
         "strategy": "data-parallel",
-        "replicas": 1,
+        "replicas": 2,
+        "min_insync": 1,
+        "consistency": "sync",
+        "under_replicated": 0,
         "round": 120,
         "metrics": {"accuracy": 0.9, "loss": 0.25},
         "step_s": 0.01,
@@ -56,6 +59,7 @@ def job(name: str, **changes: Any) -> Json:
         "movement": {"blocks": 0, "value_bytes": 0, "snapshot_bytes": 0, "least_value_bytes": 0},
         "verdict": {"acknowledged": 10, "lost": 0, "duplicated": 0},
         "failure": None,
+        "checkpoint": None,
         "submitted_unix": 1.0,
         "ended_unix": None,
         **changes,
@@ -120,6 +124,8 @@ class FakeApi:
         app.router.add_post("/api/v1/rebalance", self._rebalance)
         app.router.add_post("/api/v1/jobs", self._submit)
         app.router.add_post("/api/v1/jobs/{job}/cancel", self._cancel)
+        app.router.add_get("/api/v1/jobs/{job}", self._job)
+        app.router.add_post("/api/v1/jobs/{job}/checkpoint", self._checkpoint)
         app.router.add_get("/api/v1/jobs/{job}/logs", self._logs)
         runner = web.AppRunner(app, shutdown_timeout=1.0)
         await runner.setup()
@@ -191,6 +197,14 @@ class FakeApi:
         found = self.jobs[request.match_info["job"]]
         found |= {"state": "CANCELLED", "reason": "cancelled by request"}
         return web.json_response(found, status=202)
+
+    async def _job(self, request: web.Request) -> web.Response:
+        if self.career:
+            self.jobs[request.match_info["job"]] |= self.career.pop(0)
+        return web.json_response(self.jobs[request.match_info["job"]])
+
+    async def _checkpoint(self, request: web.Request) -> web.Response:
+        return web.json_response({"job": request.match_info["job"], "request": 7}, status=202)
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

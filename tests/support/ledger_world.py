@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from elasticps.core.ids import Generation, Round, WorkerId
-from elasticps.core.ledger import (
+from elasticps.core.commands import (
     Admitted,
     Answer,
     Command,
@@ -21,7 +20,6 @@ from elasticps.core.ledger import (
     Initialized,
     Join,
     Leave,
-    Ledger,
     Left,
     Observe,
     Refused,
@@ -31,6 +29,8 @@ from elasticps.core.ledger import (
     Turn,
     Vote,
 )
+from elasticps.core.ids import Generation, Round, WorkerId
+from elasticps.core.ledger import Ledger
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 
@@ -177,8 +177,9 @@ class World:
         self.applied.append(command)
         self._check_round(before)
         self._check_state()
-        same_members = self.ledger.members == before.members
-        assert same_members == (self.ledger.generation == before.generation)
+        known = (self.ledger.members, self.ledger.data)
+        same = known == (before.members, before.data)
+        assert same == (self.ledger.generation == before.generation)
         self.check_repeat(command)
         for name, answer in answers:
             worker = self.workers[name]
@@ -234,7 +235,7 @@ class World:
         assert set(ledger.votes) <= set(ledger.members)
         assert set(ledger.leaving) <= set(ledger.votes) | set(ledger.members)
         assert set(ledger.leases) <= set(ledger.members)
-        turns = [ledger._turn(name) for name in ledger.members]
+        turns = [ledger.turn(name) for name in ledger.members]
         assert [turn.rank for turn in turns] == list(range(len(turns)))
         assert {turn.world for turn in turns} <= {len(turns)}
         assert len({turn.exhausted for turn in turns}) <= 1

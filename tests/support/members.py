@@ -14,11 +14,11 @@ from torch import nn
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import Hyperparameters, Model
-from elasticps.core.ids import BlockId, Generation, JobKey, Round, WorkerId
+from elasticps.core.ids import BlockId, WorkerId
 from elasticps.strategies.data_parallel import DataParallel
 from elasticps.wire.connection import Connection
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import Control
+from elasticps.wire.messages import Control, JobInfo
 from elasticps.worker.agent import Agent
 from elasticps.worker.client import Call, Client
 from elasticps.worker.exchange import Exchange
@@ -109,14 +109,14 @@ class Member:
     """One life of one worker, without a process: its parameters and its real exchange."""
 
     def __init__(
-        self, cluster: str, job: JobKey, worker: WorkerId, blueprint: Blueprint, seed: int
+        self, cluster: str, info: JobInfo, worker: WorkerId, blueprint: Blueprint, seed: int
     ) -> None:
         self.id = worker
         self.agent = StandInAgent()
         self.parameters = blueprint.parameters(seed)
-        self.client = Client(self.agent, cluster, job, worker)
+        self.client = Client(self.agent, cluster, info.job, worker)
         model = blueprint.model
-        self.exchange = Exchange(self.client, model, memory_of(model, self.parameters))
+        self.exchange = Exchange(self.client, info, model, memory_of(model, self.parameters))
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- life -----------------------------------------------------------------------------------
@@ -133,9 +133,11 @@ class Member:
         for connection in list(self.client._pool._connections.values()):
             connection.abort()
         await self._stop()
+        await self.exchange.aclose()
 
     async def aclose(self) -> None:
         await self._stop()
+        await self.exchange.aclose()
         await self.client.aclose()
 
     async def _stop(self) -> None:
@@ -178,9 +180,11 @@ class Member:
         self.give(gradients, weight=weight, hyper=hyper, leaving=leaving)
         await DataParallel().step(self.exchange)
 
-    async def stage(self, memory: BlockMemory, number: Round, generation: Generation) -> None:
-        """Push the gradient in hand of one block alone."""
-        await self.ask(self.exchange._push(memory, number, generation))
+    async def stage(self, memory: BlockMemory) -> bool:
+        """Push the gradient in hand of one block alone; True once every replica holds the round."""
+        turn = self.exchange.turn
+        assert turn is not None
+        return await self.exchange._push(memory, turn)
 
     async def ask(self, call: Call) -> Reply:
         """Any one request, to whoever leads the block."""

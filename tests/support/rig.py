@@ -63,7 +63,10 @@ LEASE_S = 3600.0
 
 
 class Rig:
-    """``async with Rig(servers=2) as rig``: on leaving, nothing may have leaked or gone wrong."""
+    """``async with Rig(servers=2) as rig``: on leaving, nothing may have leaked or gone wrong.
+
+    ``job``: what else the job's ``JobInfo`` says, such as its consistency.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Rig:
         local: bool = True,
         audit: bool = False,
         lag: Lag = lambda: 0.0,
+        **job: Any,
     ) -> None:
         self.servers: dict[ServerId, RigServer] = {}
         self.sites: list[Site] = []
@@ -92,6 +96,7 @@ class Rig:
         self._replicas = replicas
         self._local = local
         self._audit = audit
+        self._job = job
         self._lag = lag
         self._pinned: dict[BlockId, tuple[ServerId, ...]] = {}
         self._children: dict[object, Child] = {}
@@ -219,7 +224,7 @@ class Rig:
         return self.servers[self.entries[block].primary]
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> Any:
         """The ledger's state at its primary; one without members until there is a primary."""
         hosted = self.primary(LEDGER).replica(LEDGER)
         return hosted._ledger if isinstance(hosted, LedgerHost) else Ledger(start_workers=0)
@@ -247,7 +252,7 @@ class Rig:
 
     def worker(self, blueprint: Blueprint, *, seed: int = 0) -> Member:
         """A new worker, which has not joined yet."""
-        member = Member(CLUSTER, JOB, self._next_worker(), blueprint, seed)
+        member = Member(CLUSTER, self._job_message(), self._next_worker(), blueprint, seed)
         self._members.append(member)
         self._introduce(member.id, member.agent.hear)
         self.describe(blueprint.model)
@@ -350,6 +355,7 @@ class Rig:
             start_workers=self._start_workers,
             strategy="data-parallel",
             model=self.model,
+            **self._job,
         )
 
     def _servers_message(self) -> Servers:

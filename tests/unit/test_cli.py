@@ -346,7 +346,9 @@ def test_rebalance_of_a_balanced_cluster_moves_nothing(api, elasticps):
 def test_submit_sends_the_job_and_leaves_the_rest_to_the_script(api, elasticps, script):
     code, out, _ = elasticps(
         "submit", "--name", "mnist", "--start-workers", 2, "--max-workers", 4, "--audit",
-        "--block-bytes", "64KiB", "--env", "A=b=c", "train.py", "--json", "--name", "x",
+        "--block-bytes", "64KiB", "--env", "A=b=c", "--replicas", 3, "--min-insync", 2,
+        "--checkpoint-dir", "saved", "--checkpoint-every", 50,
+        "--resume", "/old", "train.py", "--json", "--name", "x",
     )  # fmt: skip
     assert code == 0
     assert "submitted mnist" in out
@@ -361,13 +363,28 @@ def test_submit_sends_the_job_and_leaves_the_rest_to_the_script(api, elasticps, 
                 "strategy": "data-parallel",
                 "start_workers": 2,
                 "max_workers": 4,
-                "replicas": 1,
+                "replicas": 3,
+                "min_insync": 2,
+                "checkpoint_dir": str(script.parent / "saved"),
+                "checkpoint_every": 50,
+                "resume": "/old",
                 "block_bytes": 65536,
                 "audit": True,
             },
         )
     ]
+    assert elasticps("submit", "--consistency", "bounded", "--staleness", 4, "train.py")[0] == 0
+    ((_, _), (_, sent)) = api.asked("POST")
+    assert (sent["consistency"], sent["staleness"]) == ("bounded", 4)
     assert json.loads(elasticps("submit", "--json", "train.py")[1])["job"] == "train-1"
+
+
+def test_a_single_copy_is_warned_of_in_one_line(api, elasticps, script):
+    code, _, err = elasticps("submit", "--replicas", 1, "train.py")
+    assert code == 0
+    assert err.startswith("warning: 1 copy of each block: a node that dies takes the job with it")
+    assert err.count("\n") == 1
+    assert elasticps("submit", "train.py")[2] == ""
 
 
 def test_cancel_stops_a_known_job(api, elasticps):
@@ -406,6 +423,19 @@ def test_plugins_are_listed_without_a_daemon(capsys):
         (["submit", "nothing.py"], "SCRIPT"),
         (["submit", "."], "SCRIPT"),
         (["submit", "--replicas", "0", "train.py"], "--replicas"),
+        (["submit", "--replicas", "8", "train.py"], "--replicas"),
+        (["submit", "--replicas", "nan", "train.py"], "--replicas"),
+        (["submit", "--min-insync", "3", "train.py"], "field min_insync) (limit: 1 to 2"),
+        (["submit", "--consistency", "strict", "train.py"], "--consistency"),
+        (["submit", "--staleness", "-1", "train.py"], "--staleness"),
+        (["submit", "--staleness", "4", "train.py"], "field staleness"),
+        (["submit", "--backup-workers", "1", "train.py"], "field backup_workers"),
+        (["submit", "--checkpoint-every", "-1", "train.py"], "--checkpoint-every"),
+        (["submit", "--checkpoint-every", "5", "train.py"], "field checkpoint_dir"),
+        (["submit", "--resume", "../x", "train.py"], "field resume"),
+        (["submit", "--resume", "", "train.py"], "--resume"),
+        (["run", "--backup-workers", "1", "train.py"], "field backup_workers"),
+        (["run", "--nodes", "2", "--min-insync", "3", "train.py"], "field min_insync"),
         (["submit", "--start-workers", "1000000", "train.py"], "--start-workers"),
         (["submit", "--start-workers", "4", "--max-workers", "3", "train.py"], "--max-workers"),
         (["submit", "--block-bytes", "1KiB", "train.py"], "4KiB to 512MiB"),

@@ -171,12 +171,10 @@ def test_a_refused_job_exits_2_and_closes_the_cluster(api, start, script, marks)
     assert marks.read_text().endswith("closed\n")
 
 
-def test_more_replicas_than_this_version_keeps_are_refused_before_anything_starts(
-    start, script, marks
-):
-    code, _, err = finish(start("--nodes", 2, "--replicas", 2, script))
+def test_options_that_do_not_go_together_are_refused_before_anything_starts(start, script, marks):
+    code, _, err = finish(start("--nodes", 2, "--replicas", 2, "--min-insync", 3, script))
     assert code == 2
-    assert "--replicas" in err
+    assert "min_insync of 3 (field min_insync) (limit: 1 to 2)" in err
     assert "opened" not in marks.read_text()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from elasticps.core.ids import node_of
@@ -12,6 +14,7 @@ from elasticps.daemon.view import JobView
 from tests.support.contents import BLOCK_BYTES, Contents
 
 LOST_AFTER_S = 30.0
+ONE_COPY = "1 copy of each block: a node that dies takes the job with it"
 GARBAGE = b"\x00"
 
 
@@ -63,17 +66,30 @@ def etcd() -> Led:
     return Led()
 
 
+def running(etcd: Led, nodes: str, blocks: int, **fields: Any) -> JobView:
+    """A job of so many blocks and the ledger that runs on these nodes, a worker on each."""
+    for node in nodes:
+        etcd.node(node)
+    job = etcd.job(**fields)
+    etcd.settle()
+    for node in nodes:
+        etcd.worker(job, f"{node}.1")
+    etcd.described(job, blocks)
+    etcd.settle()
+    return job
+
+
 @pytest.fixture
 def job(etcd: Led) -> JobView:
-    """A job of seven blocks and the ledger that runs on the nodes a and b."""
-    etcd.node("a")
-    etcd.node("b")
-    job = etcd.job()
-    etcd.settle()
-    etcd.worker(job, "a.1")
-    etcd.worker(job, "b.1")
-    etcd.described(job, 7)
-    etcd.settle()
+    """A job of seven blocks and the ledger, one copy of each, that runs on the nodes a and b."""
+    return running(etcd, "ab", 7, replicas=1)
+
+
+@pytest.fixture
+def paired(etcd: Led) -> JobView:
+    """A job of 23 blocks and the ledger on the nodes a, b and c, two copies of each in sync."""
+    job = running(etcd, "abc", 23)
+    etcd.move_all(job)
     return job
 
 
@@ -114,7 +130,7 @@ def test_new_job_waits_for_its_workers_then_runs(etcd: Led) -> None:
 
 def test_first_plan_is_fair_and_written_with_the_status_as_one_step(etcd: Led) -> None:
     servers = {etcd.node("a"), etcd.node("b")}
-    job = etcd.job()
+    job = etcd.job(replicas=1)
     etcd.settle()
     etcd.worker(job, "a.1")
     etcd.described(job, 7)
@@ -147,7 +163,7 @@ def test_first_plan_waits_for_a_node(etcd: Led) -> None:
 
 def test_plan_of_many_parts_is_written_a_few_at_a_time(etcd: Led) -> None:
     etcd.node("a")
-    job = etcd.job()
+    job = etcd.job(replicas=1)
     parts = PARTS_A_WRITE + 1
     etcd.described(job, parts * PART_BLOCKS - 1)
 
@@ -215,7 +231,7 @@ def test_draining_node_serves_until_its_blocks_are_elsewhere(etcd: Led, job: Job
     etcd.worker(job, "b.1", state=WorkerState.LEFT)
     assert etcd.view.holds_nothing("b")
     assert etcd.settle() != []
-    assert job.status.reason == "1 worker"
+    assert job.status.reason == f"1 worker; {ONE_COPY}"
 
 
 def test_only_node_that_drains_keeps_its_blocks_and_the_job_waits(etcd: Led, job: JobView) -> None:
@@ -257,7 +273,7 @@ def test_node_that_returns_with_its_server_goes_on_where_it_was(etcd: Led, job: 
     etcd.settle()
     assert job.entries == before
     assert job.status is not None
-    assert job.status.reason == "2 workers"
+    assert job.status.reason == f"2 workers; {ONE_COPY}"
 
     etcd.gone("b")  # the next absence is counted anew
     etcd.settle()
@@ -357,7 +373,7 @@ def test_deleted_plan_is_not_made_anew(etcd: Led, job: JobView) -> None:
     etcd.put(etcd.keys.plan_part("job", 0), good)
     etcd.settle()
     assert leads(job) == {"a/1": 4, "b/1": 4}
-    assert job.status.reason == "2 workers"
+    assert job.status.reason == f"2 workers; {ONE_COPY}"
 
 
 def test_damaged_status_is_left_alone_and_other_jobs_are_not(etcd: Led, job: JobView) -> None:
@@ -380,3 +396,139 @@ def test_write_is_refused_by_etcd_when_the_view_was_old(etcd: Led, job: JobView)
     current = {key: etcd.items[key].mod_revision for key in compared}
     assert set(compared) == {etcd.keys.plan_part("job", 0), etcd.keys.job_status("job")}
     assert all(compared[key] < current[key] for key in compared)
+
+
+# -- two copies of each block ---------------------------------------------------------------------
+
+
+def reason(job: JobView) -> str:
+    assert job.status is not None
+    return job.status.reason
+
+
+def test_copies_are_filled_and_their_lack_is_told_until_then(etcd: Led) -> None:
+    job = running(etcd, "abc", 23)
+    assert reason(job) == "3 workers; 24 of 24 blocks have fewer than 2 copies"
+    etcd.move_all(job)
+    assert reason(job) == "3 workers"
+    assert all(len(entry.holders) == 2 for entry in job.entries)
+    assert job.status is not None
+    movement = job.status.movement
+    assert movement.blocks == 24
+    assert movement.value_bytes == movement.least_value_bytes == 24 * BLOCK_BYTES
+
+
+def test_a_lone_node_says_that_its_death_is_the_end(etcd: Led) -> None:
+    job = running(etcd, "a", 3)
+    assert reason(job) == "1 worker; all blocks are on a alone: if it dies, the job is lost"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_dead_nodes_blocks_fail_over_in_one_write_without_waiting(
+    etcd: Led, paired: JobView, restarts: bool
+) -> None:
+    assert leads(paired) == {"a/1": 8, "b/1": 8, "c/1": 8}
+    before = {entry.block: entry for entry in paired.entries}
+    if restarts:
+        etcd.node("b", "2")
+    else:
+        etcd.gone("b")
+
+    (write,) = etcd.decided()
+    etcd.write(write)
+
+    assert leads(paired) == {"a/1": 12, "c/1": 12}
+    for entry in paired.entries:
+        was = before[entry.block]
+        assert "b/1" not in entry.servers
+        if "b/1" in was.holders:
+            assert entry.epoch > was.epoch
+            assert entry.primary in was.holders
+            assert len(entry.learners) == 1
+    assert reason(paired).startswith("3 workers; 16 of 24 blocks have fewer than 2 copies")
+    etcd.move_all(paired)
+    assert reason(paired) == "3 workers"
+    assert paired.status is not None
+    movement = paired.status.movement
+    assert movement.value_bytes <= movement.least_value_bytes + 2 * BLOCK_BYTES
+
+
+def test_a_node_that_joins_is_filled_with_hardly_more_than_its_share(
+    etcd: Led, paired: JobView
+) -> None:
+    assert paired.status is not None
+    before = paired.status.movement
+    etcd.node("d")
+    etcd.move_all(paired)
+    after = paired.status.movement
+    least = after.least_value_bytes - before.least_value_bytes
+    assert least == 2 * 24 * BLOCK_BYTES // 4
+    assert least - BLOCK_BYTES < after.value_bytes - before.value_bytes <= least + 2 * BLOCK_BYTES
+
+
+def test_a_drain_takes_leads_and_copies_away(etcd: Led, paired: JobView) -> None:
+    etcd.drain("b")
+    etcd.move_all(paired)
+    assert all(set(entry.servers) == {"a/1", "c/1"} for entry in paired.entries)
+    assert leads(paired) == {"a/1": 12, "c/1": 12}
+
+
+def test_blocks_are_lost_when_every_holder_is_gone_for_good(etcd: Led, paired: JobView) -> None:
+    both = sum(set(entry.holders) == {"a/1", "b/1"} for entry in paired.entries)
+    assert both
+    etcd.gone("a")
+    etcd.gone("b")
+    etcd.settle()
+    assert reason(paired) == (
+        f"waiting for a, b to return: they hold the only replicas of {both} blocks"
+    )
+
+    etcd.node("a", "2")  # b may still have them
+    etcd.settle()
+    assert paired.status is not None
+    assert paired.status.state is JobState.RUNNING
+    assert reason(paired) == f"waiting for b to return: it holds the only replica of {both} blocks"
+
+    etcd.node("b", "2")
+    etcd.settle()
+    assert paired.status.state is JobState.FAILED
+    assert reason(paired) == (
+        f"{both} blocks are lost: the shard server of a, b restarted without them,"
+        " and no other replica was in sync"
+    )
+
+
+def test_one_holder_that_returns_with_its_server_saves_the_job(etcd: Led, paired: JobView) -> None:
+    etcd.gone("a")
+    etcd.gone("b")
+    etcd.settle()
+    etcd.monotonic += LOST_AFTER_S - 1
+    etcd.node("b")
+    etcd.move_all(paired)
+    assert reason(paired) == "3 workers"
+    assert all(set(entry.holders) == {"b/1", "c/1"} for entry in paired.entries)
+
+
+def test_first_primary_that_dies_before_its_copies_are_whole_is_not_made_anew(etcd: Led) -> None:
+    """Nobody can prove that it had acknowledged nothing."""
+    job = running(etcd, "ab", 7, checkpoint_dir="/saved")
+    assert all(entry.fresh and entry.learners for entry in job.entries)
+    etcd.node("b", "2")
+    etcd.settle()
+    assert job.status is not None
+    assert job.status.state is JobState.FAILED
+    assert "4 blocks are lost" in reason(job)
+    assert reason(job).endswith(
+        "; resume from the last checkpoint: elasticps run --resume /saved train.py"
+    )
+
+
+def test_too_few_copies_for_min_insync_are_told_as_what_the_job_waits_for(etcd: Led) -> None:
+    job = running(etcd, "abc", 23, min_insync=2)
+    etcd.move_all(job)
+    assert reason(job) == "3 workers"
+    etcd.gone("b")
+    etcd.settle()
+    assert "waiting until 16 blocks have 2 copies (min-insync)" in reason(job)
+    etcd.move_all(job)
+    assert reason(job) == "3 workers"

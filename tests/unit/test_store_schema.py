@@ -20,6 +20,11 @@ LAYOUT = [
     (KEYS.drain("n1"), "drains/n1", ParsedKey(kind=KeyKind.DRAIN, node="n1")),
     (KEYS.job_spec("j"), "jobs/j/spec", ParsedKey(kind=KeyKind.JOB_SPEC, job="j")),
     (KEYS.job_status("j"), "jobs/j/status", ParsedKey(kind=KeyKind.JOB_STATUS, job="j")),
+    (
+        KEYS.job_checkpoint("j"),
+        "jobs/j/checkpoint",
+        ParsedKey(kind=KeyKind.JOB_CHECKPOINT, job="j"),
+    ),
     (KEYS.job_model("j"), "jobs/j/model", ParsedKey(kind=KeyKind.JOB_MODEL, job="j")),
     (
         KEYS.worker("j", "n.1.7"),

@@ -13,6 +13,7 @@ import aiohttp
 from aiohttp import web
 
 from elasticps.daemon.http.body import NotFound, as_json
+from elasticps.daemon.http.checkpoints import CheckpointRoutes
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
 from elasticps.daemon.http.status import ClusterStatus
@@ -62,6 +63,7 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
     app.router.add_get("/healthz", _healthy)
     app.router.add_routes(NodeRoutes(node, status).routes())
     app.router.add_routes(JobRoutes(node, status, client).routes())
+    app.router.add_routes(CheckpointRoutes(node).routes())
     return app
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from enum import EnumType
 from typing import TypeVar
 
 import msgspec
@@ -14,6 +16,8 @@ from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import UsageError
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+
+INVALID_CHOICE = re.compile(r"Invalid enum value (?P<word>.*) - at `\$\.(?P<field>\w+)`", re.DOTALL)
 
 
 class NotFound(UsageError):
@@ -58,6 +62,16 @@ async def body_of(request: web.Request, body_type: type[Body]) -> Body:
     try:
         return msgspec.json.decode(await request.read() or b"{}", type=body_type)
     except msgspec.MsgspecError as error:
-        raise UsageError(f"the body is not as it should be: {error}", field="body") from error
+        raise _refusal(body_type, str(error)) from error
     except RecursionError:
         raise UsageError("the body is nested too deeply", field="body") from None
+
+
+def _refusal(body_type: type[msgspec.Struct], text: str) -> UsageError:
+    """A word that is none of a field's choices is told with the choices, all else as it comes."""
+    choices = {field.encode_name: field.type for field in msgspec.structs.fields(body_type)}
+    match = INVALID_CHOICE.fullmatch(text)
+    if match is None or not isinstance(choices.get(match["field"]), EnumType):
+        return UsageError(f"the body is not as it should be: {text}", field="body")
+    limit = ", ".join(str(choice.value) for choice in choices[match["field"]])
+    return UsageError(f"{match['field']} of {match['word']}", field=match["field"], limit=limit)

@@ -16,8 +16,9 @@ from aiohttp import web
 
 from elasticps.api.plugins import STRATEGIES, discover
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
+from elasticps.core.consistency import Guarantees, check_guarantees, in_range
 from elasticps.core.ids import JobName
-from elasticps.core.records import MAX_REPLICAS, JobSpec, NodeRecord, encode
+from elasticps.core.records import JobSpec, NodeRecord, encode
 from elasticps.daemon.http.body import as_json, body_of, job_named
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.log_files import LinesMissed
@@ -33,17 +34,16 @@ FOLLOW_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 RECHECK_S = 0.3
 
 
-class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JobBody(Guarantees, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/v1/jobs``. Numbers out of range are refused with their field's name."""
 
     argv: tuple[str, ...]
     cwd: str
     name: str | None = None
-    env: dict[str, str] = {}
+    env: dict[str, str] = msgspec.field(default_factory=dict)
     strategy: str = "data-parallel"
     start_workers: int = 1
     max_workers: int = MAX_WORKERS
-    replicas: int = 1
     block_bytes: int = DEFAULT_BLOCK_BYTES
     audit: bool = False
 
@@ -200,6 +200,13 @@ def _spec(name: JobName, body: JobBody) -> JobSpec:
         start_workers=body.start_workers,
         max_workers=body.max_workers,
         replicas=body.replicas,
+        min_insync=body.min_insync,
+        consistency=body.consistency,
+        staleness=body.staleness,
+        backup_workers=body.backup_workers,
+        checkpoint_dir=body.checkpoint_dir,
+        checkpoint_every=body.checkpoint_every,
+        resume=body.resume,
         block_bytes=body.block_bytes,
         audit=body.audit,
         submitted_unix=time.time(),
@@ -211,10 +218,10 @@ def _check(body: JobBody) -> None:
     if body.name is not None and not NAME.fullmatch(body.name):
         raise UsageError(f"{body.name!r} is no job name", field="name", limit=NAME.pattern)
     _check_command(body)
-    _in_range("start_workers", body.start_workers, 1, MAX_WORKERS)
-    _in_range("max_workers", body.max_workers, body.start_workers, MAX_WORKERS)
-    _in_range("replicas", body.replicas, 1, MAX_REPLICAS)
-    _in_range("block_bytes", body.block_bytes, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
+    in_range("start_workers", body.start_workers, 1, MAX_WORKERS)
+    in_range("max_workers", body.max_workers, body.start_workers, MAX_WORKERS)
+    check_guarantees(body, body.start_workers)
+    in_range("block_bytes", body.block_bytes, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
     strategies = [plugin.name for plugin in discover(STRATEGIES)]
     if body.strategy not in strategies:
         raise UsageError(
@@ -238,8 +245,3 @@ def _check_command(body: JobBody) -> None:
     for key, value in body.env.items():
         if not key or "=" in key or "\0" in key + value:
             raise UsageError(f"{key!r} is no environment variable", field="env")
-
-
-def _in_range(field: str, number: int, least: int, most: int) -> None:
-    if not least <= number <= most:
-        raise UsageError(f"{field} of {number}", field=field, limit=f"{least} to {most}")

@@ -12,7 +12,9 @@ import aiohttp
 import msgspec
 
 from elasticps.core.ids import NodeId, node_of
+from elasticps.core.jobs import short_of_copies
 from elasticps.core.records import JobSpec, LivingWorker, NodeRecord
+from elasticps.daemon.http.checkpoints import newest_report
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
 from elasticps.wire.messages import Progress, ServerLoad
@@ -179,6 +181,7 @@ class ClusterStatus:
         newest = max(progress.values(), key=lambda item: (item.round, -item.rank), default=None)
         status = job.status
         leads = Counter(node_of(entry.primary) for entry in job.entries)
+        alive = {server.server for server in self._node.view.servers}
         return {
             "job": job.name,
             "state": status.state.value if status else "PENDING",
@@ -186,11 +189,14 @@ class ClusterStatus:
             "script": spec.argv[0],
             "strategy": spec.strategy,
             "replicas": spec.replicas,
+            "min_insync": spec.min_insync,
+            "consistency": spec.consistency.value,
             "round": newest.round if newest else status and status.round,
             "metrics": _main_metrics(progress) or (status.metrics if status else {}),
             "step_s": newest.step_s if newest else None,
             "workers": [_worker_row(life, progress.get(life.uid)) for life in _lives(job)],
             "blocks": len(job.sizes),
+            "under_replicated": len(short_of_copies(job.entries, alive, spec.replicas)),
             "blocks_by_node": dict(sorted(leads.items())),
             "pending_moves": sum(bool(entry.learners) for entry in job.entries),
             "movement": msgspec.to_builtins(status.movement) if status else {},
@@ -200,6 +206,7 @@ class ClusterStatus:
                 "duplicated": status.verdict.duplicated if status else 0,
             },
             "failure": msgspec.to_builtins(status.failure) if status else None,
+            "checkpoint": msgspec.to_builtins(newest_report(progress.values())),
             "submitted_unix": spec.submitted_unix,
             "ended_unix": status.ended_unix if status else None,
         }

@@ -189,6 +189,41 @@ async def test_member_whose_lease_was_lost_registers_anew_as_itself(
         await until(lambda: unlucky.membership.leading, timeout_s=60)
 
 
+async def test_member_whose_registration_alone_was_removed_registers_anew(
+    cluster: Mirrored, member: Callable[[str], Member], store: Store
+) -> None:
+    unlucky = member("one")
+    async with unlucky.living():
+        await until(lambda: unlucky.membership.lease)
+        before = await registration(cluster)
+        assert before is not None
+
+        await store.delete(cluster.keys.node(NODE))
+
+        await until(lambda: unlucky.told[-2:] == [False, True], timeout_s=60)
+        after = await registration(cluster)
+        assert after is not None
+        assert after[1] == before[1]
+        assert after[0].lease != before[0].lease
+
+
+async def test_registration_that_was_overwritten_is_replaced_at_its_next_change(
+    cluster: Mirrored, member: Callable[[str], Member], store: Store
+) -> None:
+    changing = member("one")
+    async with changing.living():
+        await until(lambda: changing.membership.lease)
+        await store.put(cluster.keys.node(NODE), b"\0 not ours")
+        changing.server = "a/2"
+        changing.membership.rewritten.set()
+        await cluster.until(lambda: [s.server for s in cluster.view.servers] == ["a/2"])
+        held = await registration(cluster)
+        assert held is not None
+        assert changing.membership.lease is not None
+        assert held[0].lease == changing.membership.lease.id
+        assert changing.told == [True]
+
+
 async def test_registered_member_stays_when_etcd_has_no_space_left(
     etcd_server: EtcdServer, tmp_path: Path
 ) -> None:

@@ -6,16 +6,10 @@ import asyncio
 import time
 
 import pytest
-from aetcd import rpc
 
 from elasticps.errors import LeaseLost, UsageError
-from elasticps.store import Lease, Store
+from elasticps.store import Lease, Store, revoke
 from tests.support.etcd import EtcdServer
-
-
-async def revoke(store: Store, lease_id: int) -> None:
-    request = rpc.LeaseRevokeRequest(ID=lease_id)
-    await store.endpoints.call(lambda link: link.lease.LeaseRevoke, request)
 
 
 async def test_a_lease_outlives_its_ttl_while_it_is_kept(store: Store) -> None:
@@ -79,6 +73,17 @@ async def test_a_lease_revoked_under_us_is_lost_before_its_deadline(store: Store
         assert time.monotonic() < lease.deadline
         with pytest.raises(LeaseLost):
             lease.raise_if_lost()
+
+
+async def test_revoking_a_lease_deletes_its_keys_and_says_whether_it_was_there(
+    store: Store,
+) -> None:
+    async with Lease.grant(store, 30) as lease, Lease.grant(store, 30) as other:
+        for key, owner in (("/a", lease), ("/b", lease), ("/c", other)):
+            await store.put(key, b"", owner.id)
+        assert await revoke(store, lease.id)
+        assert [item.key for item in (await store.list("/")).items] == ["/c"]
+        assert not await revoke(store, lease.id)
 
 
 async def test_a_lease_survives_an_etcd_that_is_back_in_time(etcd_server: EtcdServer) -> None:

@@ -1,0 +1,112 @@
+"""The directory that a job's checkpoints are in: which are complete, which one is the newest."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from elasticps.checkpoint.manifest import MANIFEST, refuse_pickle
+from elasticps.core.ids import Round
+from elasticps.errors import CheckpointError
+
+KEPT = 3
+"""How many complete checkpoints stay by default."""
+_NAME = re.compile(r"round-([0-9]{8,})")
+_LEFTOVER = re.compile(r"\.round-[0-9]{8,}\..+\.tmp")
+
+
+def path_of(root: Path, number: Round) -> Path:
+    """Where the checkpoint of a round is, once it is whole."""
+    return root / f"round-{number:08d}"
+
+
+def temporary_path_of(root: Path, number: Round) -> Path:
+    """Where this process makes, or takes apart, the checkpoint of a round."""
+    return root / f".round-{number:08d}.{os.getpid()}.tmp"
+
+
+def complete(root: Path) -> list[tuple[Round, Path]]:
+    """The complete checkpoints in ``root``, the newest first; none where there is no ``root``."""
+    if not root.exists():
+        return []
+    found = [
+        (Round(int(match[1])), path)
+        for path in root.iterdir()
+        if (match := _NAME.fullmatch(path.name)) and (path / MANIFEST).is_file()
+    ]
+    return sorted(found, reverse=True)
+
+
+def newest(place: Path) -> Path:
+    """The newest complete checkpoint in ``place``, or ``place`` where that is a checkpoint itself.
+
+    Raises CheckpointError when there is none.
+    """
+    try:
+        if place.is_file():
+            with place.open("rb") as file:
+                refuse_pickle(file.read(8), place, "resume")
+            raise CheckpointError("a checkpoint is a directory", where=str(place), field="resume")
+        if (place / MANIFEST).is_file():
+            return place
+        found = complete(place)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", where=str(place), field="resume"
+        ) from error
+    if not found:
+        raise CheckpointError(
+            "there is no complete checkpoint here",
+            where=str(place),
+            field="resume",
+            limit=f"a directory with {MANIFEST}, or with such directories named round-<number>",
+        )
+    return found[0][1]
+
+
+def check_unused(root: Path, start: Round) -> None:
+    """Raise CheckpointError if ``root`` has checkpoints of rounds that the job is yet to come to.
+
+    They are another run's, and would be taken for this one's newest.
+    """
+    try:
+        found = complete(root)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", where=str(root), field="checkpoint_dir"
+        ) from error
+    if found and found[0][0] > start:
+        raise CheckpointError(
+            f"there is a checkpoint of round {found[0][0]} here, and this job begins at {start}",
+            where=str(root),
+            field="checkpoint_dir",
+            hint=f"go on from it with --resume {root}, or choose another directory",
+        )
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what writers that died have left behind."""
+    for path in root.iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def prune(root: Path, keep: int = KEPT) -> None:
+    """Remove all complete checkpoints but the ``keep`` newest. Raises CheckpointError.
+
+    Each leaves its name first: one that is half removed is never taken for a checkpoint.
+    """
+    assert keep >= 1
+    try:
+        for number, path in complete(root)[keep:]:
+            leaving = temporary_path_of(root, number)
+            path.rename(leaving)
+            shutil.rmtree(leaving)
+    except OSError as error:
+        raise CheckpointError(
+            f"an old checkpoint cannot be removed: {error.strerror}",
+            where=str(error.filename or root),
+            field="checkpoint_dir",
+        ) from error

@@ -1,0 +1,217 @@
+"""A checkpoint's manifest: what it holds, of which job at which round, and how to know it whole."""
+
+from __future__ import annotations
+
+import math
+from itertools import zip_longest
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from elasticps.core.blocks import Model
+from elasticps.core.ids import Round
+from elasticps.core.ranges import DataSpec, Range, Supply
+from elasticps.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 100_000_000
+PICKLE_STARTS = (b"\x80", b"PK\x03\x04")
+"""How ``pickle`` and ``torch.save`` begin their files."""
+
+Scalar = float | int | bool | None
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A file beside the manifest."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class StateEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A parameter's optimizer state: the keys of its tensors, and what is not a tensor."""
+
+    tensors: tuple[str, ...] = ()
+    scalars: dict[str, Scalar] = {}
+
+
+class DataPosition(msgspec.Struct, frozen=True, kw_only=True):
+    """The data that the job reads, and which of it no finished round has used yet.
+
+    That is every position from ``position`` on, and the ranges ``[start, stop)`` given back.
+    """
+
+    size: int
+    batch_size: int
+    epochs: int
+    seed: int
+    position: int
+    given_back: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def at(cls, data: DataSpec, supply: Supply) -> Self:
+        return cls(
+            size=data.size,
+            batch_size=data.batch_size,
+            epochs=data.epochs,
+            seed=data.seed,
+            position=supply.position,
+            given_back=tuple((part.start, part.stop) for part in supply.given_back),
+        )
+
+    @property
+    def data(self) -> DataSpec:
+        return DataSpec(self.size, self.batch_size, self.epochs, self.seed)
+
+    @property
+    def supply(self) -> Supply:
+        return Supply(self.position, tuple(Range(*part) for part in self.given_back))
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Written last: a directory without one is no checkpoint.
+
+    ``state`` is by parameter name. ``data`` is None for a job that reads no ``run.data``.
+    """
+
+    format: int
+    elasticps: str
+    created_unix: float
+    job: str
+    round: Round
+    model: Model
+    state: dict[str, StateEntry]
+    data: DataPosition | None
+    values: FileEntry
+    optimizer: FileEntry
+
+
+class _Format(msgspec.Struct, frozen=True):
+    format: int
+
+
+def encoded(manifest: Manifest) -> bytes:
+    """The file's bytes. Raises CheckpointError for a number that JSON cannot hold."""
+    for name, entry in manifest.state.items():
+        for key, item in entry.scalars.items():
+            if isinstance(item, float) and not math.isfinite(item):
+                raise CheckpointError(
+                    f"the optimizer state {key} of {name} is {item}", field=key, limit="finite"
+                )
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check the manifest in ``directory``. Raises CheckpointError naming the field."""
+    path = directory / MANIFEST
+    body = _bytes_of(path)
+    try:
+        format_ = msgspec.json.decode(body, type=_Format).format
+        if format_ > FORMAT:
+            raise CheckpointError(
+                f"the checkpoint has format {format_}",
+                where=str(path),
+                field="format",
+                limit=str(FORMAT),
+                hint="resume it with the elasticps version that wrote it, or a newer one",
+            )
+        manifest = msgspec.json.decode(body, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise CheckpointError(
+            f"not a checkpoint's manifest: {error}", where=str(path), field=MANIFEST
+        ) from error
+    _check(manifest, path)
+    return manifest
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise CheckpointError(
+                f"a manifest of {size} bytes",
+                where=str(path),
+                field=MANIFEST,
+                limit=f"{MAX_MANIFEST_BYTES} bytes",
+            )
+        body = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", where=str(path), field=MANIFEST
+        ) from error
+    refuse_pickle(body, path, MANIFEST)
+    return body
+
+
+def refuse_pickle(start: bytes, path: Path, field: str) -> None:
+    """A pickle runs code when it is loaded, and is never loaded here."""
+    if start.startswith(PICKLE_STARTS):
+        raise CheckpointError(
+            "this is a pickle (as torch.save writes), which can run code and is never loaded",
+            where=str(path),
+            field=field,
+            limit="safetensors and JSON",
+        )
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    """What the types do not say."""
+    for field, entry in (("values", manifest.values), ("optimizer", manifest.optimizer)):
+        if entry.name in ("", ".", "..", MANIFEST) or not set(entry.name).isdisjoint("/\\\0"):
+            raise CheckpointError(
+                f"{entry.name!r} is not the name of a file in the checkpoint's directory",
+                where=str(path),
+                field=f"{field}.name",
+                limit="a plain file name",
+            )
+    if manifest.round < 0:
+        raise CheckpointError(
+            f"round {manifest.round}", where=str(path), field="round", limit=">= 0"
+        )
+    known = {parameter.name for parameter in manifest.model.parameters}
+    for name in manifest.state.keys() - known:
+        raise CheckpointError(
+            f"state of {name}, which is no parameter of the model", where=str(path), field="state"
+        )
+    if manifest.data is not None and not _is_possible(manifest.data):
+        raise CheckpointError(
+            "the data position lies outside the data", where=str(path), field="data"
+        )
+
+
+def _is_possible(data: DataPosition) -> bool:
+    return (
+        min(data.size, data.batch_size, data.epochs) >= 1
+        and 0 <= data.position <= data.size * data.epochs
+        and all(0 <= start < stop <= data.position for start, stop in data.given_back)
+    )
+
+
+def check_same_model(written: Model, model: Model, directory: Path) -> None:
+    """Raise CheckpointError, naming the difference, unless what was ``written`` is such a model.
+
+    Options such as the learning rate, and the size of blocks, may differ.
+    """
+    for field in ("optimizer", "elementwise"):
+        there, here = getattr(written, field), getattr(model, field)
+        if there != here:
+            raise _another_model(directory, field, there, here)
+    for theirs, ours in zip_longest(written.parameters, model.parameters):
+        there, here = (
+            f"{row.name} {list(row.shape)} {row.dtype}" if row else "no more"
+            for row in (theirs, ours)
+        )
+        if there != here:
+            raise _another_model(directory, "parameters", there, here)
+
+
+def _another_model(directory: Path, field: str, there: object, here: object) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint is of another model: {there} there, {here} here",
+        where=str(directory),
+        field=field,
+        hint="resume with the model and the optimizer that the checkpoint was made with",
+    )

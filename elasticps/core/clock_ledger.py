@@ -1,0 +1,132 @@
+"""The ledger of a job whose workers do not move in step: each has a clock of its own.
+
+Bounded: stale synchronous parallel (Ho et al. 2013, "More Effective Distributed ML via a Stale
+Synchronous Parallel Parameter Server", section 3): who is more than the job's staleness ahead of
+the slowest member waits. Asynchronous: nobody waits (Dean et al. 2012, Downpour SGD).
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import field
+
+from elasticps.core.commands import Answers, Committed, Floor, Ready, Refused, Vote
+from elasticps.core.ids import Round, Seq, WorkerId
+from elasticps.core.ranges import take
+from elasticps.core.replica import Commit
+from elasticps.core.roster import NOT_ALL_READ, Roster
+
+
+class ClockLedger(Roster, kw_only=True):
+    """``staleness`` None: asynchronous. ``round`` is the slowest member's clock.
+
+    A vote says that a worker has finished a step. Samples lent for it then count as read, at least
+    once: those of a worker that dies before its vote are lent again, pushed or not.
+    """
+
+    staleness: int | None = None
+    clocks: dict[WorkerId, Round] = field(default_factory=dict)
+    seqs: dict[WorkerId, Seq] = field(default_factory=dict)
+    waiting: list[WorkerId] = field(default_factory=list)
+
+    def _ready(self, ready: Ready) -> Answers:
+        reason = "only synchronous rounds are called together"
+        return [(ready.worker, Refused(reason))]
+
+    def _vote(self, vote: Vote) -> Answers:
+        worker = vote.worker
+        farewell = self.farewells.get(worker)
+        if farewell is not None and vote.round == farewell.round:
+            return [(worker, Committed(farewell, None))]
+        if worker not in self.members:
+            return [(worker, Refused("this worker is not a member of the job any more"))]
+        clock = self.clocks[worker]
+        if vote.round == clock:
+            return [] if worker in self.waiting else [(worker, self._committed(worker))]
+        if vote.round != clock + 1:
+            return [(worker, Refused(f"round {vote.round} is not the next after {clock}"))]
+        if self._is_no_reader(worker):
+            return [(worker, Refused(NOT_ALL_READ))]
+        self.clocks[worker] = vote.round
+        if vote.contributes:
+            self.seqs[worker] = vote.seq
+        unread = () if vote.contributes else self.leases.get(worker, ())
+        self.supply = self.supply.returned(unread)
+        self.leases.pop(worker, None)
+        return self._farewell(worker) if vote.leaving else self._await(worker)
+
+    def _await(self, worker: WorkerId) -> Answers:
+        self.waiting.append(worker)
+        return self._go_on()
+
+    def _farewell(self, worker: WorkerId) -> Answers:
+        self.last = self.farewells[worker] = self._commit_of(worker)
+        committed = Committed(self.last, None, floor=self._floor)
+        return [(worker, committed), *self._remove([worker])]
+
+    def _go_on(self) -> Answers:
+        """Answer those who waited for a slower worker, or for samples, and need not any more."""
+        if self.clocks:
+            self.round = max(self.round, min(self.clocks.values()))
+        self._lend()
+        ready = [worker for worker in self.waiting if self._may_go_on(worker)]
+        self.waiting = [worker for worker in self.waiting if worker not in ready]
+        answers: Answers = [(worker, self._committed(worker)) for worker in ready]
+        if ready:
+            self.last = self._commit_of(ready[-1])
+        return answers
+
+    def _in_bound(self, worker: WorkerId) -> bool:
+        ahead = self.clocks[worker] - min(self.clocks.values())
+        return self.staleness is None or ahead <= self.staleness
+
+    def _may_go_on(self, worker: WorkerId) -> bool:
+        has_work = self.data is None or bool(self.leases.get(worker)) or self._exhausted
+        return has_work and self._in_bound(worker)
+
+    def _commit_of(self, worker: WorkerId) -> Commit:
+        return Commit(self.clocks[worker], self.generation, (worker,))
+
+    def _committed(self, worker: WorkerId) -> Committed:
+        return Committed(self._commit_of(worker), self.turn(worker), floor=self._floor)
+
+    # -- what the roster asks -------------------------------------------------------------------
+
+    def _may_seat(self) -> bool:
+        return True
+
+    def _seated(self, joiners: list[WorkerId]) -> None:
+        """A new worker's clock is the slowest member's."""
+        slowest = min(self.clocks.values(), default=self.round)
+        for worker in joiners:
+            self.clocks[worker] = max(slowest, self.round)
+
+    def _went(self, gone: list[WorkerId]) -> Answers:
+        for worker in gone:
+            del self.clocks[worker]
+            self.seqs.pop(worker, None)
+        self.waiting = [worker for worker in self.waiting if worker not in gone]
+        return self._go_on() if self.members else []
+
+    def _next_round(self, worker: WorkerId) -> Round:
+        return Round(self.clocks[worker] + 1)
+
+    @property
+    def _floor(self) -> Floor:
+        return dict(self.seqs)
+
+    @property
+    def _stepped(self) -> bool:
+        return bool(self.seqs)
+
+    def _lend(self) -> None:
+        """Lend a share of a batch to each who is about to take a step and has none."""
+        if self.data is None:
+            return
+        each, over = divmod(self.data.batch_size, len(self.members) or 1)
+        for rank, worker in enumerate(self.members):
+            due = worker not in self.waiting or self._in_bound(worker)
+            if self.leases.get(worker) or not due:
+                continue
+            share = msgspec.structs.replace(self.data, batch_size=max(1, each + (rank < over)))
+            self.leases[worker], self.supply = take(share, self.supply)

@@ -1,0 +1,173 @@
+"""What workers say to a job's ledger and what it answers. All of it may be said again."""
+
+from __future__ import annotations
+
+import msgspec
+
+from elasticps.core.ids import Generation, Round, Seq, WorkerId
+from elasticps.core.ranges import DataSpec, Range, Supply
+from elasticps.core.replica import Commit
+
+
+class Cut(msgspec.Struct, frozen=True, array_like=True):
+    """Where a job stands between two rounds: what a checkpoint keeps beside the blocks.
+
+    ``supply`` counts what was lent for the round under way as not read.
+    """
+
+    round: Round
+    data: DataSpec | None
+    supply: Supply
+
+
+# -- commands: each is an op of the ledger --------------------------------------------------------
+
+
+class Join(msgspec.Struct, frozen=True, tag=True):
+    worker: WorkerId
+
+
+class Initialized(msgspec.Struct, frozen=True, tag=True):
+    """The initializer has given every block its first value, as of ``cut`` where it resumes."""
+
+    worker: WorkerId
+    cut: Cut | None = None
+
+
+class Register(msgspec.Struct, frozen=True, tag=True):
+    """Say what data the job reads; the first worker's word counts, the others' must agree."""
+
+    worker: WorkerId
+    data: DataSpec
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """This worker has its gradient. Asked only where a round does not wait for the slowest."""
+
+    worker: WorkerId
+    round: Round
+    generation: Generation
+
+
+class Vote(msgspec.Struct, frozen=True, tag=True):
+    """All pushes of this worker for the round are acknowledged (or it contributes none).
+
+    ``seq`` is its newest push, for the ledgers that keep clocks.
+    """
+
+    worker: WorkerId
+    round: Round
+    generation: Generation
+    contributes: bool = True
+    leaving: bool = False
+    seq: Seq = Seq(0)
+
+
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    worker: WorkerId
+
+
+class Observe(msgspec.Struct, frozen=True, tag=True):
+    """etcd's list of living workers as of ``revision``: whoever is older and not on it is dead."""
+
+    alive: tuple[WorkerId, ...]
+    revision: int
+
+
+Command = Join | Initialized | Register | Ready | Vote | Leave | Observe
+
+
+# -- questions: they change nothing ---------------------------------------------------------------
+
+
+class Attend(msgspec.Struct, frozen=True, tag=True):
+    """Answer when the set of workers is another than that of ``generation``."""
+
+    worker: WorkerId
+    generation: Generation
+
+
+class Inspect(msgspec.Struct, frozen=True, tag=True):
+    """Where does the job stand?"""
+
+    worker: WorkerId
+
+
+Question = Attend | Inspect
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is to do next: its place among the workers and its samples of the round.
+
+    ``pushers``: how many workers contribute a gradient to the round; ``contributes``: one is this.
+    """
+
+    round: Round
+    generation: Generation
+    rank: int
+    world: int
+    pushers: int = 1
+    contributes: bool = True
+    samples: tuple[Range, ...] = ()
+    exhausted: bool = False
+
+
+Floor = dict[WorkerId, Seq]
+"""For each worker the push that the ledger knows to be acknowledged by every block."""
+
+
+class Admitted(msgspec.Struct, frozen=True, tag=True):
+    """The worker counts from ``turn.round`` on. The initializer first gives the blocks values."""
+
+    turn: Turn
+    commit: Commit | None
+    initialize: bool = False
+    floor: Floor = {}
+
+
+class Called(msgspec.Struct, frozen=True, tag=True):
+    """The round is made by ``pushers`` workers. Who is not among them keeps its gradient."""
+
+    pushers: int
+    contributes: bool
+
+
+class Committed(msgspec.Struct, frozen=True, tag=True):
+    """The round is whole. ``turn`` is None for a worker that leaves with it.
+
+    ``counted``: the round that was asked about counts the asking worker's gradient.
+    """
+
+    commit: Commit
+    turn: Turn | None
+    counted: bool = True
+    floor: Floor = {}
+
+
+class Regenerated(msgspec.Struct, frozen=True, tag=True):
+    """The set of workers changed before the round was whole: push again, vote again."""
+
+    turn: Turn
+
+
+class Registered(msgspec.Struct, frozen=True, tag=True):
+    turn: Turn
+
+
+class Inspected(msgspec.Struct, frozen=True, tag=True):
+    cut: Cut
+
+
+class Left(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    reason: str
+
+
+Answer = Admitted | Called | Committed | Regenerated | Registered | Inspected | Left | Refused
+Answers = list[tuple[WorkerId, Answer]]

@@ -1,0 +1,99 @@
+"""What a job is promised: how many copies, how far apart its workers, what outlives a disaster."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import PurePosixPath
+
+import msgspec
+
+from elasticps.errors import UsageError
+
+MAX_REPLICAS = 7
+MAX_ROUNDS = 1_000_000_000
+
+
+class Consistency(StrEnum):
+    """``SYNC``: whole rounds, all workers in step. ``BOUNDED``: no worker is more than the job's
+    staleness ahead of the slowest. ``ASYNC``: nobody waits for anybody.
+    """
+
+    SYNC = "sync"
+    BOUNDED = "bounded"
+    ASYNC = "async"
+
+
+class Guarantees(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a job's spec that says what it can survive, and what it waits for.
+
+    ``replicas`` are the copies wanted of each block, ``min_insync`` how many must hold an op before
+    it is acknowledged. ``staleness`` counts rounds and goes with ``bounded``; ``backup_workers``
+    are the slowest ones, which a round does not wait for, and go with ``sync``.
+    ``checkpoint_every`` counts rounds, 0 means on demand alone; ``resume`` is the checkpoint to
+    begin with.
+    """
+
+    replicas: int = 2
+    min_insync: int = 1
+    consistency: Consistency = Consistency.SYNC
+    staleness: int = 0
+    backup_workers: int = 0
+    checkpoint_dir: str = ""
+    checkpoint_every: int = 0
+    resume: str = ""
+
+
+def check_guarantees(wanted: Guarantees, start_workers: int) -> None:
+    """Raise UsageError, naming field and limit, for what cannot be promised to such a job."""
+    in_range("replicas", wanted.replicas, 1, MAX_REPLICAS)
+    in_range("min_insync", wanted.min_insync, 1, wanted.replicas)
+    in_range("staleness", wanted.staleness, 0, MAX_ROUNDS)
+    if wanted.staleness and wanted.consistency is not Consistency.BOUNDED:
+        raise UsageError(
+            f"staleness of {wanted.staleness} in {wanted.consistency.value} consistency",
+            field="staleness",
+            limit="0 unless the consistency is bounded",
+        )
+    if not 0 <= wanted.backup_workers < start_workers:
+        raise UsageError(
+            f"backup_workers of {wanted.backup_workers}",
+            field="backup_workers",
+            limit=f"at least 0, and fewer than the {start_workers} workers to start with",
+        )
+    if wanted.backup_workers and wanted.consistency is not Consistency.SYNC:
+        raise UsageError(
+            f"backup_workers of {wanted.backup_workers} in {wanted.consistency.value} consistency",
+            field="backup_workers",
+            limit="0 unless the consistency is sync",
+        )
+    in_step = wanted.consistency is Consistency.SYNC and not wanted.backup_workers
+    for field in ("checkpoint_dir", "resume"):
+        if getattr(wanted, field) and not in_step:
+            raise UsageError(
+                f"{field}: only rounds that wait for every worker can be cut between two of them",
+                field=field,
+                limit="sync consistency without backup workers",
+            )
+    in_range("checkpoint_every", wanted.checkpoint_every, 0, MAX_ROUNDS)
+    if wanted.checkpoint_every and not wanted.checkpoint_dir:
+        raise UsageError(
+            "checkpoints are asked for, and no place for them",
+            field="checkpoint_dir",
+            limit="an absolute path",
+        )
+    for field in ("checkpoint_dir", "resume"):
+        _check_path(field, getattr(wanted, field))
+
+
+def in_range(field: str, number: int, least: int, most: int) -> None:
+    """Raise UsageError unless ``least <= number <= most``."""
+    if not least <= number <= most:
+        raise UsageError(f"{field} of {number}", field=field, limit=f"{least} to {most}")
+
+
+def _check_path(field: str, path: str) -> None:
+    parts = PurePosixPath(path).parts
+    if path and ("\0" in path or ".." in parts or not path.startswith("/")):
+        raise UsageError(
+            f"{field} of {path!r}", field=field, limit='an absolute path without ".." in it'
+        )

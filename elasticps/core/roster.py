@@ -1,0 +1,273 @@
+"""What every ledger keeps, whatever its consistency: who takes part, and who reads what."""
+
+from __future__ import annotations
+
+import msgspec
+
+from elasticps.core.commands import (
+    Admitted,
+    Answers,
+    Command,
+    Cut,
+    Floor,
+    Initialized,
+    Join,
+    Leave,
+    Left,
+    Observe,
+    Ready,
+    Refused,
+    Register,
+    Registered,
+    Turn,
+    Vote,
+)
+from elasticps.core.ids import Generation, Round, WorkerId
+from elasticps.core.ranges import DataSpec, Range, Supply
+from elasticps.core.replica import Commit
+
+NOT_ALL_READ = "every worker must take its samples from run.data, or none"
+
+
+class Roster(msgspec.Struct, kw_only=True):
+    """The state; ``apply`` is its only mutator. Members are in rank order.
+
+    A ledger adds what a vote does, and what a change of the members means for those who wait.
+    ``begun`` is the round that the job began with, ``resumed`` what a checkpoint's job read;
+    ``drawn_from`` the supply before the round under way was lent.
+    """
+
+    start_workers: int
+    started: bool = False
+    initialized: bool = False
+    round: Round = Round(0)
+    generation: Generation = Generation(0)
+    members: list[WorkerId] = []
+    joining: list[WorkerId] = []
+    last: Commit | None = None
+    alive: list[WorkerId] = []
+    observed: int = 0
+    departed: list[WorkerId] = []
+    farewells: dict[WorkerId, Commit] = {}
+    data: DataSpec | None = None
+    readers: list[WorkerId] = []
+    begun: Round = Round(0)
+    resumed: DataSpec | None = None
+    supply: Supply = Supply()
+    drawn_from: Supply = Supply()
+    leases: dict[WorkerId, tuple[Range, ...]] = {}
+
+    def apply(self, command: Command) -> Answers:
+        match command:
+            case Join():
+                return self._join(command.worker)
+            case Initialized():
+                return self._initialized(command)
+            case Register():
+                return self._register(command)
+            case Ready():
+                return self._ready(command)
+            case Vote():
+                return self._vote(command)
+            case Leave():
+                return [*self._remove([command.worker]), (command.worker, Left())]
+            case Observe():
+                return self._observe(command)
+
+    def turn(self, worker: WorkerId) -> Turn:
+        """A member's part in what comes next."""
+        return Turn(
+            round=self._next_round(worker),
+            generation=self.generation,
+            rank=self.members.index(worker),
+            world=len(self.members),
+            pushers=len(self._able),
+            contributes=worker in self._able,
+            samples=self.leases.get(worker, ()),
+            exhausted=self._exhausted,
+        )
+
+    def cut(self) -> Cut:
+        """Where the job stands: what is lent for the round under way counts as not read."""
+        return Cut(self.round, self.data, self.drawn_from)
+
+    # -- what each kind of ledger adds ----------------------------------------------------------
+
+    def _ready(self, ready: Ready) -> Answers:
+        raise NotImplementedError
+
+    def _vote(self, vote: Vote) -> Answers:
+        raise NotImplementedError
+
+    def _may_seat(self) -> bool:
+        """May workers be seated now, or only when the round under way is over?"""
+        raise NotImplementedError
+
+    def _seated(self, joiners: list[WorkerId]) -> None:
+        """``joiners`` have just become members: give them what they need."""
+        raise NotImplementedError
+
+    def _went(self, gone: list[WorkerId]) -> Answers:
+        """Members that stay are told what ``gone``, no members any more, mean to them."""
+        raise NotImplementedError
+
+    def _lend(self) -> None:
+        """Lend samples to those who are to have some."""
+        raise NotImplementedError
+
+    def _next_round(self, worker: WorkerId) -> Round:
+        raise NotImplementedError
+
+    @property
+    def _able(self) -> list[WorkerId]:
+        """The members that have something to contribute to what comes next."""
+        if self.data is None:
+            return self.members
+        return [member for member in self.members if self.leases.get(member)]
+
+    def _is_no_reader(self, worker: WorkerId) -> bool:
+        """Does this member not take the samples that it is lent?"""
+        return self.data is not None and worker not in self.readers
+
+    @property
+    def _floor(self) -> Floor:
+        return {}
+
+    # -- membership -----------------------------------------------------------------------------
+
+    def _join(self, worker: WorkerId) -> Answers:
+        if self._is_gone(worker):
+            return [(worker, Refused("this worker has left the job or was declared dead"))]
+        if worker in self.members:
+            if self.initialized or worker == self.members[0]:
+                return [(worker, self._admitted(worker))]
+            return []
+        if worker not in self.joining:
+            self.joining.append(worker)
+        return self._start()
+
+    def _is_gone(self, worker: WorkerId) -> bool:
+        return worker in self.departed or not self._may_ask(worker)
+
+    def _may_ask(self, worker: WorkerId) -> bool:
+        """False for a worker that etcd's list shows to be dead."""
+        return worker > self.observed or worker in self.alive
+
+    def _start(self) -> Answers:
+        """Admit those who wait, where they need not wait any longer."""
+        if not self.joining or not self._may_seat():
+            return []
+        if not self.started and len(self.joining) < self.start_workers:
+            return []
+        self.started = True
+        joiners = self._seat()
+        self._lend()
+        return self._admissions(joiners)
+
+    def _seat(self) -> list[WorkerId]:
+        """Those who wait become members; returns who that was."""
+        joiners, self.joining = self.joining, []
+        self.members = [*self.members, *joiners]
+        self.generation = Generation(self.generation + 1)
+        self._seated(joiners)
+        return joiners
+
+    def _admissions(self, workers: list[WorkerId]) -> Answers:
+        invited = workers if self.initialized else [w for w in workers if w == self.members[0]]
+        return [(worker, self._admitted(worker)) for worker in invited]
+
+    def _admitted(self, worker: WorkerId) -> Admitted:
+        return Admitted(
+            self.turn(worker), self.last, initialize=not self.initialized, floor=self._floor
+        )
+
+    def _initialized(self, command: Initialized) -> Answers:
+        worker = command.worker
+        if worker not in self.members:
+            return [(worker, Refused("only a member may initialize the blocks"))]
+        if self.initialized:
+            return [(worker, self._admitted(worker))]
+        self.initialized = True
+        if command.cut is not None:
+            self._resume(command.cut)
+        return self._admissions(self.members)
+
+    def _resume(self, cut: Cut) -> None:
+        self.round = self.begun = cut.round
+        self.last = Commit(cut.round, self.generation, ())
+        self.supply = self.drawn_from = cut.supply
+        self.resumed = cut.data
+        self._seated(self.members)
+
+    def _observe(self, command: Observe) -> Answers:
+        if command.revision <= self.observed:
+            return []
+        self.alive, self.observed = sorted(command.alive), command.revision
+        known = [*self.members, *self.joining]
+        self.departed = [worker for worker in self.departed if self._may_ask(worker)]
+        self.farewells = {
+            worker: commit for worker, commit in self.farewells.items() if self._may_ask(worker)
+        }
+        return self._remove([worker for worker in known if self._is_gone(worker)])
+
+    def _remove(self, workers: list[WorkerId]) -> Answers:
+        """Take workers out in the middle of whatever is under way; their samples come back."""
+        first = self.members[:1]
+        self.joining = [worker for worker in self.joining if worker not in workers]
+        self.departed += [worker for worker in workers if not self._is_gone(worker)]
+        self.readers = [worker for worker in self.readers if worker not in workers]
+        gone = [worker for worker in self.members if worker in workers]
+        if not gone:
+            return []
+        self.members = [worker for worker in self.members if worker not in gone]
+        for worker in gone:
+            self.supply = self.supply.returned(self.leases.pop(worker, ()))
+        self.generation = Generation(self.generation + 1)
+        answers = self._went(gone)
+        if not self.members:
+            return answers + self._start()
+        if not self.initialized:
+            return self._admissions(self.members) if self.members[:1] != first else []
+        return answers
+
+    # -- data -----------------------------------------------------------------------------------
+
+    @property
+    def _exhausted(self) -> bool:
+        """None lent and none left: where a worker died, none may be lent while some are left."""
+        lent = any(self.leases.values())
+        return self.data is not None and not lent and self.supply.spent(self.data)
+
+    def _register(self, command: Register) -> Answers:
+        worker, data = command.worker, command.data
+        if worker not in self.members:
+            return [(worker, Refused("only a member may register data"))]
+        if min(data.size, data.batch_size, data.epochs) < 1:
+            return [(worker, Refused(f"there is nothing to read in {data}"))]
+        if self.data is None:
+            reason = self._objection(data)
+            if reason:
+                return [(worker, Refused(reason))]
+            self.data = data
+            # Who has begun a step without samples must hear that there are some.
+            self.generation = Generation(self.generation + 1)
+            self._lend()
+        elif self.data != data:
+            return [(worker, Refused(f"the job reads {self.data}, this worker {data}"))]
+        if worker not in self.readers:
+            self.readers.append(worker)
+        return [(worker, Registered(self.turn(worker)))]
+
+    def _objection(self, data: DataSpec) -> str:
+        """Why the job cannot begin to read ``data`` now; empty when it can."""
+        if self.round > self.begun or self._stepped:
+            return "run.data must come before the first optimizer step"
+        before = self.resumed
+        if before is not None and (before.size, before.seed) != (data.size, data.seed):
+            return f"the checkpoint's job read {before}, this one {data}"
+        return ""
+
+    @property
+    def _stepped(self) -> bool:
+        """Has a worker taken a step already?"""
+        raise NotImplementedError

@@ -1,0 +1,86 @@
+"""Gradients that wait at a block's primary: their senders, their mean, and the prepared round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from elasticps.core.blocks import Hyperparameters
+from elasticps.core.ids import Seq, WorkerId
+from elasticps.server.hosted import Request
+from elasticps.wire.frame import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """One worker's gradient; None where the step gave the parameter none."""
+
+    gradient: torch.Tensor | None
+    weight: float
+    hyper: Hyperparameters
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGradient:
+    """A round's mean gradient, held until the round is known to be committed."""
+
+    gradient: torch.Tensor | None
+    hyper: Hyperparameters
+
+
+@dataclass(slots=True)
+class Staging:
+    """What one block's primary holds of a round under way, by worker."""
+
+    gradients: dict[WorkerId, Staged] = field(default_factory=dict)
+    held: dict[WorkerId, Request] = field(default_factory=dict)
+
+    def hold(self, worker: WorkerId, request: Request) -> None:
+        """Answer ``request`` later; an earlier copy is asked again by whoever waits for it yet."""
+        earlier = self.held.pop(worker, None)
+        if earlier is not None:
+            earlier.answer(Status.FENCED)
+        self.held[worker] = request
+
+    def keep_only(self, workers: Mapping[WorkerId, Seq]) -> None:
+        """Drop what belongs to no push that the replica remembers as staged."""
+        for worker in self.gradients.keys() - workers.keys():
+            del self.gradients[worker]
+        for worker in self.held.keys() - workers.keys():
+            self.held.pop(worker).answer(Status.STALE_GENERATION)
+
+    def refuse(self, status: Status) -> None:
+        """Let go of everything and answer whoever waits."""
+        for request in self.held.values():
+            request.answer(status)
+        self.held.clear()
+        self.gradients.clear()
+
+    def taken(self) -> tuple[PreparedGradient, list[Request]]:
+        """The mean of all that is staged, and whom it has to be answered to; nothing stays."""
+        staged = [self.gradients[worker] for worker in sorted(self.gradients)]
+        prepared = PreparedGradient(mean(staged), staged[0].hyper)
+        waiting = list(self.held.values())
+        self.gradients, self.held = {}, {}
+        return prepared, waiting
+
+
+def mean(staged: list[Staged]) -> torch.Tensor | None:
+    """The workers' mean gradient by samples, summed in the order of their ids.
+
+    Half precision is summed in single, for a batch's sum may not fit it; others in the first one's
+    memory.
+    """
+    total = sum(item.weight for item in staged)
+    given = [(item.gradient, item.weight) for item in staged if item.gradient is not None]
+    if not given:
+        return None
+    first, weight = given[0]
+    if weight == total:
+        return first
+    result = first.to(torch.promote_types(first.dtype, torch.float32)).mul_(weight)
+    for gradient, weight in given[1:]:
+        result.add_(gradient, alpha=weight)
+    return result.div_(total).to(first.dtype)

@@ -1,0 +1,261 @@
+"""A simulated block: ``server/parameter_block.py`` with whose pushes it holds for its numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from elasticps.core.audit import Tally, mix
+from elasticps.core.ids import BlockId, Round, WorkerId
+from elasticps.core.plan import Entry
+from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
+from elasticps.core.replication import Replication, Role
+from elasticps.sim.hosting import Hosted
+from elasticps.sim.messages import (
+    BlockSnapshot,
+    Fingerprint,
+    Kind,
+    Op,
+    PullBody,
+    PushBody,
+    Pushes,
+    Request,
+    Status,
+    Value,
+)
+
+if TYPE_CHECKING:
+    from elasticps.sim.server import Server
+
+FIRST_VALUE = mix(0)
+
+
+class Block(Hosted):
+    """One replica of one block. ``log`` is its value: what was applied, in order."""
+
+    as_of_request = True
+    """A push that is applied at once, while a read waits, is not in what the read is answered."""
+
+    def __init__(self, server: Server, block: BlockId) -> None:
+        super().__init__(server, block)
+        job = server.job
+        self.replica = Replica(me=server.id, in_rounds=job.in_rounds, min_insync=job.min_insync)
+        self.log: tuple[Pushes, ...] = ()
+        self._gradients: dict[WorkerId, Push] = {}
+        self._held: dict[WorkerId, Request] = {}
+        self._prepared: Pushes = ()
+        self._answers: dict[Request, Value] = {}
+
+    @property
+    def replication(self) -> Replication:
+        return self.replica.replication
+
+    def fingerprint(self) -> Fingerprint:
+        replica = self.replica
+        return (
+            replica.round,
+            replica.initialized,
+            self.log,
+            sorted(replica.applied.items()),
+            replica.prepared,
+            self._prepared,
+        )
+
+    def settled_log(self, round_: Round) -> tuple[Pushes, ...]:
+        """The log as of ``round_``: with the prepared round, if that is the one."""
+        prepared = self.replica.prepared
+        due = prepared is not None and prepared.round <= round_
+        return (*self.log, self._prepared) if due else self.log
+
+    # -- a worker's requests --------------------------------------------------------------------
+
+    def ask(self, request: Request) -> None:
+        match request.message.kind:
+            case Kind.PUSH:
+                self._push(request, request.message.body)
+            case Kind.INIT:
+                self._initialize(request)
+            case _:
+                self._read(request, request.message.body)
+
+    def _push(self, request: Request, body: PushBody) -> None:
+        if not self._is_up_to(request, body.commit):
+            return
+        message = request.message
+        push = Push(
+            worker=message.worker,
+            seq=message.seq,
+            round=message.round,
+            generation=body.generation,
+            pushers=body.pushers,
+        )
+        outcome = self.replica.push(push)
+        self._keep_only_staged()
+        match outcome:
+            case PushOutcome.STALE_GENERATION:
+                request.answer(Status.STALE_GENERATION)
+            case PushOutcome.OUT_OF_TURN:
+                request.answer(Status.CONFLICT)
+            case PushOutcome.REPEATED:
+                self.perform(self.replication.answer_when_durable(request))
+            case PushOutcome.HELD:
+                self._hold(message.worker, request)
+            case PushOutcome.APPLY:
+                self._update(request, push)
+            case PushOutcome.STAGE | PushOutcome.PREPARE:
+                self._hold(message.worker, request)
+                self._gradients[message.worker] = push
+                if outcome is PushOutcome.PREPARE:
+                    self._prepare()
+
+    def _hold(self, worker: WorkerId, request: Request) -> None:
+        earlier = self._held.pop(worker, None)
+        if earlier is not None:
+            earlier.answer(Status.FENCED)
+        self._held[worker] = request
+
+    def _keep_only_staged(self) -> None:
+        staged = self.replica.staged
+        for worker in [name for name in self._gradients if name not in staged]:
+            del self._gradients[worker]
+        for worker in [name for name in self._held if name not in staged]:
+            self._held.pop(worker).answer(Status.STALE_GENERATION)
+
+    def _read(self, request: Request, body: PullBody) -> None:
+        if not self._is_up_to(request, body.commit):
+            return
+        if not (self.replica.initialized and self.replica.has(body.floor)):
+            request.answer(Status.BEHIND)
+            return
+        at_once = self.as_of_request and not self.replica.in_rounds
+        if at_once and request.message.kind is Kind.PULL:
+            self._answers[request] = self._value
+        self.perform(self.replication.answer_when_durable(request))
+
+    @property
+    def _value(self) -> Value:
+        replication = self.replication
+        version = replication.durable if self.replica.in_rounds else replication.version
+        return Value(version, self.replica.round, self.log)
+
+    def _initialize(self, request: Request) -> None:
+        if not self.replica.untrained:
+            request.answer(Status.CONFLICT)
+            return
+        version = self.replica.initialize(request.message.round, FIRST_VALUE)
+        self.log = ()
+        self.publish(Op(version, self.fingerprint(), initial=True))
+        self.perform(self.replication.answer_when_durable(request))
+
+    def answer_durable(self, request: Request) -> None:
+        match request.message.kind:
+            case Kind.PULL:
+                value = self._answers.pop(request, None) or self._value
+                self.server.check.value_read(self, value)
+                request.answer(Status.OK, value)
+            case Kind.STATUS:
+                row = self.replica.applied.get(request.message.worker)
+                request.answer(Status.OK, row.tally if row else Tally())
+            case _:
+                request.answer(Status.OK)
+
+    # -- rounds ---------------------------------------------------------------------------------
+
+    def _is_up_to(self, request: Request, commit: Commit | None) -> bool:
+        while (settled := self.replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
+            if settled is Settled.APPLY:
+                self._apply_prepared()
+            elif commit is not None:
+                self._publish(self.replica.empty_round(commit), ())
+        if settled is Settled.MISSING:
+            request.answer(Status.BEHIND)
+        return settled is Settled.DONE
+
+    def _prepare(self) -> None:
+        gradient = tuple(
+            (worker, self._gradients[worker].seq) for worker in sorted(self._gradients)
+        )
+        waiting = list(self._held.values())
+        self._gradients, self._held = {}, {}
+        self._publish(self.replica.staged_round(), gradient)
+        for request in waiting:
+            self.perform(self.replication.answer_when_durable(request))
+
+    def _publish(self, op: RoundOp, gradient: Pushes) -> None:
+        base = self.replica.last
+        version = self.replica.prepare(op)
+        self._prepared = gradient
+        self.publish(Op(version, self.fingerprint(), op=op, gradient=gradient, commit=base))
+
+    def _apply_prepared(self) -> None:
+        op = self.replica.apply_prepared()
+        self.log = (*self.log, self._prepared)
+        self._prepared = ()
+        self.server.check.applied(self, op.round, self.log[-1])
+
+    def _update(self, request: Request, push: Push) -> None:
+        pushes = ((push.worker, push.seq),)
+        self.log = (*self.log, pushes)
+        op = RoundOp(push.round, push.generation, pushes)
+        version = self.replica.update(op)
+        self.publish(Op(version, self.fingerprint(), op=op, gradient=pushes, at_once=True))
+        self.perform(self.replication.answer_when_durable(request))
+
+    # -- replication ----------------------------------------------------------------------------
+
+    def snapshot(self) -> BlockSnapshot:
+        replica = self.replica
+        return BlockSnapshot(
+            version=self.replication.version,
+            history=self.replication.history,
+            fingerprint=self.fingerprint(),
+            round=replica.round,
+            generation=replica.generation,
+            initialized=replica.initialized,
+            applied=dict(replica.applied),
+            log=self.log,
+            prepared=replica.prepared,
+            gradient=self._prepared,
+        )
+
+    def install(self, snapshot: BlockSnapshot) -> None:
+        replica = self.replica
+        replica.drop_staged()
+        replica.round, replica.generation = snapshot.round, snapshot.generation
+        replica.initialized, replica.applied = snapshot.initialized, dict(snapshot.applied)
+        replica.prepared = snapshot.prepared
+        self.log, self._prepared = snapshot.log, snapshot.gradient
+        self.replication.install(snapshot.version, snapshot.history)
+        self._refuse_held()
+
+    def follow(self, op: Op) -> bool:
+        if op.initial:
+            self.log = ()
+            self.replica.initialized = True
+            self.replication.follow(FIRST_VALUE)
+            return True
+        settled = self.replica.settle(op.commit)
+        if settled is Settled.APPLY:
+            self._apply_prepared()
+        if op.op is None or settled not in (Settled.DONE, Settled.APPLY):
+            return False
+        if op.at_once:
+            self.log = (*self.log, op.gradient)
+            self.replica.update(op.op, following=True)
+        else:
+            self.replica.prepare(op.op, following=True)
+            self._prepared = op.gradient
+        return True
+
+    def adopt(self, entry: Entry) -> None:
+        super().adopt(entry)
+        if self.replication.role is not Role.PRIMARY:
+            self.refuse_waiting()
+
+    def refuse_waiting(self) -> None:
+        self.replica.drop_staged()
+        self._refuse_held()
+
+    def _refuse_held(self) -> None:
+        for request in self._held.values():
+            request.answer(Status.FENCED)
+        self._held, self._gradients, self._answers = {}, {}, {}

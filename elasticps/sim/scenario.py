@@ -1,0 +1,108 @@
+"""What one seed is about: the cluster, the job, the rates, and how much goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from elasticps.core.clock_ledger import ClockLedger
+from elasticps.core.consistency import Consistency
+from elasticps.core.ids import BlockId
+from elasticps.core.ledger import Ledger
+from elasticps.core.ranges import DataSpec
+from elasticps.core.roster import Roster
+from elasticps.sim.clock import MS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a job's spec promises. ``blocks`` does not count the ledger."""
+
+    blocks: int
+    replicas: int
+    min_insync: int
+    consistency: Consistency
+    staleness: int
+    backup_workers: int
+    start_workers: int
+    data: DataSpec | None
+
+    @property
+    def in_rounds(self) -> bool:
+        return self.consistency is Consistency.SYNC
+
+    @property
+    def block_ids(self) -> list[BlockId]:
+        return [BlockId(number) for number in range(1, self.blocks + 1)]
+
+    def new_ledger(self) -> Roster:
+        if self.in_rounds:
+            return Ledger(start_workers=self.start_workers, backup_workers=self.backup_workers)
+        bounded = self.consistency is Consistency.BOUNDED
+        staleness = self.staleness if bounded else None
+        return ClockLedger(start_workers=self.start_workers, staleness=staleness)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Times are microseconds. ``detects``: deaths are told at once, not by the lease alone."""
+
+    nodes: int
+    slots: int
+    job: Job
+    mean_delay: int
+    compute: int
+    ttl: int
+    watch_lag: int
+    plan_delay: int
+    detects: bool
+    faults: int
+    calm: int
+    spares: bool
+    """Is the last living holder of a block left alone?"""
+
+
+def drawn(random: Random) -> Scenario:
+    nodes = random.choice([2, 2, 3, 3, 3, 4])
+    slots = random.choice([1, 1, 1, 2]) if nodes < 4 else 1
+    job = _job(random, nodes, nodes * slots)
+    return Scenario(
+        nodes=nodes,
+        slots=slots,
+        job=job,
+        mean_delay=random.choice([200, 500, 1000]),
+        compute=random.choice([2, 5, 10]) * MS,
+        ttl=random.choice([60, 120]) * MS,
+        watch_lag=random.choice([0, 1, 5]) * MS,
+        plan_delay=random.choice([0, 2, 20]) * MS,
+        detects=random.random() < 0.6,
+        faults=random.choice([1, 1, 2, 2, 3, 4]),
+        calm=random.choice([5, 20, 60]) * MS,
+        spares=random.random() < 0.93,
+    )
+
+
+def _job(random: Random, nodes: int, workers: int) -> Job:
+    consistency = random.choice(
+        [Consistency.SYNC, Consistency.SYNC, Consistency.BOUNDED, Consistency.ASYNC]
+    )
+    replicas = random.choice([1, 2, 2, 2, 3])
+    start = random.randint(1, min(workers, 3))
+    bounded = consistency is Consistency.BOUNDED
+    sync = consistency is Consistency.SYNC
+    data = DataSpec(
+        size=random.choice([7, 30, 100]),
+        batch_size=random.randint(1, 6),
+        epochs=random.choice([1, 4]),
+        seed=0,
+    )
+    return Job(
+        blocks=random.choice([1, 2, 2]),
+        replicas=replicas,
+        min_insync=random.choice([1, 1, 2]) if min(replicas, nodes) > 1 else 1,
+        consistency=consistency,
+        staleness=random.choice([0, 1, 2]) if bounded else 0,
+        backup_workers=random.randint(0, start - 1) if sync and random.random() < 0.4 else 0,
+        start_workers=start,
+        data=data if random.random() < 0.5 else None,
+    )

@@ -1,0 +1,275 @@
+"""A simulated worker: a script's loop over ``worker/exchange.py``'s steps, as a state machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from elasticps.core.audit import Tally
+from elasticps.core.commands import (
+    Admitted,
+    Answer,
+    Attend,
+    Called,
+    Command,
+    Committed,
+    Floor,
+    Initialized,
+    Join,
+    Leave,
+    Question,
+    Ready,
+    Refused,
+    Regenerated,
+    Register,
+    Registered,
+    Turn,
+    Vote,
+)
+from elasticps.core.ids import LEDGER, BlockId, Generation, Round, Seq, WorkerId
+from elasticps.core.replica import Commit
+from elasticps.sim.calls import Call, Caller
+from elasticps.sim.messages import Kind, PullBody, PushBody, Status, Value
+
+if TYPE_CHECKING:
+    from elasticps.core.ids import NodeId
+    from elasticps.sim.world import World
+
+
+class Worker(Caller):
+    """One life of a worker. ``ended`` is told once: how it went."""
+
+    def __init__(
+        self,
+        world: World,
+        name: WorkerId,
+        node: NodeId,
+        ended: Callable[[str], None],
+    ) -> None:
+        super().__init__(world, f"worker {name}", node, name)
+        self.turn: Turn | None = None
+        self.commit: Commit | None = None
+        self.retiring = False
+        self.tally = Tally()
+        self._world = world
+        self.job = world.job
+        self._ended = ended
+        self._pace = world.pace()
+        self._floor: Floor = {}
+        self._seq = Seq(0)
+        self._leaving = False
+        self._called: Called | None = None
+        self._counted = False
+        self._registered = False
+        self._pushes: dict[BlockId, Call] = {}
+        self._stale = False
+        self._generation = Generation(0)
+        self._attending: Call | None = None
+
+    # -- joining --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._say(Join(self.id), self._admitted)
+
+    def _say(self, word: Command | Question, then: Callable[[Any], None]) -> Call:
+        """Say something to the ledger; ``then`` gets its answer unless it refuses."""
+
+        def done(_: Status, answer: Answer) -> None:
+            if isinstance(answer, Refused):
+                self._refused(answer)
+            else:
+                then(answer)
+
+        return self.call(Kind.LEDGER, LEDGER, word, done)
+
+    def _refused(self, answer: Refused) -> None:
+        self._world.check.refused(self, answer.reason)
+        self._end(f"refused: {answer.reason}")
+
+    def _each(self, kind: Kind, body: Any, then: Callable[[dict[BlockId, Any]], None]) -> None:
+        """Ask every block; ``then`` gets all answers."""
+        answers: dict[BlockId, Any] = {}
+
+        def asked(block: BlockId) -> None:
+            def done(status: Status, answer: Any) -> None:
+                if kind is not Kind.INIT and status is not Status.OK:
+                    self._world.check.fail("refused", f"block {block} answered {status}")
+                answers[block] = answer
+                if len(answers) == self.job.blocks:
+                    then(answers)
+
+            self.call(kind, block, body, done)
+
+        for block in self.job.block_ids:
+            asked(block)
+
+    def _admitted(self, answer: Answer) -> None:
+        assert isinstance(answer, Admitted)
+        if answer.initialize:
+            self._each(
+                Kind.INIT, None, lambda _: _ignore(self._say(Initialized(self.id), self._admitted))
+            )
+            return
+        self.turn, self.commit, self._floor = answer.turn, answer.commit, answer.floor
+        self._world.check.joined(self)
+        self._read()
+
+    def _read(self) -> None:
+        """Read every block, no older than what this worker was told."""
+        self._each(Kind.PULL, self._proof, self._have_read)
+
+    @property
+    def _proof(self) -> PullBody:
+        return PullBody(self.commit if self.job.in_rounds else None, self._floor)
+
+    def _have_read(self, values: dict[BlockId, Value]) -> None:
+        self._world.check.pulled(self, values)
+        if self._counted:
+            self.tally = self.tally.plus(self._seq)
+            self._counted = False
+        if self.turn is None:
+            self._end("left")
+        else:
+            self._go_on(self.turn)
+
+    # -- the script -----------------------------------------------------------------------------
+
+    def _go_on(self, turn: Turn) -> None:
+        """What the loop of the script does next."""
+        data = self.job.data
+        if data is not None and not self._registered:
+            self._say(Register(self.id, data), self._is_registered)
+        elif turn.exhausted or self._world.is_enough(turn.round):
+            self._finish()
+        elif data is not None and not turn.samples:
+            self._leaving = self.retiring
+            self._vote(contributes=False)
+        else:
+            self.later(self._world.compute(self._pace), self._step)
+
+    def _is_registered(self, answer: Answer) -> None:
+        assert isinstance(answer, Registered)
+        self._registered = True
+        self.turn = answer.turn
+        self._go_on(answer.turn)
+
+    def _finish(self) -> None:
+        """Audit what the blocks applied of this worker, then leave."""
+        self._each(Kind.STATUS, self._proof, self._audited)
+
+    def _audited(self, tallies: dict[BlockId, Tally]) -> None:
+        self._world.check.audited(self, tallies)
+        self._say(Leave(self.id), lambda _: self._end("succeeded"))
+
+    def _end(self, how: str) -> None:
+        self.clock.note(f"worker {self.id} {how}")
+        self._ended(how)
+        self.kill()
+        self._network.closed(self, silent=False)
+
+    # -- a step ---------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        self._seq = Seq(self._seq + 1)
+        self._called = None
+        self._leaving = self.retiring
+        assert self.turn is not None
+        self._world.check.attempted(self, self._seq, self.turn)
+        self._push()
+
+    def _push(self) -> None:
+        turn = self.turn
+        assert turn is not None
+        if self.job.backup_workers:
+            self._say(Ready(self.id, turn.round, turn.generation), self._is_called)
+        else:
+            self._push_all(turn, turn.pushers)
+
+    def _is_called(self, answer: Answer) -> None:
+        assert self.turn is not None
+        self._called = answer if isinstance(answer, Called) else Called(0, contributes=False)
+        if self._called.contributes:
+            self._push_all(self.turn, self._called.pushers)
+        else:
+            self._vote()
+
+    def _push_all(self, turn: Turn, pushers: int) -> None:
+        if self.job.in_rounds and not self._attends(turn.generation):
+            self._vote()
+            return
+        self._stale = False
+        body = PushBody(turn.generation, pushers, self._proof.commit)
+        for block in self.job.block_ids:
+            self._push_one(block, body, turn)
+
+    def _push_one(self, block: BlockId, body: PushBody, turn: Turn) -> None:
+        seq = self._seq
+
+        def done(status: Status, _: Any) -> None:
+            self._world.check.pushed(self, block, seq, status)
+            del self._pushes[block]
+            self._stale = self._stale or status is not Status.OK
+            if not self._pushes and not (self._stale and self.job.in_rounds):
+                self._vote()
+
+        self._pushes[block] = self.call(Kind.PUSH, block, body, done, seq=seq, round_=turn.round)
+
+    def _attends(self, generation: Generation) -> bool:
+        """See that the ledger tells when ``generation`` is over; False when it has."""
+        if generation != self._generation:
+            if self._attending is not None:
+                self.cancel(self._attending)
+            self._generation = generation
+            word = Attend(self.id, generation)
+            self._attending = self.call(
+                Kind.LEDGER, LEDGER, word, lambda _, answer: self._regenerated(answer)
+            )
+        return self._attending is not None
+
+    def _regenerated(self, answer: Answer) -> None:
+        """The set of workers is another: what waits in the blocks is not waited for any more."""
+        self._attending = None
+        waiting = bool(self._pushes) or self._stale
+        if isinstance(answer, Refused) and waiting:
+            self._refused(answer)
+            return
+        for call in self._pushes.values():
+            self.cancel(call)
+        self._pushes = {}
+        if waiting:
+            self._stale = False
+            self._vote()
+
+    def _vote(self, *, contributes: bool = True) -> None:
+        turn = self.turn
+        assert turn is not None
+        wants = contributes
+        if self._called is not None:
+            contributes = contributes and self._called.contributes
+        ballot = Vote(
+            self.id, turn.round, turn.generation, contributes, self._leaving, seq=self._seq
+        )
+
+        def told(answer: Answer) -> None:
+            if isinstance(answer, Regenerated):
+                self.turn, self._called = answer.turn, None
+                if wants:
+                    self._push()
+                else:
+                    self._vote(contributes=False)
+                return
+            assert isinstance(answer, Committed)
+            self.turn, self.commit, self._floor = answer.turn, answer.commit, answer.floor
+            self._counted = contributes and answer.counted
+            self._world.check.voted(self, ballot, answer, self._seq if wants else None)
+            self._read()
+
+        self._say(ballot, told)
+
+    @property
+    def round(self) -> Round:
+        return self.commit.round if self.commit else Round(0)
+
+
+def _ignore(_: Call) -> None:
+    return None

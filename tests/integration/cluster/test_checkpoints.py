@@ -1,0 +1,115 @@
+"""Checkpoints of a job on real daemons: by the clock of its rounds, by a user's wish, resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+from torch.optim import Adam
+
+from elasticps.checkpoint.directory import complete, newest
+from elasticps.checkpoint.snapshot import read
+from elasticps.cli import answers
+from tests.integration.cluster.acts import Cluster, Job, kill
+from tests.integration.cluster.scripts.train import trained_alone
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+async def elasticps(cluster: Cluster, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line: its exit code, its stdout and its stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "elasticps", "--api", cluster.url, *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, error = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), error.decode()
+
+
+async def test_a_user_asks_for_a_checkpoint_and_another_job_goes_on_from_it(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    root = tmp_path / "checkpoints"
+    job = await shared_cluster.train("--optimizer", "adam", max_workers=1, checkpoint_dir=str(root))
+    await job.goes_on()
+
+    code, out, error = await elasticps(shared_cluster, "checkpoint", job.name)
+
+    assert code == 0, error
+    place = newest(root)
+    assert out == f"{place}\n"
+    found = read(place)
+    assert found.job == job.name
+    shown = (await job.look()).checkpoint
+    assert shown is not None
+    assert (shown.directory, shown.round) == (str(place), found.round)
+    await job.cancel()
+    await job.ended()
+    await job.is_left_by_all()
+
+    resumed = await shared_cluster.train("--optimizer", "adam", max_workers=1, resume=str(root))
+    ended = await resumed.finish()
+
+    assert ended.state == "SUCCEEDED"
+    assert resumed.goal > found.round
+    (result,) = resumed.results().values()
+    alone = trained_alone(resumed.goal, lr=0.05, kind=Adam)
+    assert result["numbers"] == pytest.approx(alone, abs=1e-4)
+
+
+async def test_every_checkpoint_there_is_is_whole_when_the_main_worker_is_killed_again_and_again(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    root = tmp_path / "checkpoints"
+    job = await shared_cluster.train(
+        start_workers=2, checkpoint_dir=str(root), checkpoint_every=1, audit=True
+    )
+    for _ in range(3):
+        at = await job.goes_on(5)
+        kill(await main_worker(job))
+        # None is half written; but a newer one may take the place of the oldest as we look.
+        assert read(newest(root)).round >= at - 2
+        await job.goes_on(5)
+        assert len(complete(root)) in (3, 4)
+    ended = await job.finish()
+    assert (ended.state, ended.verdict.lost, ended.verdict.duplicated) == ("SUCCEEDED", 0, 0)
+
+
+async def main_worker(job: Job) -> int:
+    """Its process."""
+
+    def node(look: answers.Job) -> str:
+        running = [worker for worker in look.workers if worker.state == "running"]
+        return next((worker.node for worker in running if worker.rank == 0), "")
+
+    found = await job.until(node, "has a main worker")
+    return (await job.worker_pids(found))[0]
+
+
+@pytest.mark.parametrize("state", ["without a directory", "ended"])
+async def test_a_checkpoint_that_cannot_be_is_refused(
+    state: str, shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    root = str(tmp_path) if state == "ended" else ""
+    job = await shared_cluster.train(max_workers=1, checkpoint_dir=root)
+    if state == "ended":
+        await job.cancel()
+        await job.ended()
+    code, out, error = await elasticps(shared_cluster, "checkpoint", job.name)
+    assert (code, out) == (2, "")
+    assert state.split()[-1] in error
+    await job.cancel()
+    await job.ended()
+
+
+async def test_resuming_from_nothing_fails_the_job_and_says_so(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    job = await shared_cluster.train(max_workers=1, resume=str(tmp_path))
+    ended = await job.ended()
+    assert ended.state == "FAILED"
+    assert "no complete checkpoint" in ended.reason

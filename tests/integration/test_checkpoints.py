@@ -1,0 +1,365 @@
+"""A job's checkpoints: a cut between two rounds, and training that goes on as if never stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import elasticps
+from elasticps.checkpoint.directory import complete
+from elasticps.checkpoint.snapshot import read
+from elasticps.core.consistency import Consistency
+from elasticps.core.ids import WorkerId
+from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
+from elasticps.wire.messages import JobInfo, Welcome
+from elasticps.worker.checkpoints import Checkpoints
+from tests.support.processes import wait_until
+from tests.support.rig import Rig
+from tests.support.scripts import as_worker, as_workers, assert_equal, backward, dataset, network
+from tests.support.wire import PATIENCE_S
+
+BATCH = 8
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.01, "momentum": 0.9},
+    "adam": {"lr": 0.01, "amsgrad": True},
+    "adafactor": {"lr": 0.01},
+}
+
+
+class CheckpointRig(Rig):
+    """A rig whose job has the given wishes, ``ask`` being a user's for a checkpoint now."""
+
+    def __init__(self, servers: int = 2, *, block_bytes: int = 4096, **wishes: Any) -> None:
+        super().__init__(servers, start_workers=wishes.pop("start_workers", 1), audit=True)
+        self._block_bytes = block_bytes
+        self._wishes = wishes
+
+    def ask(self, request: int) -> None:
+        self._wishes["checkpoint_request"] = request
+        self._tell_all(self._job_message())
+
+    def _job_message(self) -> JobInfo:
+        return msgspec.structs.replace(super()._job_message(), **self._wishes)
+
+    def _welcome(self, worker: WorkerId) -> Welcome:
+        return msgspec.structs.replace(super()._welcome(worker), block_bytes=self._block_bytes)
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What one worker has seen: its batches, and model and optimizer state at the end."""
+
+    name: str = "sgd"
+    stop_at: int = 0
+    epochs: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+    batches: list[torch.Tensor] = field(default_factory=list)
+    model: nn.Module = field(default_factory=network)
+    state: dict[str, Any] = field(default_factory=dict)
+    began_at: int = 0
+
+    def __call__(self, run: elasticps.Run) -> Training:
+        options = self.options or OPTIMIZERS[self.name]
+        optimizer = run.optimizer(self.model, self.name, **options)
+        self.began_at = run.round
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=self.epochs, seed=4):
+            self.batches.append(batch[0])
+            optimizer.zero_grad()
+            backward(self.model, batch)
+            optimizer.step()
+            if run.round == self.stop_at:
+                break
+        self.state = optimizer.state_dict()["state"]
+        return self
+
+
+def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for parameter, state in one.items():
+        assert state.keys() == other[parameter].keys()
+        for key, item in state.items():
+            assert torch.equal(item, other[parameter][key])
+
+
+def rounds_in(root: Path) -> list[int]:
+    return [number for number, _ in complete(root)]
+
+
+# The data set has 60 samples: rounds 8, 16 and 24 have four samples, all others eight.
+@pytest.mark.parametrize("stop_at", [7, 8, 10])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+async def test_a_resumed_job_goes_on_as_if_never_stopped(
+    name: str, stop_at: int, tmp_path: Path
+) -> None:
+    async with CheckpointRig(servers=2) as rig:
+        straight = await as_worker(rig, Training(name=name))
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": stop_at}
+    async with CheckpointRig(servers=3, **wishes) as rig:
+        first = await as_worker(rig, Training(name=name, stop_at=stop_at))
+    assert rounds_in(tmp_path) == [stop_at]
+    other_start = Training(name=name, model=network(seed=9))
+    async with CheckpointRig(servers=1, block_bytes=8192, resume=str(tmp_path)) as rig:
+        second = await as_worker(rig, other_start)
+        assert rig.ledger.round == 24
+    assert second.began_at == stop_at
+    assert_equal(second.model, straight.model)
+    assert_same_state(second.state, straight.state)
+    batches = [*first.batches, *second.batches]
+    assert len(batches) == len(straight.batches) == 24
+    assert all(map(torch.equal, batches, straight.batches))
+
+
+async def test_two_workers_resume_to_the_bit(tmp_path: Path) -> None:
+    async with CheckpointRig(start_workers=2) as rig:
+        straight, _ = await as_workers(rig, 2, lambda run: Training(name="adam")(run))
+    wishes: dict[str, Any] = {
+        "checkpoint_dir": str(tmp_path),
+        "checkpoint_every": 7,
+        "start_workers": 2,
+    }
+    async with CheckpointRig(**wishes) as rig:
+        await as_workers(rig, 2, lambda run: Training(name="adam", stop_at=7)(run))
+    async with CheckpointRig(resume=str(tmp_path), start_workers=2, servers=3) as rig:
+        resumed = await as_workers(rig, 2, lambda run: Training(name="adam")(run))
+        verdicts = [finished.verdict for finished in rig.finished.values()]
+        assert all(verdict is not None and verdict.lost == 0 for verdict in verdicts)
+    for one in resumed:
+        assert one.began_at == 7
+        assert_equal(one.model, straight.model)
+        assert_same_state(one.state, straight.state)
+
+
+async def test_a_job_is_resumed_with_more_workers_and_more_epochs(tmp_path: Path) -> None:
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 10}
+    async with CheckpointRig(**wishes) as rig:
+        first = await as_worker(rig, Training(epochs=2, stop_at=10))
+    async with CheckpointRig(resume=str(tmp_path), start_workers=3) as rig:
+        rest = await as_workers(rig, 3, lambda run: Training(epochs=4)(run))
+    used = torch.cat([batch for one in (first, *rest) for batch in one.batches])
+    every, counts = torch.unique(used, dim=0, return_counts=True)
+    assert len(every) == 60
+    assert counts.tolist() == [4] * 60
+
+
+async def test_the_last_three_stay_and_the_newest_is_resumed(tmp_path: Path) -> None:
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 2}
+    async with CheckpointRig(**wishes) as rig:
+        await as_worker(rig, Training(stop_at=9))
+    assert rounds_in(tmp_path) == [8, 6, 4]
+    async with CheckpointRig(resume=str(tmp_path), **wishes) as rig:
+        assert (await as_worker(rig, Training(stop_at=11))).began_at == 8
+    assert rounds_in(tmp_path) == [10, 8, 6]
+    async with CheckpointRig(resume=str(tmp_path / "round-00000006")) as rig:
+        assert (await as_worker(rig, Training(stop_at=7))).began_at == 6
+
+
+async def test_a_user_gets_one_checkpoint_for_asking_once(tmp_path: Path) -> None:
+    asked, seen = threading.Event(), threading.Event()
+
+    def script(run: elasticps.Run) -> int:
+        model = network()
+        optimizer = run.optimizer(model, "adam", lr=0.01)
+        for number, batch in enumerate(run.data(dataset(), batch_size=BATCH, epochs=1)):
+            if number == 2:
+                asked.set()
+                seen.wait(PATIENCE_S)
+                wait_until(lambda: run._job.checkpoint_request == 42)
+            backward(model, batch)
+            optimizer.step()
+        return run.round
+
+    async with CheckpointRig(checkpoint_dir=str(tmp_path)) as rig:
+        running = asyncio.create_task(as_worker(rig, script))
+        await asyncio.to_thread(asked.wait, PATIENCE_S)
+        rig.ask(42)
+        seen.set()
+        assert await running == 8
+        report = rig.progress["w1"].checkpoint
+    assert rounds_in(tmp_path) == [3]
+    assert report is not None
+    assert (report.round, report.request, report.error) == (3, 42, "")
+    assert report.directory == str(tmp_path / "round-00000003")
+
+
+async def test_training_goes_on_where_no_checkpoint_can_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+
+    def script(run: elasticps.Run) -> int:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
+            if run.round == 3:
+                for path in root.iterdir():
+                    path.rename(tmp_path / path.name)
+                root.rmdir()
+                root.write_text("in the way")
+            backward(model, batch)
+            optimizer.step()
+        return run.round
+
+    async with CheckpointRig(checkpoint_dir=str(root), checkpoint_every=2) as rig:
+        assert await as_worker(rig, script) == 8
+        report = rig.progress["w1"].checkpoint
+    assert report is not None
+    assert "could not be written" in report.error
+    assert report.round == 2
+    assert "no checkpoint" in caplog.text
+
+
+async def test_the_next_main_worker_goes_on_with_the_checkpoints(tmp_path: Path) -> None:
+    both = threading.Event()
+
+    def script(uid: str, run: elasticps.Run) -> None:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=4):
+            if run.round == 4 and uid == "w1":
+                both.set()
+                wait_until(lambda: run._agent.retiring)
+            backward(model, batch)
+            optimizer.step()
+
+    wishes: dict[str, Any] = {
+        "checkpoint_dir": str(tmp_path),
+        "checkpoint_every": 4,
+        "start_workers": 2,
+    }
+    async with CheckpointRig(**wishes) as rig:
+        lives = [
+            asyncio.create_task(as_worker(rig, partial(script, uid), uid)) for uid in ("w1", "w2")
+        ]
+        await asyncio.to_thread(both.wait, PATIENCE_S)
+        rig.retire("w1")
+        assert isinstance(await lives[0], elasticps.WorkerRetired)
+        await lives[1]
+        report = rig.progress["w2"].checkpoint
+    assert report is not None
+    assert rounds_in(tmp_path) == [32, 28, 24]
+
+
+async def test_a_main_worker_declared_dead_writes_no_cut_through_two_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Checkpoints.make
+    loop = asyncio.get_running_loop()
+    evicted = threading.Event()
+
+    def make_late(self: Checkpoints, *rest: Any) -> None:
+        if not evicted.is_set():
+            evicted.set()
+            main = rig.ledger.members[0]
+            loop.call_soon_threadsafe(rig.evict, main)
+            wait_until(lambda: rig.ledger.round > 4)
+        make(self, *rest)
+
+    def script(run: elasticps.Run) -> Any:
+        try:
+            return Training(name="sgd", stop_at=9)(run)
+        except (BlockUnavailable, JobFailed) as error:
+            return error
+
+    monkeypatch.setattr(Checkpoints, "make", make_late)
+    wishes: dict[str, Any] = {
+        "checkpoint_dir": str(tmp_path),
+        "checkpoint_every": 4,
+        "start_workers": 2,
+    }
+    async with CheckpointRig(**wishes) as rig:
+        endings = await as_workers(rig, 2, script)
+    assert sum(isinstance(ending, Training) for ending in endings) == 1
+    assert rounds_in(tmp_path) == [8]
+    assert read(tmp_path / "round-00000008").round == 8
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+async def refused(script: Any = None, **wishes: Any) -> CheckpointError:
+    def attempt(run: elasticps.Run) -> CheckpointError:
+        with pytest.raises(CheckpointError) as caught:
+            (script or Training())(run)
+        return caught.value
+
+    async with CheckpointRig(**wishes) as rig:
+        error = await as_worker(rig, attempt)
+    assert isinstance(error, CheckpointError)
+    return error
+
+
+@pytest.fixture
+async def at_five(tmp_path: Path) -> Path:
+    """A directory with one checkpoint, of round 5."""
+    root = tmp_path / "five"
+    async with CheckpointRig(checkpoint_dir=str(root), checkpoint_every=5) as rig:
+        await as_worker(rig, Training(stop_at=5))
+    return root
+
+
+async def test_another_model_or_optimizer_is_refused(at_five: Path) -> None:
+    error = await refused(Training(name="adam"), resume=str(at_five))
+    assert error.field == "optimizer"
+    error = await refused(Training(model=nn.Linear(6, 1)), resume=str(at_five))
+    assert error.field == "parameters"
+
+
+async def test_a_damaged_checkpoint_is_refused(at_five: Path) -> None:
+    file = at_five / "round-00000005" / "values.safetensors"
+    body = bytearray(file.read_bytes())
+    body[-1] ^= 1
+    file.write_bytes(body)
+    assert (await refused(resume=str(at_five))).field == "values.sha256"
+
+
+async def test_nothing_to_resume_is_refused(tmp_path: Path) -> None:
+    assert (await refused(resume=str(tmp_path))).field == "resume"
+
+
+async def test_another_runs_later_checkpoints_are_in_the_way(at_five: Path) -> None:
+    error = await refused(checkpoint_dir=str(at_five), checkpoint_every=5)
+    assert error.field == "checkpoint_dir"
+    assert rounds_in(at_five) == [5]
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"consistency": Consistency.BOUNDED},
+        {"consistency": Consistency.ASYNC},
+        {"backup_workers": 1},
+    ],
+)
+async def test_workers_that_are_not_in_step_have_no_cut(
+    wishes: dict[str, Any], tmp_path: Path
+) -> None:
+    error = await refused(checkpoint_dir=str(tmp_path), **wishes)
+    assert error.limit == "sync consistency without backup workers"
+
+
+@pytest.mark.parametrize("consistency", [Consistency.BOUNDED, Consistency.ASYNC])
+async def test_only_sync_jobs_are_resumed(consistency: Consistency, at_five: Path) -> None:
+    error = await refused(resume=str(at_five), consistency=consistency)
+    assert (error.field, error.limit) == ("resume", "sync consistency")
+
+
+async def test_other_data_is_refused(at_five: Path) -> None:
+    def script(run: elasticps.Run) -> str:
+        run.optimizer(network(), "sgd", **OPTIMIZERS["sgd"])
+        other = TensorDataset(torch.zeros(61, 1))
+        with pytest.raises(JobFailed, match="60 samples") as caught:
+            next(iter(run.data(other, batch_size=BATCH, epochs=3, seed=4)))
+        return str(caught.value)
+
+    async with CheckpointRig(resume=str(at_five)) as rig:
+        assert "61" in await as_worker(rig, script)
