@@ -41,6 +41,7 @@ class Agent:
         self.job: JobInfo | None = None
         self.retiring: str | None = None
         self.on_servers: Callable[[], None] = lambda: None
+        self.on_plan: Callable[[PlanUpdate], None] = lambda _: None
         self._connection: Connection | None = None
         self._closed = False
         self._rejection: str | None = None
@@ -123,6 +124,7 @@ class Agent:
                 self.job = message
             case PlanUpdate():
                 self._rows.update((row.block, row) for row in message.rows)
+                self.on_plan(message)
             case Servers():
                 self._addresses = addresses_of(message)
                 self.on_servers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from dataclasses import dataclass
 import msgspec
 
 from elasticps.core.commands import Answer, Command, Question, Refused
-from elasticps.core.ids import LEDGER, BlockId, JobKey, Round, Seq, WorkerId
+from elasticps.core.ids import LEDGER, BlockId, JobKey, Round, Seq, ServerId, WorkerId
 from elasticps.errors import BlockUnavailable, JobFailed, PeerUnavailable
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import PlanRow, RefusalMeta, decode
+from elasticps.wire.messages import PlanRow, PlanUpdate, RefusalMeta, decode
 from elasticps.wire.pool import ConnectionPool
 from elasticps.worker.agent import Agent
 
@@ -59,6 +60,8 @@ class Client:
         self._pool = ConnectionPool(cluster, str(worker), agent.address)
         # What waits for a server that is gone learns it at once, not when its time is up.
         agent.on_servers = self._pool.forget_unlisted
+        agent.on_plan = self._give_up_deposed
+        self._asking: dict[BlockId, dict[asyncio.Timeout, ServerId]] = {}
 
     async def call(self, call: Call) -> Reply:
         """Ask the block's primary until it gives an answer that is for the caller to judge.
@@ -99,8 +102,28 @@ class Client:
         except TimeoutError:
             return
 
+    def _give_up_deposed(self, update: PlanUpdate) -> None:
+        """Do not wait for a primary that is none any more: it may not know, and never answer."""
+        now = asyncio.get_running_loop().time()
+        for row in update.rows:
+            for scope, asked in self._asking.get(row.block, {}).items():
+                if asked != row.primary and not scope.expired():
+                    scope.reschedule(now)
+
     async def _attempt(self, call: Call, row: PlanRow) -> tuple[str, Reply | None]:
         """One try: the reply, or why there is none."""
+        asking = self._asking.setdefault(call.block, {})
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                asking[scope] = row.primary
+                return await self._asked(call, row)
+        except TimeoutError:
+            return f"{row.primary} leads the block no more", None
+        finally:
+            asking.pop(scope, None)
+
+    async def _asked(self, call: Call, row: PlanRow) -> tuple[str, Reply | None]:
         header = Header(
             call.kind,
             flags=call.flags,

@@ -13,7 +13,7 @@ from elasticps.core.ranges import DataSpec
 from elasticps.server.parameter_block import ParameterBlock
 from tests.support.bits import done
 from tests.support.checkers import bits_of_round
-from tests.support.counted import COUNTED, CountedJob
+from tests.support.counted import BLOCKS, COUNTED, CountedJob
 from tests.support.members import Member, together
 from tests.support.rig import Rig
 from tests.support.wire import eventually
@@ -336,3 +336,22 @@ async def test_a_first_value_wants_as_many_copies_as_a_push() -> None:
         assert not joining.done()
         await rig.start_server()
         await joining
+
+
+async def test_nobody_waits_for_a_deposed_primary_that_does_not_know_it() -> None:
+    """Its daemon hears nothing of the plan, and what it holds back it will never answer."""
+    async with Rig(servers=2, start_workers=2, replicas=2) as rig:
+        job = await CountedJob.begun(rig, 2)
+        early, late = given(job)
+        held = early.start(job.whole(early))
+        await eventually(lambda: job.all_hold_back(early))
+
+        deposed, heir = rig.entries[LEDGER].primary, rig.entries[LEDGER].in_sync[0]
+        rig.servers[deposed].child.stop()
+        rig.pin(rig.entries, heir)
+
+        await together(done(held), job.whole(late))
+        assert all(entry.primary == heir for entry in rig.entries.values())
+        for member in (early, late):
+            verdict = await member.exchange.audit()
+            assert (verdict.acknowledged, verdict.lost, verdict.duplicated) == (BLOCKS, 0, 0)
