@@ -14,7 +14,8 @@ from elasticps.errors import UsageError
 
 DEFAULT_BLOCK_BYTES = 4 * 1024 * 1024
 MIN_BLOCK_BYTES = 4 * 1024
-MAX_BLOCK_BYTES = 512 * 1024 * 1024
+MAX_BLOCK_BYTES = 128 * 1024 * 1024
+"""A block moves with its optimizer's state and a gradient in one frame, which has a limit too."""
 VECTOR_ELEMENTS = 64
 LEDGER_BYTES = 4096
 """What the ledger counts for in placement: about its size at a few dozen workers."""

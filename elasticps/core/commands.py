@@ -8,6 +8,9 @@ from elasticps.core.ids import Generation, Round, Seq, WorkerId
 from elasticps.core.ranges import DataSpec, Range, Supply
 from elasticps.core.replica import Commit
 
+LARGEST = 1 << 62
+"""More rounds or samples than any job has; what is counted stays within 64 bits."""
+
 
 class Cut(msgspec.Struct, frozen=True, array_like=True):
     """Where a job stands between two rounds: what a checkpoint keeps beside the blocks.
@@ -18,6 +21,13 @@ class Cut(msgspec.Struct, frozen=True, array_like=True):
     round: Round
     data: DataSpec | None
     supply: Supply
+
+    @property
+    def is_sound(self) -> bool:
+        """Are all its numbers such as a ledger makes?"""
+        ranges = self.supply.given_back
+        whole = all(0 <= part.start < part.stop <= self.supply.position for part in ranges)
+        return whole and 0 <= self.round < LARGEST and 0 <= self.supply.position < LARGEST
 
 
 # -- commands: each is an op of the ledger --------------------------------------------------------
@@ -154,7 +164,10 @@ class Regenerated(msgspec.Struct, frozen=True, tag=True):
 
 
 class Registered(msgspec.Struct, frozen=True, tag=True):
+    """``commit``: the last round, which may have gone on without this worker before it asked."""
+
     turn: Turn
+    commit: Commit | None = None
 
 
 class Inspected(msgspec.Struct, frozen=True, tag=True):

@@ -24,6 +24,9 @@ class Entry:
     """One block's replicas. ``fresh``: the primary has led the block since its creation. Only then
     may a server that holds nothing act as primary.
 
+    ``since`` is the epoch at which the present primary began to lead, for servers that do not see
+    every plan: equal names alone would hide that another has led in between.
+
     ``goal``: while a move is under way, who shall hold the block after it, the primary first. It
     is the leader's note to the next leader, and nobody else's concern.
     """
@@ -35,6 +38,7 @@ class Entry:
     epoch: PlanEpoch = THIS_WRITE
     fresh: bool = False
     goal: tuple[ServerId, ...] = ()
+    since: PlanEpoch = THIS_WRITE
 
     @property
     def holders(self) -> tuple[ServerId, ...]:
@@ -64,6 +68,7 @@ class Entry:
             epoch=THIS_WRITE,
             fresh=self.fresh and primary == self.primary,
             goal=goal,
+            since=self.since if primary == self.primary else THIS_WRITE,
         )
 
 
@@ -79,6 +84,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     epoch: _Natural
     fresh: bool
     goal: list[_Natural] = []
+    since: _Natural = 0
 
 
 class _StoredPart(msgspec.Struct, frozen=True):
@@ -113,6 +119,7 @@ def encode_part(entries: Sequence[Entry]) -> bytes:
             int(entry.epoch),
             entry.fresh,
             indexes(entry.goal),
+            int(entry.since),
         )
         for entry in entries
     ]
@@ -136,6 +143,7 @@ def decode_part(value: bytes, revision: int) -> tuple[Entry, ...]:
                 epoch=PlanEpoch(row.epoch or revision),
                 fresh=row.fresh,
                 goal=tuple(servers[index] for index in row.goal),
+                since=PlanEpoch(row.since or revision),
             )
             for offset, row in enumerate(stored.entries)
         )

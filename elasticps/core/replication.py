@@ -104,7 +104,7 @@ class Replication:
     durable: int = 0
     """The newest version that every counted replica has applied, while they were enough."""
     _waiting: list[tuple[int, object]] = field(default_factory=list)
-    _leader: ServerId | None = None
+    _term: tuple[ServerId, PlanEpoch] | None = None
     _continues: bool = False
 
     def adopt(self, entry: Entry) -> list[Action]:
@@ -113,17 +113,24 @@ class Replication:
             return []
         self.epoch = entry.epoch
         self.role = self._role_in(entry)
-        if entry.primary != self._leader or self.role is Role.NONE:
-            self._leader, self._continues = entry.primary, False
+        actions: list[Action] = []
+        if (entry.primary, entry.since) != self._term or self.role is not Role.PRIMARY:
+            actions += self._end_term()
+        if (entry.primary, entry.since) != self._term or self.role is Role.NONE:
+            self._term, self._continues = (entry.primary, entry.since), False
         if self.role is Role.PRIMARY:
-            return self._lead(entry)
+            return actions + self._lead(entry)
+        if self.role is Role.NONE:
+            self.holds_state = False
+            actions.append(Free())
+        return actions
+
+    def _end_term(self) -> list[Action]:
+        """What was known of the peers is of another term, or of none."""
         actions: list[Action] = [Stop(peer) for peer in self.peers]
         actions += [Answer(request, Check.FENCED) for _, request in self._waiting]
         self.peers.clear()
         self._waiting.clear()
-        if self.role is Role.NONE:
-            self.holds_state = False
-            actions.append(Free())
         return actions
 
     def _role_in(self, entry: Entry) -> Role:

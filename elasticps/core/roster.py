@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from elasticps.core.commands import (
+    LARGEST,
     Admitted,
     Answers,
     Command,
@@ -187,6 +188,8 @@ class Roster(msgspec.Struct, kw_only=True):
             return [(worker, Refused("only a member may initialize the blocks"))]
         if self.initialized:
             return [(worker, self._admitted(worker))]
+        if command.cut is not None and not command.cut.is_sound:
+            return [(worker, Refused(f"nowhere to go on from: {command.cut}"))]
         self.initialized = True
         if command.cut is not None:
             self._resume(command.cut)
@@ -242,7 +245,7 @@ class Roster(msgspec.Struct, kw_only=True):
         worker, data = command.worker, command.data
         if worker not in self.members:
             return [(worker, Refused("only a member may register data"))]
-        if min(data.size, data.batch_size, data.epochs) < 1:
+        if min(data.size, data.batch_size, data.epochs) < 1 or data.size * data.epochs >= LARGEST:
             return [(worker, Refused(f"there is nothing to read in {data}"))]
         if self.data is None:
             reason = self._objection(data)
@@ -256,7 +259,7 @@ class Roster(msgspec.Struct, kw_only=True):
             return [(worker, Refused(f"the job reads {self.data}, this worker {data}"))]
         if worker not in self.readers:
             self.readers.append(worker)
-        return [(worker, Registered(self.turn(worker)))]
+        return [(worker, Registered(self.turn(worker), self.last))]
 
     def _objection(self, data: DataSpec) -> str:
         """Why the job cannot begin to read ``data`` now; empty when it can."""

@@ -127,9 +127,9 @@ class FailureDetector:
             try:
                 await _connected_until_closed(peer)
                 stood, obstacle = True, ""
-            except OSError as error:
+            except (OSError, UnicodeError) as error:
                 refused = isinstance(error, ConnectionRefusedError)
-                if stood and refused and await self._declared_dead(peer, error):
+                if stood and refused and await self._declared_dead(peer, str(error)):
                     return
                 if repr(error) != obstacle:
                     obstacle = repr(error)
@@ -139,7 +139,7 @@ class FailureDetector:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _declared_dead(self, peer: Peer, refusal: OSError) -> bool:
+    async def _declared_dead(self, peer: Peer, refusal: str) -> bool:
         """Revoke the lease of this life of the node; False when etcd does not say."""
         log.warning(
             "node=%s incarnation=%s is dead: its connection broke, and %s port %d refuses: %s",

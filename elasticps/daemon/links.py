@@ -229,5 +229,11 @@ def _forget(link: _Link, key: JobKey) -> None:
 
 def _row(entry: Entry) -> PlanRow:
     return PlanRow(
-        entry.block, entry.primary, entry.in_sync, entry.learners, entry.epoch, entry.fresh
+        entry.block,
+        entry.primary,
+        entry.in_sync,
+        entry.learners,
+        entry.epoch,
+        entry.fresh,
+        entry.since,
     )

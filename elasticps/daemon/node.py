@@ -106,6 +106,7 @@ class Node:
                 tasks.create_task(self._mirror(), name="mirror")
                 member = tasks.create_task(self.membership.run(), name="membership")
                 tasks.create_task(self._detector.run(), name="failure detector")
+                tasks.create_task(self.server.end_when_stuck(self.supervisor), name="stuck server")
                 tasks.create_task(self._reconcile(), name="workers")
                 tasks.create_task(self._reports.run(), name="reports")
                 tasks.create_task(self._feed_watchdog(), name="watchdog")
@@ -203,7 +204,7 @@ class Node:
         self._reports.promised(promises)
 
     def loaded(self, load: ServerLoad) -> None:
-        self.server.load = load
+        self.server.heard(load)
 
     def welcome(self, uid: str) -> Welcome | None:
         return self.workers.welcome(uid, self.config.cluster)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ from elasticps.wire.messages import ServerLoad
 log = logging.getLogger(__name__)
 
 CHILD = "shard-server"
+STUCK_AFTER_LOOKS = 20
+"""Seconds without a word; it speaks once a second, but not while it computes."""
 
 
 class ShardServerChild:
@@ -30,6 +33,7 @@ class ShardServerChild:
         self.load: ServerLoad | None = None
         self._first_hello = asyncio.Event()
         self._unable = ""
+        self._silent = 0
         self._config = config
         self._control = control
         self._on_change = on_change
@@ -67,6 +71,27 @@ class ShardServerChild:
         self.record = record
         self._first_hello.set()
         self._on_change()
+
+    def heard(self, load: ServerLoad) -> None:
+        """It says once a second what it holds; that it says anything shows that it is not stuck."""
+        self.load = load
+        self._silent = 0
+
+    async def end_when_stuck(self, supervisor: Supervisor) -> None:
+        """Kill a server that has said nothing for long, so that its backups take over.
+
+        Counted in looks, not by the clock: a daemon that was itself stopped has not looked.
+        """
+        while True:
+            await asyncio.sleep(1.0)
+            self._silent = self._silent + 1 if self.record is not None else 0
+            if self._silent < STUCK_AFTER_LOOKS:
+                continue
+            self._silent = 0
+            for child in supervisor.snapshot():
+                if child.name == CHILD and child.pid is not None:
+                    log.error("the shard server says nothing for %d s: killed", STUCK_AFTER_LOOKS)
+                    os.kill(child.pid, signal.SIGKILL)
 
     def gone(self) -> None:
         """Its channel closed: it serves nothing any more, and the cluster is told at once."""

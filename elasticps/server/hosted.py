@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,10 +21,12 @@ from elasticps.core.replication import (
     Snapshot,
     Stop,
 )
-from elasticps.errors import PeerUnavailable
+from elasticps.errors import ElasticError, PeerUnavailable
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Status
-from elasticps.wire.messages import OpMeta, SnapshotMeta
+from elasticps.wire.messages import OpMeta, RefusalMeta, SnapshotMeta, encode
+
+log = logging.getLogger(__name__)
 
 NO_SERVER = ServerId("")
 
@@ -128,12 +131,20 @@ class Hosted(ABC):
             case CaughtUp():
                 self._streams.promises_changed(self.job)
             case Answer(request=Request() as request, check=Check.OK):
-                self.answer_durable(request)
+                self._answer_durable(request)
             case Answer(request=Request() as request, check=check):
                 request.answer(STATUS_OF[check])
             case Free():
                 self.refuse_waiting()
                 self.free()
+
+    def _answer_durable(self, request: Request) -> None:
+        """One answer that cannot be made must not cost the others that were due with it."""
+        try:
+            self.answer_durable(request)
+        except ElasticError as error:
+            log.exception("job=%s block=%s cannot answer", self.job, self.id)
+            request.answer(Status.REFUSED, encode(RefusalMeta(str(error))))
 
     def promises(self) -> list[CaughtUpRow]:
         """The learners that this primary waits for since the present epoch."""

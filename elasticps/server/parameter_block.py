@@ -112,7 +112,7 @@ class ParameterBlock(Hosted):
         self.pushes += 1
         empty = payload is None or request.header.flags & FLAG_EMPTY
         gradient = None if empty else self._tensor.gradient_from(payload)  # type: ignore[arg-type]
-        return Staged(gradient, meta.weight, meta.hyper)
+        return Staged(gradient, meta.weight, meta.hyper, meta.rank)
 
     def _objection(self, meta: PushMeta) -> str:
         """What is wrong with a push, and stays wrong; empty when nothing is."""
@@ -271,6 +271,7 @@ class ParameterBlock(Hosted):
             memoryview(bytearray(payload[end:])), prepared.hyper if prepared else {}
         )
         self._tensor.load(meta.state, payload[:end])
+        self._broken = ""
         replica = self._replica
         replica.drop_staged()
         replica.round, replica.generation = meta.round, meta.generation
@@ -296,6 +297,9 @@ class ParameterBlock(Hosted):
             self._apply_prepared()
         if op.at_once:
             self._step(received.gradient, received.hyper)
+        if self._broken:  # not to be promoted: it gets a snapshot instead
+            raise WireError(f"block {self.id} cannot follow: {self._broken}", field="op")
+        if op.at_once:
             self._replica.update(op.op, following=True)
         else:
             self._replica.prepare(op.op, following=True)

@@ -20,6 +20,7 @@ class Staged:
     gradient: torch.Tensor | None
     weight: float
     hyper: Hyperparameters
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,12 @@ class Staging:
         self.gradients.clear()
 
     def taken(self) -> tuple[PreparedGradient, list[Request]]:
-        """The mean of all that is staged, and whom it has to be answered to; nothing stays."""
+        """The mean of all that is staged, and whom it has to be answered to; nothing stays.
+
+        The options are those of the lowest rank: of who has been there longest.
+        """
         staged = [self.gradients[worker] for worker in sorted(self.gradients)]
-        prepared = PreparedGradient(mean(staged), staged[0].hyper)
+        prepared = PreparedGradient(mean(staged), min(staged, key=lambda item: item.rank).hyper)
         waiting = list(self.held.values())
         self.gradients, self.held = {}, {}
         return prepared, waiting

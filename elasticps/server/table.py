@@ -13,7 +13,7 @@ from elasticps.core.blocks import Block, partition
 from elasticps.core.ids import LEDGER, BlockId, JobKey, ServerId
 from elasticps.core.plan import Entry
 from elasticps.core.replication import Role
-from elasticps.errors import ElasticError, WireError
+from elasticps.errors import ElasticError
 from elasticps.server.hosted import Hosted
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
@@ -23,6 +23,8 @@ from elasticps.wire.messages import AliveWorkers, JobInfo, PlanUpdate, Promises,
 from elasticps.wire.pool import ConnectionPool
 
 log = logging.getLogger(__name__)
+
+REPORT_AGAIN_S = 0.1
 
 
 @dataclass(slots=True)
@@ -80,6 +82,7 @@ class Table:
                     learners=row.learners,
                     epoch=row.epoch,
                     fresh=row.fresh,
+                    since=row.since,
                 )
                 self._adopt(job, entry)
         self._promises_changed(update.job)
@@ -145,15 +148,14 @@ class Table:
         self._stale_promises.add(job)
 
     def _send_promises(self) -> None:
+        """Each job's newest state; what the daemon has no room for now is sent later."""
         for key in sorted(self._stale_promises):
+            if self._outbox.full():
+                asyncio.get_running_loop().call_later(REPORT_AGAIN_S, self._send_promises)
+                return
             rows = tuple(row for hosted in self._all(key) for row in hosted.promises())
-            self._put(Promises(key, rows))
-        self._stale_promises.clear()
-
-    def _put(self, promises: Promises) -> None:
-        if self._outbox.full():
-            raise WireError("the daemon does not read what this server reports", field="promises")
-        self._outbox.put_nowait(promises)
+            self._outbox.put_nowait(Promises(key, rows))
+            self._stale_promises.discard(key)
 
     def _all(self, key: JobKey) -> Iterable[Hosted]:
         job = self._jobs.get(key)

@@ -64,6 +64,7 @@ class Daemon(Process):
         self._reported: tuple[CaughtUpRow, ...] = ()
         self._reporting = False
         self._registering = False
+        self._record_revision = 0
         self._campaigning = False
         self._not_before = 0
         self._listed = 0
@@ -128,24 +129,30 @@ class Daemon(Process):
         return (self._life, self.server.id if self.server else ServerId(""))
 
     def _record_changed(self) -> None:
-        """The registration says which server lives; it is written until it is right."""
-        lease = self.lease
+        """The registration says which server lives; it is written until it is right.
+
+        Each write replaces a known revision, so that one which comes late changes nothing.
+        """
+        lease, known = self.lease, self._record_revision
         if not lease:
             return
         key, value = f"nodes/{self.node}", self._record()
-        held = self.view.get(key)
-        if held is not None and held.lease == lease and held.value == value:
-            return
 
-        def write(etcd: Etcd) -> int | None:
+        def write(etcd: Etcd) -> tuple[bool, int]:
             held = etcd.items.get(key)
             if held is None or held.lease != lease:
-                return None
-            return None if held.value == value else etcd.txn([], [Put(key, value, lease)])
+                return True, 0
+            if held.modified == known and held.value != value:
+                etcd.txn([], [Put(key, value, lease)])
+            return etcd.items[key].value == value, etcd.items[key].modified
 
-        self.etcd.request(
-            self, write, lambda _: None, lambda: self.later(RETRY, self._record_changed)
-        )
+        def done(answer: tuple[bool, int]) -> None:
+            written, revision = answer
+            self._record_revision = max(self._record_revision, revision)
+            if not written:
+                self._record_changed()
+
+        self.etcd.request(self, write, done, lambda: self.later(RETRY, self._record_changed))
 
     def _keep_alive(self, lease: int) -> None:
         if lease != self.lease:

@@ -151,6 +151,7 @@ class Worker(Caller):
         assert isinstance(answer, Registered)
         self._registered = True
         self.turn = answer.turn
+        self.commit = answer.commit if self.job.in_rounds else self.commit
         self._go_on(answer.turn)
 
     def _finish(self) -> None:

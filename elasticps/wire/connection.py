@@ -32,7 +32,7 @@ MAX_REPLY = 1 << 20
 """Bytes of a reply's payload that are received into fresh memory, unless the request says more."""
 CLOSE_TIMEOUT_S = 5.0
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 2, 1, 4
-UNREACHABLE_S = 6
+UNREACHABLE_S = 15
 """How long a peer may take nothing before its connection counts as lost; for TCP alone."""
 
 

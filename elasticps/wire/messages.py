@@ -41,13 +41,14 @@ class HelloMeta(msgspec.Struct, frozen=True):
 
 class PushMeta(msgspec.Struct, frozen=True, array_like=True):
     """``weight``: how many samples the gradient is the mean of. ``pushers``: how many workers
-    contribute to the round. ``commit``: the proof of the round before."""
+    contribute to the round. ``commit``: the proof of the round before. ``rank``: the sender's."""
 
     generation: Generation
     weight: float
     hyper: Hyperparameters
     pushers: int
     commit: Commit | None
+    rank: int = 0
 
 
 class PullMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -151,6 +152,7 @@ class PlanRow(msgspec.Struct, frozen=True, array_like=True):
     learners: tuple[ServerId, ...]
     epoch: PlanEpoch
     fresh: bool
+    since: PlanEpoch = PlanEpoch(0)
 
 
 class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):

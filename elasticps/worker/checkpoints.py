@@ -22,7 +22,7 @@ from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import Round
 from elasticps.core.ranges import Supply
-from elasticps.errors import CheckpointError
+from elasticps.errors import BlockUnavailable, CheckpointError
 from elasticps.wire.messages import CheckpointReport, JobInfo
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
@@ -92,16 +92,16 @@ class Checkpoints:
         """Write one; the training goes on where it cannot be written, and the report says why."""
         before = self.report or CheckpointReport()
         self.report = msgspec.structs.replace(before, request=job.checkpoint_request, error="")
-        states, cut = loop.call(_read(exchange))
         root = Path(job.checkpoint_dir)
         try:
+            states, cut = loop.call(_read(exchange))
             place = write(root, self._snapshot(job, states, cut), version=version("elasticps"))
             self.report = msgspec.structs.replace(
                 self.report, directory=str(place), round=cut.round
             )
             prune(root)
-        except CheckpointError as error:
-            log.error("job=%s round=%s no checkpoint: %s", job.name, cut.round, error)
+        except (BlockUnavailable, CheckpointError) as error:
+            log.error("job=%s no checkpoint: %s", job.name, error)
             self.report = msgspec.structs.replace(self.report, error=str(error))
 
     def _snapshot(self, job: JobInfo, states: States, cut: Cut) -> Snapshot:

@@ -103,7 +103,8 @@ class Exchange:
         async def one(memory: BlockMemory) -> None:
             block = memory.block.id
             meta = encode(self._proof())
-            await self._settled(Call(kind=Kind.PULL, block=block, meta=meta, into=memory.value))
+            call = Call(kind=Kind.PULL, block=block, meta=meta, into=memory.value, deadline_s=None)
+            await self._settled(call)
 
         await together(one(memory) for memory in self._memory)
 
@@ -113,16 +114,26 @@ class Exchange:
         return answer
 
     async def initialize(self, states: States, round_: Round) -> None:
-        """Give every block a state as of ``round_``; one that has begun to train keeps its own."""
+        """Give every block a state as of ``round_``; a job that has begun to train keeps its own.
 
-        async def one(memory: BlockMemory, meta: StateMeta, payload: memoryview) -> None:
+        Raises UsageError when only some blocks have begun: their workers are not in step.
+        """
+
+        async def one(memory: BlockMemory, meta: StateMeta, payload: memoryview) -> bool:
             block = memory.block.id
-            await self._call(
-                Call(kind=Kind.INIT, block=block, meta=encode(meta), payload=payload, round=round_)
+            call = Call(
+                kind=Kind.INIT, block=block, meta=encode(meta), payload=payload, round=round_
             )
+            return (await self._call(call)).header.status is Status.OK
 
         pairs = zip(self._memory, states, strict=True)
-        await together(one(memory, meta, payload) for memory, (meta, payload) in pairs)
+        taken = await together(one(memory, meta, payload) for memory, (meta, payload) in pairs)
+        if any(taken) and not all(taken):
+            raise UsageError(
+                "some blocks took the state, others had begun to train",
+                field="load_state_dict",
+                hint="load the same state in every worker, before its first step",
+            )
 
     async def register(self, data: DataSpec) -> Turn:
         """Say what data the job reads; returns the turn with this worker's samples."""
@@ -130,6 +141,9 @@ class Exchange:
         if not isinstance(answer, Registered):
             raise _unexpected(answer)
         self.turn = answer.turn
+        if self._in_rounds and answer.commit != self.commit:
+            self.commit = answer.commit
+            await self.read()
         return answer.turn
 
     async def leave(self) -> None:
@@ -191,7 +205,12 @@ class Exchange:
         gradient = memory.gradient()
         pushers = self._called.pushers if self._called else turn.pushers
         meta = PushMeta(
-            turn.generation, self.weight, self.hyper[memory.group], pushers, self._proof().commit
+            turn.generation,
+            self.weight,
+            self.hyper[memory.group],
+            pushers,
+            self._proof().commit,
+            turn.rank,
         )
         call = Call(
             kind=Kind.PUSH,
@@ -254,13 +273,14 @@ class Exchange:
 
         async def one(memory: BlockMemory) -> tuple[StateMeta, memoryview]:
             block = memory.block.id
-            call = Call(kind=Kind.STATE, block=block, meta=encode(self._proof()))
+            meta = encode(self._proof())
+            call = Call(kind=Kind.STATE, block=block, meta=meta, deadline_s=None)
             reply = await self._settled(call)
             assert reply.payload is not None
-            meta = decode(reply.meta, StateMeta)
-            if self._in_rounds and meta.round != round_:
-                raise BlockUnavailable(f"block {block} is at round {meta.round}, not {round_}")
-            return meta, reply.payload
+            state = decode(reply.meta, StateMeta)
+            if self._in_rounds and state.round != round_:
+                raise BlockUnavailable(f"block {block} is at round {state.round}, not {round_}")
+            return state, reply.payload
 
         return await together(one(memory) for memory in self._memory)
 

@@ -54,8 +54,8 @@ def _rows(kind: str, *faults: Fault, weight: int = 1, needs: Need | None = None)
 
 
 CATALOGUE = [
-    *_rows("process", faults_process.kill_primary, weight=4),
-    *_rows("process", faults_process.kill_node, faults_process.kill_node_for_good, weight=2),
+    *_rows("process", faults_process.kill_primary, weight=8),
+    *_rows("process", faults_process.kill_node, faults_process.kill_node_for_good, weight=4),
     *_rows(
         "process",
         faults_process.kill_ahead,

@@ -55,14 +55,21 @@ def consecutive_entries(draw: st.DrawFn) -> list[Entry]:
 def test_a_part_reads_back_as_it_was_and_etcd_gives_the_new_epochs(entries: list[Entry]) -> None:
     read = decode_part(encode_part(entries), REVISION)
     assert read == tuple(
-        replace(entry, epoch=PlanEpoch(REVISION)) if entry.epoch == THIS_WRITE else entry
+        replace(
+            entry,
+            epoch=entry.epoch or PlanEpoch(REVISION),
+            since=entry.since or PlanEpoch(REVISION),
+        )
         for entry in entries
     )
     assert all(entry.epoch > 0 for entry in read)
 
 
 def test_parts_hold_neighbouring_blocks_and_stay_small() -> None:
-    entries = [replace(ENTRY, block=BlockId(block)) for block in range(2 * PART_BLOCKS + 1)]
+    entries = [
+        replace(ENTRY, block=BlockId(block), since=PlanEpoch(3))
+        for block in range(2 * PART_BLOCKS + 1)
+    ]
     by_part = parts(entries)
     assert {part: len(group) for part, group in by_part.items()} == {
         0: PART_BLOCKS,
@@ -105,6 +112,12 @@ def test_a_changed_entry_gets_the_epoch_of_its_write(
             epoch=THIS_WRITE,
             fresh=fresh and fresh_stays,
         )
+
+
+def test_a_primarys_term_begins_with_the_write_that_makes_it_lead() -> None:
+    entry = replace(ENTRY, since=PlanEpoch(3))
+    assert entry.rewritten(primary=A, in_sync=(C,), learners=()).since == 3
+    assert entry.rewritten(primary=B, in_sync=(A,), learners=()).since == THIS_WRITE
 
 
 def test_an_unchanged_entry_is_the_same_object() -> None:

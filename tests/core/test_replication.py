@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from elasticps.core.ids import BlockId, PlanEpoch, ServerId
@@ -155,6 +157,29 @@ def test_a_deposed_primary_answers_fenced_for_what_is_not_durable() -> None:
     assert replication.acked(B, 1) == []
     assert replication.adopt(plan(7, A, (B,))) == [Snapshot(B)]
     assert replication.acked(B, 1) == []
+
+
+def test_a_primary_that_missed_anothers_term_knows_nothing_of_its_peers() -> None:
+    """C was dropped and came back empty while B led, which A never saw: its ops are not C's."""
+    first = replace(plan(5, A, (B,), (C,)), since=PlanEpoch(1))
+    replication = Replication(me=A)
+    replication.adopt(replace(plan(1, A, fresh=True), since=PlanEpoch(1)))
+    replication.adopt(first)
+    replication.record(7)
+    replication.acked(C, 1)
+    replication.answer_when_durable("push")
+    later = replace(plan(8, A, (C,)), since=PlanEpoch(8))
+    assert replication.adopt(later) == [
+        Stop(B), Stop(C), Answer("push", Check.FENCED), Snapshot(C)
+    ]  # fmt: skip
+    assert replication.answer_when_durable("again") == []
+
+
+def test_a_backup_that_missed_anothers_term_takes_the_snapshot_of_the_new_one() -> None:
+    replication = backup_of(replace(plan(5, A, (B,)), since=PlanEpoch(1)), B, version=9)
+    replication.adopt(replace(plan(8, A, (B,)), since=PlanEpoch(8)))
+    assert replication.check_op(PlanEpoch(8), 8) is Check.CONFLICT
+    assert replication.check_snapshot(PlanEpoch(8), 7) is Check.OK
 
 
 def test_a_broken_stream_counts_for_nothing_until_its_snapshot_is_in() -> None:

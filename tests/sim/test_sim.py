@@ -21,9 +21,9 @@ COMMAND = [
 ]
 
 CAUGHT_AT = {
-    "epoch-check": (314, "replica-equality"),
+    "epoch-check": (28, "replica-equality"),
     "dedup-table": (5, "one-hot"),
-    "wait-for-backups": (2, "writable"),
+    "wait-for-backups": (4, "counter-bounds"),
     "dedup-in-snapshots": (1, "audit"),
     "lease-deadline": (54, "ownership"),
     "promised-learners": (2, "writable"),
@@ -31,7 +31,7 @@ CAUGHT_AT = {
     "generation-check": (10, "liveness"),
     "staleness-at-admission": (5, "staleness"),
     "floor-at-read": (4, "counter-bounds"),
-    "durable-reads": (9, "durable-reads"),
+    "durable-reads": (4, "durable-reads"),
 }
 """For each part the first seed at which its absence shows, and to which checker."""
 

@@ -217,7 +217,8 @@ class Rig:
         """Every write is a revision, and that is the epoch of what it changed."""
         self.revision += 1
         for entry in changed:
-            self.entries[entry.block] = replace(entry, epoch=PlanEpoch(self.revision))
+            epoch = PlanEpoch(self.revision)
+            self.entries[entry.block] = replace(entry, epoch=epoch, since=entry.since or epoch)
         self._tell_all(self._plan_message())
 
     def primary(self, block: BlockId) -> RigServer:
@@ -366,7 +367,13 @@ class Rig:
     def _plan_message(self) -> PlanUpdate:
         rows = tuple(
             PlanRow(
-                entry.block, entry.primary, entry.in_sync, entry.learners, entry.epoch, entry.fresh
+                entry.block,
+                entry.primary,
+                entry.in_sync,
+                entry.learners,
+                entry.epoch,
+                entry.fresh,
+                entry.since,
             )
             for _, entry in sorted(self.entries.items())
         )

@@ -438,7 +438,7 @@ def test_plugins_are_listed_without_a_daemon(capsys):
         (["run", "--nodes", "2", "--min-insync", "3", "train.py"], "field min_insync"),
         (["submit", "--start-workers", "1000000", "train.py"], "--start-workers"),
         (["submit", "--start-workers", "4", "--max-workers", "3", "train.py"], "--max-workers"),
-        (["submit", "--block-bytes", "1KiB", "train.py"], "4KiB to 512MiB"),
+        (["submit", "--block-bytes", "1KiB", "train.py"], "4KiB to 128MiB"),
         (["submit", "--block-bytes", "nan", "train.py"], "--block-bytes"),
         (["submit", "--env", "A", "train.py"], "KEY=VALUE"),
         (["run", "nothing.py"], "SCRIPT"),

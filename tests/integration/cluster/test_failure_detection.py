@@ -81,6 +81,14 @@ async def removed(cluster: Cluster, node: str) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_shard_server_that_is_stuck_is_ended_and_replaced(cluster: Cluster) -> None:
+    pid = await cluster.shard_server_pid("n2")
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(2 * SOONER_S):
+        while await cluster.shard_server_pid("n2") == pid:
+            await asyncio.sleep(0.1)
+
+
 async def test_killed_shard_server_leaves_the_registration_before_the_next_one_enters(
     cluster: Cluster,
 ) -> None:

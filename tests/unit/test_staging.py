@@ -1,0 +1,22 @@
+"""What a block's primary makes of the gradients that wait for a round."""
+
+from __future__ import annotations
+
+import torch
+
+from elasticps.core.ids import WorkerId
+from elasticps.server.staging import Staged, Staging
+
+
+def test_a_round_takes_the_options_of_who_has_been_there_longest() -> None:
+    """The lowest rank, not the lowest id: a worker that was started early may have joined late."""
+    early, late = WorkerId(10), WorkerId(12)
+    staging = Staging()
+    staging.gradients[early] = Staged(torch.tensor([1.0]), 1.0, {"lr": 9.0}, rank=1)
+    staging.gradients[late] = Staged(torch.tensor([3.0]), 3.0, {"lr": 0.1}, rank=0)
+    prepared, waiting = staging.taken()
+    assert prepared.hyper == {"lr": 0.1}
+    assert prepared.gradient is not None
+    assert prepared.gradient.tolist() == [2.5]
+    assert waiting == []
+    assert staging.gradients == {}
