@@ -162,15 +162,20 @@ def _whole_rounds(
 
 
 def _staleness(journals: Journals, staleness: int, verdict: Verdict) -> None:
-    """Nobody began a step while another, there before and after, was sure to be too far behind.
+    """Nobody began a step while another, a member before and after, was sure to be too far behind.
 
-    The other's clock is at most the step that it began last.
+    The other's clock is at most the step that it began last. A member is told of its steps; one
+    that slept until it was declared dead begins another when it wakes, and is not.
     """
-    lives = journals.lives.values()
-    rows = [sorted((p.tried_at, p.round) for p in life.pushes.values()) for life in lives]
-    for mine, other in permutations(filter(None, rows), 2):
-        for tried_at, round_ in mine:
-            begun = bisect(other, (tried_at, MANY))
-            if 0 < begun < len(other) and round_ - 1 - other[begun - 1][1] > staleness:
+    lives = [life.pushes.values() for life in journals.lives.values()]
+    begun = [sorted((push.tried_at, push.round) for push in pushes) for pushes in lives]
+    member = [sorted(p.tried_at for p in pushes if p.count is not None) for pushes in lives]
+    for mine, other in permutations(range(len(lives)), 2):
+        for tried_at, round_ in begun[mine]:
+            count = bisect(begun[other], (tried_at, MANY))
+            if not count or bisect(member[other], tried_at) == len(member[other]):
+                continue
+            its_round = begun[other][count - 1][1]
+            if round_ - 1 - its_round > staleness:
                 verdict.version_violations += 1
-                verdict.say(f"step {round_} began while another was at {other[begun - 1][1]}")
+                verdict.say(f"step {round_} began while another was at {its_round}")
