@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from elasticps.core.ids import node_of
+from elasticps.core.ids import NodeId, node_of
 from elasticps.core.plan import Entry
 from elasticps.store import revoke
 from tests.chaos.cluster import LOOK_S, WAIT_S, WITNESS, ChaosError
@@ -215,8 +215,11 @@ async def revoke_lease(scene: Scene, node: str = "") -> Done:
     before = await store.get(key)
     if before is None:
         raise ChaosError(f"{node} is not registered")
+    deposed = scene.cluster.ownership.deposed
+    deposed.add(NodeId(node))
     await revoke(store, before.lease)
     async with asyncio.timeout(WAIT_S):
         while (after := await store.get(key)) is None or after.lease == before.lease:
             await asyncio.sleep(LOOK_S)
+    deposed.discard(NodeId(node))
     return done(f"the lease of {node} was revoked, and it registered anew")

@@ -8,7 +8,16 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from elasticps.core.ids import LEDGER, BlockId, JobKey, PlanEpoch, ServerId, WorkerId, node_of
+from elasticps.core.ids import (
+    LEDGER,
+    BlockId,
+    JobKey,
+    NodeId,
+    PlanEpoch,
+    ServerId,
+    WorkerId,
+    node_of,
+)
 from elasticps.core.plan import Entry
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import PeerUnavailable
@@ -36,6 +45,8 @@ class Ownership:
     violations: list[str] = field(default_factory=list)
     changes: int = 0
     probes: int = 0
+    deposed: set[NodeId] = field(default_factory=set)
+    """Living nodes whose lease a fault takes away: by their own clock they may still serve."""
     _history: dict[Block, list[Entry]] = field(default_factory=lambda: defaultdict(list))
     _addresses: dict[ServerId, str] = field(default_factory=dict)
     _excused_until: dict[tuple[Block, ServerId], float] = field(default_factory=dict)
@@ -61,7 +72,8 @@ class Ownership:
                 self.changes += 1
                 # One that is well may not have heard yet, and no push of it is acknowledged; one
                 # that is taken for dead has to have stopped before.
-                until = time.monotonic() + self.lease_ttl_s if last.primary in alive else 0.0
+                well = last.primary in alive or node_of(last.primary) in self.deposed
+                until = time.monotonic() + self.lease_ttl_s if well else 0.0
                 self._excused_until[(job.key, entry.block), last.primary] = until
                 if entry.primary not in last.servers and not (entry.fresh or gap):
                     self._violation(f"{entry} is led by one that held nothing in {last}")
