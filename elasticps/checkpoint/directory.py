@@ -47,7 +47,7 @@ def newest(place: Path) -> Path:
     try:
         if place.is_file():
             with place.open("rb") as file:
-                refuse_pickle(file.read(8), place, "resume")
+                refuse_pickle(file.read(9), place, "resume")
             raise CheckpointError("a checkpoint is a directory", where=str(place), field="resume")
         if (place / MANIFEST).is_file():
             return place
@@ -67,16 +67,20 @@ def newest(place: Path) -> Path:
 
 
 def check_unused(root: Path, start: Round) -> None:
-    """Raise CheckpointError if ``root`` has checkpoints of rounds that the job is yet to come to.
+    """Make ``root`` if it is not there. Raise CheckpointError where it cannot hold checkpoints, or
+    has some of rounds that the job is yet to come to.
 
-    They are another run's, and would be taken for this one's newest.
+    Those are another run's, and would be taken for this one's newest.
     """
     try:
+        root.mkdir(parents=True, exist_ok=True)
         found = complete(root)
     except OSError as error:
         raise CheckpointError(
-            f"cannot be read: {error.strerror}", where=str(root), field="checkpoint_dir"
+            f"cannot be used: {error.strerror}", where=str(root), field="checkpoint_dir"
         ) from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise CheckpointError("cannot be written", where=str(root), field="checkpoint_dir")
     if found and found[0][0] > start:
         raise CheckpointError(
             f"there is a checkpoint of round {found[0][0]} here, and this job begins at {start}",

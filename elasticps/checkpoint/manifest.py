@@ -147,8 +147,12 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def refuse_pickle(start: bytes, path: Path, field: str) -> None:
-    """A pickle runs code when it is loaded, and is never loaded here."""
-    if start.startswith(PICKLE_STARTS):
+    """A pickle runs code when it is loaded, and is never loaded here.
+
+    ``start`` are a file's first bytes, nine at least: safetensors begins with a length, which may
+    look like a pickle's first byte, and then with the brace of its header.
+    """
+    if start.startswith(PICKLE_STARTS) and start[8:9] != b"{":
         raise CheckpointError(
             "this is a pickle (as torch.save writes), which can run code and is never loaded",
             where=str(path),

@@ -100,7 +100,7 @@ def _check_file(path: Path, entry: FileEntry, field: str) -> None:
     if path.exists() and not path.is_file():
         raise CheckpointError("not a regular file", where=str(path), field=field)
     with path.open("rb") as file:
-        start = file.read(_LENGTH_BYTES)
+        start = file.read(_LENGTH_BYTES + 1)
         refuse_pickle(start, path, field)
         size = os.fstat(file.fileno()).st_size
         if size != entry.size:
@@ -110,7 +110,7 @@ def _check_file(path: Path, entry: FileEntry, field: str) -> None:
                 field=f"{field}.size",
                 limit=f"{entry.size} bytes",
             )
-        _check_header(int.from_bytes(start, "little"), path)
+        _check_header(int.from_bytes(start[:_LENGTH_BYTES], "little"), path)
         digest = hashlib.sha256(start)
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)

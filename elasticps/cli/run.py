@@ -108,6 +108,12 @@ def run(
         **job,
     )
     check_job(submission)
+    if submission.min_insync > nodes:
+        raise UsageError(
+            f"min_insync of {submission.min_insync} on {nodes} nodes can acknowledge nothing",
+            field="min_insync",
+            limit=f"1 to {nodes}",
+        )
 
     def open_cluster() -> AbstractAsyncContextManager[Cluster]:
         from elasticps.daemon.local_cluster import LocalCluster

@@ -13,10 +13,12 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from elasticps.checkpoint.directory import newest
 from elasticps.checkpoint.manifest import check_same_model, read_manifest
 from elasticps.checkpoint.snapshot import read
+from elasticps.checkpoint.tensor_file import read_tensors, write_tensors
 from elasticps.errors import CheckpointError
 from tests.support.checkpoints import assert_same, model, snapshot, write_round
 
@@ -260,3 +262,16 @@ def test_a_file_to_resume_from(body: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(body)
     with pytest.raises(CheckpointError, match=says):
         newest(tmp_path / "model.pt")
+
+
+def test_a_file_whose_header_length_looks_like_a_pickle_is_read(tmp_path: Path) -> None:
+    """Safetensors begins with the header's length: one of 896 bytes begins as a pickle does."""
+    starts = set()
+    for length in range(1, 300):
+        tensors = {"w" * length: torch.arange(3.0)}
+        path = tmp_path / f"file-{length}"
+        entry = write_tensors(path, tensors)
+        starts.add(path.read_bytes()[0])
+        found = read_tensors(tmp_path, entry, "values")
+        assert torch.equal(found["w" * length], tensors["w" * length])
+    assert 0x80 in starts
