@@ -44,6 +44,7 @@ class Membership:
         keys: Keys,
         leader: Leader,
         record: Callable[[], Awaitable[NodeRecord]],
+        seen: Callable[[int], Awaitable[None]],
         on_lease: Callable[[float], None],
         on_change: Callable[[Lease | None], Awaitable[None]],
     ) -> None:
@@ -56,6 +57,7 @@ class Membership:
         self._keys = keys
         self._leader = leader
         self._record = record
+        self._seen = seen
         self._on_lease = on_lease
         self._on_change = on_change
 
@@ -68,9 +70,8 @@ class Membership:
         while True:
             try:
                 async with Lease.grant(
-                    self._store, round(self._config.lease_ttl_s), self._on_lease
+                    self._store, round(self._config.lease_ttl_s), self._renewed
                 ) as lease:
-                    self._on_lease(lease.deadline)
                     await self._live(lease)
             except LeaseLost as error:
                 log.error("not a member any more: %s", error)
@@ -98,13 +99,20 @@ class Membership:
         record = await self._record()
         self.rewritten.clear()
         revision = await self._claim(record, lease)
+        # What was planned while this node was no member: its server must not lead by older plans.
+        await self._seen(revision)
         self.lease, self.joined = lease, True
+        self._on_lease(lease.deadline)
         await self._on_change(lease)
         log.info("node=%s incarnation=%s registered", record.node, record.incarnation)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_record(lease, revision))
             tasks.create_task(self._notice_removal(record.node))
             tasks.create_task(self._campaign(lease, record))
+
+    def _renewed(self, deadline: float) -> None:
+        if self.lease is not None:
+            self._on_lease(deadline)
 
     async def _claim(self, record: NodeRecord, lease: Lease) -> int:
         """Take the node's key and return the revision of that.

@@ -75,6 +75,7 @@ class Node:
             self.keys,
             Leader(store, self.view, self._changed, config.lost_after_s),
             self._node_record,
+            self._seen,
             self._links.serve_until,
             self._on_membership,
         )
@@ -155,6 +156,9 @@ class Node:
         """Wait until ``condition`` holds; it is looked at whenever the view changes."""
         async with self._changed:
             await self._changed.wait_for(lambda: bool(condition()))
+
+    async def _seen(self, revision: int) -> None:
+        await self.until(lambda: self.view.revision >= revision)
 
     async def _tell_changed(self) -> None:
         self._nudge.set()

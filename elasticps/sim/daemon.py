@@ -53,6 +53,8 @@ class Daemon(Process):
         """The registered servers, in the order of their nodes."""
         self.lease = 0
         self.deadline = 0
+        self._claimed = 0
+        """The revision of the registration: the server leads by no plan from before it."""
         self.server: Server | None = None
         self.workers: dict[str, Worker | None] = {}
         self._life = life
@@ -93,23 +95,24 @@ class Daemon(Process):
         ttl = self.world.ttl
         key, value = f"nodes/{self.node}", self._record()
 
-        def claim(etcd: Etcd) -> int:
+        def claim(etcd: Etcd) -> tuple[int, int]:
             held = etcd.items.get(key)
             if held is not None and held.value[0] != self._life:
-                return 0
+                return 0, 0
             lease = etcd.grant(ttl)
             if held is not None:
                 etcd.txn([], [Put(key, None)])
             etcd.txn([], [Put(key, value, lease)])
             self.world.leases[lease] = self.node
-            return lease
+            return lease, etcd.items[key].created
 
-        def done(lease: int) -> None:
+        def done(answer: tuple[int, int]) -> None:
+            lease, revision = answer
             self._registering = False
             if not lease or self.clock.now >= asked_at + ttl:
                 self.later(RETRY, self._register)
                 return
-            self.lease = lease
+            self.lease, self._claimed = lease, revision
             self._reported = ()
             self.clock.note(f"{self.name} registered lease {lease}")
             self._held_until(asked_at + ttl)
@@ -175,7 +178,7 @@ class Daemon(Process):
 
     def _held_until(self, deadline: int) -> None:
         self.deadline = deadline
-        if self.server is not None:
+        if self.server is not None and self.revision >= self._claimed:
             self.later(LOCAL_DELAY, self.server.run, self.server.serve_until, deadline)
 
     def _lost_lease(self) -> None:
@@ -200,7 +203,7 @@ class Daemon(Process):
                 self.view.pop(key, None)
             else:
                 self.view[key] = item
-        self.revision = revision
+        older, self.revision = self.revision, revision
         named = (self.view[f"nodes/{node}"].value[1] for node in alive_nodes(self.view))
         self.servers = {server: None for server in named if server}
         found = [item.created for key, item in self.view.items() if key.startswith("workers/")]
@@ -208,6 +211,8 @@ class Daemon(Process):
         for child in [self.server, *self.workers.values()]:
             if child is not None:
                 self._sync(child)
+        if self.lease and older < self._claimed <= revision:
+            self._held_until(self.deadline)
         own = self.view.get(f"nodes/{self.node}")
         listed = bool(self.lease) and own is not None and own.lease == self.lease
         if self._listed == self.lease and self.lease and not listed:
@@ -261,7 +266,8 @@ class Daemon(Process):
         server = Server(self.world, server_of(self.node, f"{self._life}-{self._servers}"), self)
         self.server = server
         self.world.network.servers[server.id] = server
-        server.serve_until(self.deadline)
+        if self.revision >= self._claimed:
+            server.serve_until(self.deadline)
         self.clock.note(f"{server.id} starts")
         self._sync(server)
         self._record_changed()

@@ -88,6 +88,8 @@ class Campaign:
                 for task in beside:
                     task.cancel()
                 await asyncio.wait(beside)
+            for violation in cluster.ownership.violations:
+                say(f"VIOLATION: {violation}")
             self.record.failures += cluster.ownership.violations
             self.probes = cluster.ownership.probes
 

@@ -221,5 +221,7 @@ async def revoke_lease(scene: Scene, node: str = "") -> Done:
     async with asyncio.timeout(WAIT_S):
         while (after := await store.get(key)) is None or after.lease == before.lease:
             await asyncio.sleep(LOOK_S)
+    view = scene.cluster.view
+    await scene.cluster.until(lambda: view.revision >= after.mod_revision, "it is seen")
     deposed.discard(NodeId(node))
     return done(f"the lease of {node} was revoked, and it registered anew")

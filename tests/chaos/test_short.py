@@ -35,7 +35,7 @@ def test_nothing_acknowledged_is_lost_while_servers_nodes_etcd_and_links_fail(
         )
     told = (tmp_path / "progress").read_text()
 
-    assert ended.returncode == 0, told
+    assert ended.returncode == 0, told + ended.stdout.decode()
     report = json.loads(ended.stdout.splitlines()[-1])
     assert report["acknowledged"] > 0
     assert report["failures"] == []

@@ -32,6 +32,8 @@ class Member:
         self.server = "a/1"
         self.deadlines: list[float] = []
         self.told: list[bool] = []
+        self.sees = asyncio.Event()
+        self.sees.set()
         self._cluster = cluster
         self._incarnation = incarnation
         config = DaemonConfig(
@@ -49,6 +51,7 @@ class Member:
             cluster.keys,
             Leader(cluster.store, cluster.view, cluster.changed, config.lost_after_s),
             self._record,
+            self._seen,
             self.deadlines.append,
             self._changed,
         )
@@ -63,6 +66,10 @@ class Member:
             version="",
             servers=(server,),
         )
+
+    async def _seen(self, revision: int) -> None:
+        await self.sees.wait()
+        await self._cluster.until(lambda: self._cluster.view.revision >= revision)
 
     async def _changed(self, lease: Lease | None) -> None:
         self.told.append(lease is not None)
@@ -103,6 +110,25 @@ async def test_member_is_registered_leads_alone_and_leaves_nothing(
     assert only.told == [True, False]
     assert await registration(cluster) is None
     await cluster.until(lambda: cluster.view.leader is None)
+
+
+async def test_server_is_told_of_the_lease_once_the_daemon_sees_what_was_planned_before_it(
+    cluster: Mirrored, member: Callable[[str], Member]
+) -> None:
+    late = member("one")
+    late.sees.clear()
+    async with late.living():
+        await cluster.until(lambda: NODE in cluster.view.nodes)
+        held = await registration(cluster)
+        assert held is not None
+        lease = held[0].lease
+        await asyncio.sleep(2 * TTL_S)  # it is renewed, and nobody is told
+        assert late.deadlines == []
+        late.sees.set()
+        await until(lambda: late.deadlines)
+        held = await registration(cluster)
+        assert held is not None
+        assert held[0].lease == lease
 
 
 async def test_id_of_a_living_daemon_is_not_taken(
