@@ -72,6 +72,10 @@ class WatchCompacted(StoreError):
     """The watched revision was compacted away: list again and replace the state."""
 
 
+class StoreRolledBack(StoreError):
+    """etcd has lost what it had acknowledged, by a restored backup, say: it is used no more."""
+
+
 class PluginError(ElasticError):
     """A plugin is missing, broken, or breaks its contract. Names distribution and entry point."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
+from elasticps.checkpoint.disk import OS_DISK, Disk
 from elasticps.checkpoint.manifest import MANIFEST, refuse_pickle
 from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
@@ -27,31 +27,31 @@ def temporary_path_of(root: Path, number: Round) -> Path:
     return root / f".round-{number:08d}.{os.getpid()}.tmp"
 
 
-def complete(root: Path) -> list[tuple[Round, Path]]:
+def complete(root: Path, *, disk: Disk = OS_DISK) -> list[tuple[Round, Path]]:
     """The complete checkpoints in ``root``, the newest first; none where there is no ``root``."""
-    if not root.exists():
+    if not disk.exists(root):
         return []
     found = [
         (Round(int(match[1])), path)
-        for path in root.iterdir()
-        if (match := _NAME.fullmatch(path.name)) and (path / MANIFEST).is_file()
+        for path in disk.entries(root)
+        if (match := _NAME.fullmatch(path.name)) and disk.is_file(path / MANIFEST)
     ]
     return sorted(found, reverse=True)
 
 
-def newest(place: Path) -> Path:
+def newest(place: Path, *, disk: Disk = OS_DISK) -> Path:
     """The newest complete checkpoint in ``place``, or ``place`` where that is a checkpoint itself.
 
     Raises CheckpointError when there is none.
     """
     try:
-        if place.is_file():
-            with place.open("rb") as file:
+        if disk.is_file(place):
+            with disk.open(place) as file:
                 refuse_pickle(file.read(9), place, "resume")
             raise CheckpointError("a checkpoint is a directory", where=str(place), field="resume")
-        if (place / MANIFEST).is_file():
+        if disk.is_file(place / MANIFEST):
             return place
-        found = complete(place)
+        found = complete(place, disk=disk)
     except OSError as error:
         raise CheckpointError(
             f"cannot be read: {error.strerror}", where=str(place), field="resume"
@@ -66,6 +66,14 @@ def newest(place: Path) -> Path:
     return found[0][1]
 
 
+def make_root(root: Path, *, disk: Disk = OS_DISK) -> None:
+    """Make the directory for checkpoints and those above it, durably. Raises OSError."""
+    made = [path for path in (root, *root.parents) if path == root or not disk.exists(path)]
+    disk.make_directories(root)
+    for path in made:
+        disk.sync_directory(path.parent)
+
+
 def check_unused(root: Path, start: Round) -> None:
     """Make ``root`` if it is not there. Raise CheckpointError where it cannot hold checkpoints, or
     has some of rounds that the job is yet to come to.
@@ -73,7 +81,7 @@ def check_unused(root: Path, start: Round) -> None:
     Those are another run's, and would be taken for this one's newest.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_root(root)
         found = complete(root)
     except OSError as error:
         raise CheckpointError(
@@ -90,24 +98,25 @@ def check_unused(root: Path, start: Round) -> None:
         )
 
 
-def remove_leftovers(root: Path) -> None:
+def remove_leftovers(root: Path, *, disk: Disk = OS_DISK) -> None:
     """Remove what writers that died have left behind."""
-    for path in root.iterdir():
+    for path in disk.entries(root):
         if _LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path)
+            disk.remove_tree(path)
 
 
-def prune(root: Path, keep: int = KEPT) -> None:
+def prune(root: Path, keep: int = KEPT, *, disk: Disk = OS_DISK) -> None:
     """Remove all complete checkpoints but the ``keep`` newest. Raises CheckpointError.
 
     Each leaves its name first: one that is half removed is never taken for a checkpoint.
     """
     assert keep >= 1
     try:
-        for number, path in complete(root)[keep:]:
+        for number, path in complete(root, disk=disk)[keep:]:
             leaving = temporary_path_of(root, number)
-            path.rename(leaving)
-            shutil.rmtree(leaving)
+            disk.rename(path, leaving)
+            disk.sync_directory(root)
+            disk.remove_tree(leaving)
     except OSError as error:
         raise CheckpointError(
             f"an old checkpoint cannot be removed: {error.strerror}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from itertools import zip_longest
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Self
 
 import msgspec
 
+from elasticps.checkpoint.disk import OS_DISK, Disk
 from elasticps.core.blocks import Model
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec, Range, Supply
@@ -104,10 +106,10 @@ def encoded(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
     """Read and check the manifest in ``directory``. Raises CheckpointError naming the field."""
     path = directory / MANIFEST
-    body = _bytes_of(path)
+    body = _bytes_of(path, disk)
     try:
         format_ = msgspec.json.decode(body, type=_Format).format
         if format_ > FORMAT:
@@ -127,17 +129,19 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(path: Path, disk: Disk) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_MANIFEST_BYTES:
-            raise CheckpointError(
-                f"a manifest of {size} bytes",
-                where=str(path),
-                field=MANIFEST,
-                limit=f"{MAX_MANIFEST_BYTES} bytes",
-            )
-        body = path.read_bytes()
+        with disk.open(path) as file:
+            size = file.seek(0, io.SEEK_END)
+            if size > MAX_MANIFEST_BYTES:
+                raise CheckpointError(
+                    f"a manifest of {size} bytes",
+                    where=str(path),
+                    field=MANIFEST,
+                    limit=f"{MAX_MANIFEST_BYTES} bytes",
+                )
+            file.seek(0)
+            body = file.read()
     except OSError as error:
         raise CheckpointError(
             f"cannot be read: {error.strerror}", where=str(path), field=MANIFEST

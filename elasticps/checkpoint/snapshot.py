@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from elasticps.checkpoint.directory import path_of, remove_leftovers, temporary_path_of
+from elasticps.checkpoint.directory import make_root, path_of, remove_leftovers, temporary_path_of
+from elasticps.checkpoint.disk import OS_DISK, Disk
 from elasticps.checkpoint.manifest import (
     FORMAT,
     MANIFEST,
@@ -47,7 +46,7 @@ class Snapshot:
     state: Mapping[str, State]
 
 
-def write(root: Path, snapshot: Snapshot, *, version: str) -> Path:
+def write(root: Path, snapshot: Snapshot, *, version: str, disk: Disk = OS_DISK) -> Path:
     """Write a checkpoint into ``root``, whole and durable or not at all; returns its directory.
 
     ``version`` is that of elasticps. Raises CheckpointError: what was there before is as it was.
@@ -55,15 +54,14 @@ def write(root: Path, snapshot: Snapshot, *, version: str) -> Path:
     place = path_of(root, snapshot.round)
     temporary = temporary_path_of(root, snapshot.round)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _sync_directory(root.parent)
-        remove_leftovers(root)
-        if place.exists():
+        make_root(root, disk=disk)
+        remove_leftovers(root, disk=disk)
+        if disk.exists(place):
             raise CheckpointError("there is one already", where=str(place), field="checkpoint_dir")
-        temporary.mkdir()
-        _fill(temporary, snapshot, version)
-        temporary.rename(place)
-        _sync_directory(root)
+        disk.make_directory(temporary)
+        _fill(temporary, snapshot, version, disk)
+        disk.rename(temporary, place)
+        disk.sync_directory(root)
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint could not be written: {error.strerror}",
@@ -72,20 +70,17 @@ def write(root: Path, snapshot: Snapshot, *, version: str) -> Path:
             hint="the checkpoints before it are whole",
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        disk.remove_tree(temporary, ignore_errors=True)
     return place
 
 
-def _fill(directory: Path, snapshot: Snapshot, version: str) -> None:
+def _fill(directory: Path, snapshot: Snapshot, version: str, disk: Disk) -> None:
     """Make all files, the manifest last, each on the disk before what speaks of it."""
-    values = write_tensors(directory / VALUES, snapshot.values)
-    optimizer = write_tensors(directory / OPTIMIZER, _state_tensors(snapshot))
+    values = write_tensors(directory / VALUES, snapshot.values, disk=disk)
+    optimizer = write_tensors(directory / OPTIMIZER, _state_tensors(snapshot), disk=disk)
     manifest = _manifest(snapshot, version, values, optimizer)
-    with (directory / MANIFEST).open("xb") as file:
-        file.write(encoded(manifest))
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_directory(directory)
+    disk.create(directory / MANIFEST, [encoded(manifest)])
+    disk.sync_directory(directory)
 
 
 def _state_tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
@@ -122,15 +117,6 @@ def _state_entry(state: State) -> StateEntry:
     tensors = tuple(key for key, item in state.items() if isinstance(item, torch.Tensor))
     scalars = {key: item for key, item in state.items() if not isinstance(item, torch.Tensor)}
     return StateEntry(tensors=tensors, scalars=scalars)
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read(directory: Path) -> Snapshot:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from elasticps.checkpoint.disk import OS_DISK, Disk
 from elasticps.checkpoint.manifest import FileEntry, refuse_pickle
 from elasticps.errors import CheckpointError
 
@@ -34,22 +35,26 @@ _NAMES = {
 }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, disk: Disk = OS_DISK
+) -> FileEntry:
     """Write CPU ``tensors`` to a new file and fsync it. Raises OSError, CheckpointError."""
     # Wider ones first: every tensor is then aligned for its dtype.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     digest = hashlib.sha256()
     size = 0
-    with path.open("xb") as file:
+
+    def hashed() -> Iterator[bytes | memoryview]:
+        nonlocal size
         parts: Iterator[bytes | memoryview] = chain(
             [_header(path, ordered)], (_bytes_of(tensor) for _, tensor in ordered)
         )
         for part in parts:
-            file.write(part)
             digest.update(part)
             size += len(part)
-        file.flush()
-        os.fsync(file.fileno())
+            yield part
+
+    disk.create(path, hashed())
     return FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
 
 
@@ -86,23 +91,38 @@ def read_tensors(directory: Path, entry: FileEntry, field: str) -> dict[str, tor
     ``field`` is the file's part in the manifest. Raises CheckpointError, naming field and limit.
     """
     path = directory / entry.name
+    check_file(path, entry, field)
     try:
-        _check_file(path, entry, field)
         return load_file(path)
     except OSError as error:
-        reason = "the file is missing" if isinstance(error, FileNotFoundError) else error.strerror
-        raise CheckpointError(f"cannot be read: {reason}", where=str(path), field=field) from error
+        raise _unreadable(error, path, field) from error
     except SafetensorError as error:
         raise CheckpointError(f"not safetensors: {error}", where=str(path), field=field) from error
 
 
-def _check_file(path: Path, entry: FileEntry, field: str) -> None:
-    if path.exists() and not path.is_file():
+def check_file(path: Path, entry: FileEntry, field: str, *, disk: Disk = OS_DISK) -> None:
+    """Hold a file, to the bit, against what ``entry`` says of it. Raises CheckpointError.
+
+    ``field`` is the file's part in the manifest.
+    """
+    try:
+        _check_file(path, entry, field, disk)
+    except OSError as error:
+        raise _unreadable(error, path, field) from error
+
+
+def _unreadable(error: OSError, path: Path, field: str) -> CheckpointError:
+    reason = "the file is missing" if isinstance(error, FileNotFoundError) else error.strerror
+    return CheckpointError(f"cannot be read: {reason}", where=str(path), field=field)
+
+
+def _check_file(path: Path, entry: FileEntry, field: str, disk: Disk) -> None:
+    if disk.exists(path) and not disk.is_file(path):
         raise CheckpointError("not a regular file", where=str(path), field=field)
-    with path.open("rb") as file:
+    with disk.open(path) as file:
         start = file.read(_LENGTH_BYTES + 1)
         refuse_pickle(start, path, field)
-        size = os.fstat(file.fileno()).st_size
+        size = file.seek(0, io.SEEK_END)
         if size != entry.size:
             raise CheckpointError(
                 f"the file has {size} bytes: it was cut off or replaced",
@@ -111,6 +131,7 @@ def _check_file(path: Path, entry: FileEntry, field: str) -> None:
                 limit=f"{entry.size} bytes",
             )
         _check_header(int.from_bytes(start[:_LENGTH_BYTES], "little"), path)
+        file.seek(len(start))
         digest = hashlib.sha256(start)
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)

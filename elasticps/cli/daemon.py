@@ -70,6 +70,9 @@ def daemon(**options: Any) -> None:
     Every option has a variable; see systemd/elasticpsd.env.example. The folders lie under
     /var/lib, /var/log and /run for root, else under XDG_STATE_HOME and XDG_RUNTIME_DIR.
 
+    Exit code 3: etcd has lost what it had acknowledged, as after the restore of a backup. Stop all
+    daemons, then start them again.
+
     \b
     Example:
       elasticps daemon --etcd 10.0.0.5:2379,10.0.0.6:2379 --cluster lab

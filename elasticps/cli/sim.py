@@ -47,8 +47,9 @@ def sim(
 ) -> None:
     """Play a cluster in made-up time through drawn faults, and check what it promises.
 
-    Nothing runs but this process. The last line is one JSON object. Exit code 1: a promise was
-    broken, too many runs proved nothing, or an ablation was not noticed.
+    Then the same with checkpoints on a disk that loses power. Nothing runs but this process. The
+    last line is one JSON object. Exit code 1: a promise was broken, too many runs proved nothing,
+    or an ablation was not noticed.
 
     \b
     Example:
@@ -69,21 +70,23 @@ def sim(
 
 
 def _sweep(seeds: range, *, as_json: bool) -> bool:
+    from elasticps.checkpoint.rehearsal import Rehearsal
     from elasticps.sim.sweep import sweep
 
     def tell(outcome: Outcome) -> None:
         if outcome.violation:
             _show(outcome, as_json=as_json)
 
-    summary = sweep(seeds, tell)
+    summary = sweep(seeds, tell, Rehearsal)
     print_json(summary, indent=0)
     return summary.proves
 
 
 def _replay(seed: int, *, as_json: bool) -> bool:
+    from elasticps.checkpoint.rehearsal import Rehearsal
     from elasticps.sim.sweep import play
 
-    outcome = play(seed)
+    outcome = play(seed, Rehearsal)
     _show(outcome, as_json=as_json)
     return not outcome.violation
 
@@ -112,6 +115,7 @@ def _show(outcome: Outcome, *, as_json: bool) -> None:
 
 
 def _ablate(name: str, seeds: range, *, as_json: bool) -> bool:
+    from elasticps.checkpoint.rehearsal import Rehearsal
     from elasticps.sim.sweep import ablate, all_parts
 
     parts = all_parts()
@@ -125,6 +129,6 @@ def _ablate(name: str, seeds: range, *, as_json: bool) -> bool:
             found = f"seed {caught.seed}, {caught.checker}" if caught else "not noticed"
             click.echo(f"without {part}: {found}")
 
-    result = ablate(parts if name == "all" else [name], seeds, tell)
+    result = ablate(parts if name == "all" else [name], seeds, tell, Rehearsal)
     print_json(result, indent=0)
     return result.caught == result.of

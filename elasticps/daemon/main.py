@@ -12,14 +12,20 @@ from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.http.app import serve_http
 from elasticps.daemon.node import Node
 from elasticps.daemon.notify import Notifier
-from elasticps.errors import ElasticError
+from elasticps.errors import ElasticError, StoreRolledBack
 from elasticps.store import Store
 
+log = logging.getLogger(__name__)
+
+ROLLED_BACK = 3
+"""The exit code after which the unit does not start it again: that is the operator's turn."""
 SERVICE_MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 def run(config: DaemonConfig) -> int:
     """Be the node that ``config`` describes until asked to leave; returns the exit code.
+
+    That is ROLLED_BACK when etcd has gone back behind what this node had seen.
 
     Raises UsageError for what the configuration cannot have, StoreError for another's etcd.
     """
@@ -33,7 +39,11 @@ def run(config: DaemonConfig) -> int:
     try:
         return uvloop.run(_run(config))
     except BaseExceptionGroup as errors:
-        raise _cause(errors) from errors
+        cause = _cause(errors)
+        if not isinstance(cause, StoreRolledBack):
+            raise cause from errors
+        log.critical("%s", cause)
+        return ROLLED_BACK
 
 
 async def _run(config: DaemonConfig) -> int:

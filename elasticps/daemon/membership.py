@@ -12,7 +12,14 @@ from elasticps.core.ids import NodeId
 from elasticps.core.records import NodeRecord, decode, encode
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.leader import Leader
-from elasticps.errors import FenceLost, LeaseLost, StoreError, StoreUnavailable, UsageError
+from elasticps.errors import (
+    FenceLost,
+    LeaseLost,
+    StoreError,
+    StoreRolledBack,
+    StoreUnavailable,
+    UsageError,
+)
 from elasticps.store import (
     Compare,
     Delete,
@@ -65,7 +72,8 @@ class Membership:
         """Stay a member until cancelled; then leave the cluster.
 
         Raises UsageError when another living daemon has this node's id, StoreError when etcd
-        refuses the first registration or holds another's value in its place.
+        refuses the first registration or holds another's value in its place, StoreRolledBack when
+        etcd has gone back in its history: this node must not act by it, now or later.
         """
         while True:
             try:
@@ -77,6 +85,8 @@ class Membership:
                 log.error("not a member any more: %s", error)
             except StoreUnavailable as error:
                 log.warning("etcd does not answer: %s", error)
+            except StoreRolledBack:
+                raise
             except StoreError as error:
                 if not self.joined:
                     raise
@@ -161,7 +171,7 @@ class Membership:
                     self.rewritten.set()
                 else:
                     revision = written
-            except LeaseLost:
+            except (LeaseLost, StoreRolledBack):
                 raise
             except StoreError as error:
                 log.warning("the registration waits for etcd: %s", error)

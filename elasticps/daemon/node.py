@@ -26,7 +26,7 @@ from elasticps.daemon.shard_server import ShardServerChild
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Workers
-from elasticps.errors import StoreError
+from elasticps.errors import StoreError, StoreRolledBack
 from elasticps.store import Keys, Lease, Store, check_format, watch_prefix
 from elasticps.wire.address import Address
 from elasticps.wire.listener import listen
@@ -88,7 +88,10 @@ class Node:
     # -- life -----------------------------------------------------------------------------------
 
     async def run(self, serve_http: ServeHttp) -> int:
-        """Be a node until told to leave; returns the process's exit code."""
+        """Be a node until told to leave; returns the process's exit code.
+
+        Raises StoreRolledBack when etcd has gone back in its history.
+        """
         await check_format(self.store, self.keys)
         await self.departure.unmark()
         self.departure.ask_on_signals()
@@ -111,6 +114,7 @@ class Node:
                 tasks.create_task(self._reconcile(), name="workers")
                 tasks.create_task(self._reports.run(), name="reports")
                 tasks.create_task(self._feed_watchdog(), name="watchdog")
+                tasks.create_task(self._end_with_etcds_history(), name="etcd's history")
                 code = await self.departure.wait(lambda: self.membership.joined)
                 self._notifier.stopping()
                 member.cancel()
@@ -120,7 +124,16 @@ class Node:
                 raise _Left
         except* _Left:
             log.info("node=%s left, exit code %d", self.name, code)
+        except* StoreRolledBack as errors:
+            # Told before the children are ended, which takes a while.
+            log.error("node=%s ends: %s", self.name, errors.exceptions[0])
+            self._notifier.status(str(errors.exceptions[0]))
+            raise
         return code
+
+    async def _end_with_etcds_history(self) -> None:
+        """Whoever meets it first: nobody here goes on with an etcd that went back."""
+        raise await self.store.rolled_back()
 
     async def _mirror(self) -> None:
         async with aclosing(watch_prefix(self.store, self.keys.root)) as batches:

@@ -10,7 +10,7 @@ from elasticps.core.ids import JobKey, JobName, NodeId
 from elasticps.core.records import CaughtUpRow, ReportRecord, encode
 from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Life
-from elasticps.errors import StoreError, StoreUnavailable
+from elasticps.errors import StoreError, StoreRolledBack, StoreUnavailable
 from elasticps.store import Lease, Store
 from elasticps.wire.messages import Describe, Promises, Rejected
 
@@ -74,7 +74,7 @@ class Reports:
         for uid, (job, describe) in list(self._models.items()):
             try:
                 await self._store.create(self._view.keys.job_model(job), encode(describe.model))
-            except StoreUnavailable:
+            except (StoreUnavailable, StoreRolledBack):
                 raise
             except StoreError as error:
                 self._reject(uid, Rejected(f"etcd does not take the job's model: {error}"))

@@ -23,6 +23,7 @@ from elasticps.core.replica import Push, PushOutcome, Replica
 from elasticps.core.replication import Action, Answer, Check, Replication, Role
 from elasticps.sim.block import Block
 from elasticps.sim.checkers import Checkers
+from elasticps.sim.disk import Disk
 from elasticps.sim.hosting import Hosted
 from elasticps.sim.messages import BlockSnapshot, Fingerprint
 from elasticps.sim.server import Server
@@ -139,6 +140,11 @@ def _too_early_values() -> list[Place]:
     return [(Block, "as_of_request", False)]
 
 
+def _no_directory_fsync() -> list[Place]:
+    """A checkpoint's names are left to the page cache; the content of its files is not."""
+    return [(Disk, "sync_directory", lambda self, path: None)]
+
+
 ABLATIONS: dict[str, Callable[[], list[Place]]] = {
     "epoch-check": _no_epoch_check,
     "dedup-table": _no_dedup,
@@ -151,6 +157,7 @@ ABLATIONS: dict[str, Callable[[], list[Place]]] = {
     "staleness-at-admission": _no_staleness_check,
     "floor-at-read": _no_floor,
     "durable-reads": _too_early_values,
+    "directory-fsync": _no_directory_fsync,
 }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import msgspec
 
 from elasticps.sim.ablations import ABLATIONS, without
+from elasticps.sim.checkpoints import Open, PowerCuts
 from elasticps.sim.world import Outcome, World
 
 MOST_VOID = 0.15
@@ -43,18 +45,26 @@ class Ablated(msgspec.Struct, frozen=True, kw_only=True):
     by: dict[str, Caught]
 
 
-def play(seed: int) -> Outcome:
-    """One run; the same one every time."""
-    return World(seed).run()
+def play(seed: int, checkpoints: Open) -> Outcome:
+    """One run of a cluster, then of its ``checkpoints``; the same one every time."""
+    cluster = World(seed).run()
+    if cluster.violation:
+        return cluster
+    disk = PowerCuts(seed, checkpoints).run()
+    return replace(
+        disk if disk.violation else cluster,
+        events=cluster.events + disk.events,
+        digest=hashlib.sha256(f"{cluster.digest} {disk.digest}".encode()).hexdigest(),
+    )
 
 
-def sweep(seeds: Iterable[int], tell: Callable[[Outcome], None]) -> Summary:
+def sweep(seeds: Iterable[int], tell: Callable[[Outcome], None], checkpoints: Open) -> Summary:
     """Play all seeds; ``tell`` hears of each outcome."""
     began = time.perf_counter()
     count = violations = void = events = 0
     traces = hashlib.sha256()
     for seed in seeds:
-        outcome = play(seed)
+        outcome = play(seed, checkpoints)
         count += 1
         violations += bool(outcome.violation)
         void += bool(outcome.void)
@@ -72,24 +82,27 @@ def sweep(seeds: Iterable[int], tell: Callable[[Outcome], None]) -> Summary:
     )
 
 
-def first_catch(name: str, seeds: Iterable[int]) -> Caught | None:
+def first_catch(name: str, seeds: Iterable[int], checkpoints: Open) -> Caught | None:
     """The first seed at which a checker notices that one part is missing."""
     with without(name):
         for seed in seeds:
-            outcome = play(seed)
+            outcome = play(seed, checkpoints)
             if outcome.violation:
                 return Caught(seed=seed, checker=outcome.checker)
     return None
 
 
 def ablate(
-    names: Iterable[str], seeds: range, tell: Callable[[str, Caught | None], None]
+    names: Iterable[str],
+    seeds: range,
+    tell: Callable[[str, Caught | None], None],
+    checkpoints: Open,
 ) -> Ablated:
     """Take each part out in turn; ``tell`` hears of each."""
     chosen = list(names)
     by: dict[str, Caught] = {}
     for name in chosen:
-        caught = first_catch(name, seeds)
+        caught = first_catch(name, seeds, checkpoints)
         tell(name, caught)
         if caught is not None:
             by[name] = caught

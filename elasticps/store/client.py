@@ -8,7 +8,13 @@ from typing import Any, Self
 
 from aetcd import rpc
 
-from elasticps.errors import FenceLost, StoreError, StoreUnavailable, WatchCompacted
+from elasticps.errors import (
+    FenceLost,
+    StoreError,
+    StoreRolledBack,
+    StoreUnavailable,
+    WatchCompacted,
+)
 from elasticps.store.config import StoreConfig
 from elasticps.store.endpoints import Endpoints
 from elasticps.store.operations import (
@@ -42,7 +48,8 @@ class Store:
     Entering sends nothing, so it succeeds while etcd is away. Every method raises
     StoreUnavailable when no endpoint answers within ``config.request_timeout_s``: a write may then
     have taken effect, or may still, and is not sent twice behind the caller's back. Other failures
-    are StoreErrors with etcd's words. Finish all calls and watches before leaving the scope.
+    are StoreErrors with etcd's words. After an answer by which etcd has gone back in its history,
+    every method raises StoreRolledBack. Finish all calls and watches before leaving the scope.
     """
 
     def __init__(self, config: StoreConfig) -> None:
@@ -152,7 +159,10 @@ class Store:
     async def status(self) -> ServerStatus:
         """What the current endpoint says of itself."""
         answer = await self.endpoints.call(
-            lambda link: link.maintenance.Status, rpc.StatusRequest(), repeatable=True
+            lambda link: link.maintenance.Status,
+            rpc.StatusRequest(),
+            repeatable=True,
+            linearizable=False,
         )
         return ServerStatus(
             version=answer.version,
@@ -160,6 +170,11 @@ class Store:
             revision=answer.header.revision,
             db_size=answer.dbSize,
         )
+
+    async def rolled_back(self) -> StoreRolledBack:
+        """Wait until etcd has gone back in its history; the error that every method raises then."""
+        await self.endpoints.history.broken.wait()
+        return self.endpoints.history.error()
 
     async def _range(self, request: Any) -> Any:
         return await self.endpoints.call(lambda link: link.kv.Range, request, repeatable=True)

@@ -18,6 +18,7 @@ from aetcd import rpc
 from elasticps.errors import StoreUnavailable
 from elasticps.store.config import StoreConfig
 from elasticps.store.faults import Fault, fault_of, refusal, words_of
+from elasticps.store.history import History
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -64,6 +65,7 @@ class Endpoints:
 
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
+        self.history = History()
         self._links: list[Link] = []
         self._current = 0
         self._token: str | None = None
@@ -85,15 +87,17 @@ class Endpoints:
         *,
         timeout_s: float | None = None,
         repeatable: bool = False,
+        linearizable: bool = True,
         log_in: bool = True,
     ) -> Any:
         """Call ``method(link)(request)`` on the current endpoint and return the answer.
 
         A request that has not begun goes to the next endpoint until ``timeout_s`` is over. One
-        whose answer is lost goes on only when it is ``repeatable``.
+        whose answer is lost goes on only when it is ``repeatable``. What a member answers from its
+        own data alone is not ``linearizable``: one whose data lags is left for the next.
 
-        Raises StoreUnavailable (it may have taken effect), or StoreError, LeaseLost or
-        WatchCompacted when etcd refuses.
+        Raises StoreUnavailable (it may have taken effect), StoreError, LeaseLost or WatchCompacted
+        when etcd refuses, StoreRolledBack from the first answer on that shows a lost history.
         """
         budget_s = self.config.request_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + budget_s
@@ -103,8 +107,10 @@ class Endpoints:
             link = await self.connected(deadline, why=why)
             metadata = await self.metadata(deadline) if log_in else (_REQUIRE_LEADER,)
             timeout = min(attempt_s, max(deadline - time.monotonic(), 0.0))
+            self.history.raise_if_broken()
+            seen = self.history.revision
             try:
-                return await method(link)(
+                answer = await method(link)(
                     request, timeout=timeout, metadata=metadata, wait_for_ready=True
                 )
             except grpc.aio.AioRpcError as error:
@@ -112,6 +118,12 @@ class Endpoints:
                 why = words_of(error)
                 if fault is Fault.UNKNOWN and not repeatable:
                     raise self._unavailable(why, link.target) from error
+            else:
+                if linearizable or not self.history.is_behind(answer.header, seen):
+                    self.history.take(answer.header, seen)
+                    return answer
+                why = f"{link.target} has not caught up with revision {seen}"
+                self.leave(link)
             await asyncio.sleep(_PAUSE_S)
 
     async def connected(self, deadline: float, *, why: str | None = None) -> Link:

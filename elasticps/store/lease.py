@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 
 from aetcd import rpc
 
-from elasticps.errors import LeaseLost, StoreError, StoreUnavailable, UsageError
+from elasticps.errors import (
+    LeaseLost,
+    StoreError,
+    StoreRolledBack,
+    StoreUnavailable,
+    UsageError,
+)
 from elasticps.store.client import Store
 from elasticps.store.endpoints import Link, Metadata
 
@@ -96,7 +102,8 @@ class Lease:
     async def aclose(self) -> None:
         """Stop keeping the lease and revoke it, which deletes its keys. Idempotent.
 
-        When etcd cannot be told, that is logged: the lease then runs out by itself.
+        When etcd cannot be told, that is logged: the lease then runs out by itself. Raises
+        StoreRolledBack when the lease was lost by that.
         """
         if self._closed:
             return
@@ -127,6 +134,8 @@ class Lease:
                 ttl_s = await self._keepalive(period_s)
             except LeaseLost:
                 ttl_s = 0
+            except StoreRolledBack:
+                raise
             except StoreError as error:
                 _log.warning("lease keepalive failed lease=%x error=%s", self.id, error)
                 await asyncio.sleep(_PAUSE_S)
@@ -148,6 +157,7 @@ class Lease:
             rpc.LeaseKeepAliveRequest(ID=self.id),
             timeout_s=timeout_s,
             repeatable=True,
+            linearizable=False,
         )
         ttl_s: int = answer.TTL
         return ttl_s

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import torch
 
-from elasticps.checkpoint.directory import check_unused, newest, prune
-from elasticps.checkpoint.manifest import DataPosition, check_same_model
+from elasticps.checkpoint.directory import check_unused, newest, path_of, prune
+from elasticps.checkpoint.manifest import MANIFEST, DataPosition, check_same_model
 from elasticps.checkpoint.snapshot import Snapshot, read, write
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
@@ -95,7 +95,10 @@ class Checkpoints:
         root = Path(job.checkpoint_dir)
         try:
             states, cut = loop.call(_read(exchange))
-            place = write(root, self._snapshot(job, states, cut), version=version("elasticps"))
+            # The main worker before this one may have made it, and died before it could say so.
+            place = path_of(root, cut.round)
+            if not (place / MANIFEST).is_file():
+                write(root, self._snapshot(job, states, cut), version=version("elasticps"))
             self.report = msgspec.structs.replace(
                 self.report, directory=str(place), round=cut.round
             )

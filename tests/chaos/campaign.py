@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import sys
 import time
 from collections import Counter
@@ -36,7 +37,15 @@ class Mode:
     def name(self) -> str:
         return f"{self.consistency}-{self.replicas}"
 
-    def submission(self, directory: Path, workers: int) -> Submission:
+    @property
+    def saves(self) -> bool:
+        """Only a job whose workers are in step can make checkpoints."""
+        return self.consistency == "sync"
+
+    def feels(self, row: Row) -> bool:
+        return self.saves or row.kind != "disk"
+
+    def submission(self, directory: Path, saved: Path, workers: int) -> Submission:
         dropping = self.consistency == "dropping"
         consistency = Consistency.SYNC if dropping else Consistency(self.consistency)
         return Submission(
@@ -48,6 +57,7 @@ class Mode:
             consistency=consistency,
             staleness=STALENESS if consistency is Consistency.BOUNDED else 0,
             backup_workers=1 if dropping else 0,
+            checkpoint_dir=str(saved) if self.saves else "",
             # Python's time.sleep fails under libfaketime: daemons and servers do not use it.
             env={"LD_PRELOAD": ""},
         )
@@ -67,18 +77,23 @@ class Record:
 
 
 class Deck:
-    """Faults in an order that only the seed decides; all come before any comes again too often."""
+    """Faults in an order that only the seed decides; all come before any comes again too often.
+
+    One that a job would not feel waits for the next job that does.
+    """
 
     def __init__(self, rows: list[Row], seed: int) -> None:
         self._rows = rows
         self._random = random.Random(f"{seed}:faults")
         self._left: list[Row] = []
 
-    def draw(self) -> Row:
-        if not self._left:
-            self._left = [row for row in self._rows for _ in range(row.weight)]
-            self._random.shuffle(self._left)
-        return self._left.pop()
+    def draw(self, mode: Mode) -> Row:
+        if not any(map(mode.feels, self._left)):
+            fresh = [row for row in self._rows for _ in range(row.weight)]
+            self._random.shuffle(fresh)
+            self._left = fresh + self._left
+        last = max(at for at, row in enumerate(self._left) if mode.feels(row))
+        return self._left.pop(last)
 
 
 class Episode:
@@ -93,19 +108,22 @@ class Episode:
         self._random = chance
         self._directory = cluster.directory / f"job-{number}"
         self._directory.mkdir()
+        self._saved = cluster.saved / f"job-{number}"
         self._journals = Journals(self._directory)
         self._name = ""
 
     async def run(self, deck: Deck, enough: Callable[[int], bool]) -> None:
         """Cause faults until ``enough`` says so of their number, then end the job and judge."""
-        submission = self._mode.submission(self._directory, len(self._cluster.expected))
+        submission = self._mode.submission(
+            self._directory, self._saved, len(self._cluster.expected)
+        )
         async with self._cluster.api() as api:
             self._name = (await api.submit(submission)).job
         say(f"{self._name}: {self._mode.consistency}, {self._mode.replicas} copies")
         await self._flows()
         count = 0
         while not enough(count):
-            await self._suffer(deck.draw())
+            await self._suffer(deck.draw(self._mode))
             count += 1
         await self._end()
 
@@ -114,6 +132,7 @@ class Episode:
             cluster=self._cluster,
             job=self._name,
             replicas=self._mode.replicas,
+            saved=self._saved,
             random=self._random,
         )
         began, leader = time.monotonic(), self._cluster.view.leader
@@ -197,6 +216,8 @@ class Episode:
         )
         for word in verdict.words:
             say(f"    {word}")
+        if self._saved.exists():
+            shutil.rmtree(self._saved)  # the disk is small, and the next job's are to come
 
 
 def say(text: str) -> None:

@@ -5,14 +5,33 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 
-from tests.chaos import faults_machine, faults_network, faults_process
+from tests.chaos import (
+    faults_disk,
+    faults_etcd,
+    faults_machine,
+    faults_network,
+    faults_process,
+    strace,
+)
 from tests.chaos.scene import Fault
 
 
 class Need(Enum):
-    NETWORK = "network namespaces, which root can make"
+    NAMESPACES = "namespaces of its own, for networks and mounts, which root can make"
     FAKETIME = "libfaketime, which is not installed"
+    STRACE = "strace, which is not installed or may not attach to a process"
+
+
+def found_here(faketime: Path | None, *, namespaces: bool) -> set[Need]:
+    """Of all that faults need what this machine has."""
+    there = {
+        Need.NAMESPACES: namespaces,
+        Need.FAKETIME: faketime is not None,
+        Need.STRACE: strace.can_attach(),
+    }
+    return {need for need in Need if there[need]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +65,8 @@ def _rows(kind: str, *faults: Fault, weight: int = 1, needs: Need | None = None)
         faults_network.cut_etcd,
         faults_machine.kill_etcd,
         faults_machine.compact_etcd,
+        faults_disk.fill_disk,
+        faults_disk.fail_fsync,
     }
     return [
         Row(fault=fault, kind=kind, weight=weight, needs=needs, short=fault in short)
@@ -54,13 +75,14 @@ def _rows(kind: str, *faults: Fault, weight: int = 1, needs: Need | None = None)
 
 
 CATALOGUE = [
-    *_rows("process", faults_process.kill_primary, weight=8),
-    *_rows("process", faults_process.kill_node, faults_process.kill_node_for_good, weight=4),
+    # So many that half an hour kills 100 times also where a fault takes 11 seconds.
+    *_rows("process", faults_process.kill_primary, weight=16),
+    *_rows("process", faults_process.kill_node, weight=8),
+    *_rows("process", faults_process.kill_node_for_good, weight=6),
+    *_rows("process", faults_process.kill_backup, faults_process.kill_together, weight=4),
+    *_rows("process", faults_process.kill_ahead, weight=3),
     *_rows(
         "process",
-        faults_process.kill_ahead,
-        faults_process.kill_backup,
-        faults_process.kill_together,
         faults_process.kill_daemon,
         faults_process.kill_leader,
         faults_process.kill_server_of_leader,
@@ -82,7 +104,7 @@ CATALOGUE = [
         faults_network.cut_data,
         faults_network.blink,
         faults_network.slow_network,
-        needs=Need.NETWORK,
+        needs=Need.NAMESPACES,
     ),
     *_rows(
         "network",
@@ -100,7 +122,11 @@ CATALOGUE = [
         faults_machine.pause_etcd_past_leases,
         faults_machine.compact_etcd,
         faults_process.revoke_lease,
+        faults_etcd.fill_etcd,
     ),
+    *_rows("etcd", faults_etcd.slow_etcd_disk, needs=Need.STRACE),
+    *_rows("disk", faults_disk.fill_disk, needs=Need.NAMESPACES),
+    *_rows("disk", faults_disk.fail_fsync, needs=Need.STRACE),
     *_rows("resources", faults_machine.hog_cpu, faults_machine.starve_descriptors),
     *_rows("clock", faults_machine.jump_clock, needs=Need.FAKETIME),
 ]

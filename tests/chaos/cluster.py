@@ -23,10 +23,11 @@ from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError
 from elasticps.store import Batch, Snapshot, watch_prefix
 from tests.chaos.clock import Clock
+from tests.chaos.disk import small_disk
 from tests.chaos.links import Links, Weather
 from tests.chaos.network import Network
 from tests.chaos.ownership import Ownership
-from tests.support.etcd import EtcdCluster, started_cluster, started_server
+from tests.support.etcd import DURABLE, EtcdCluster, started_cluster, started_server
 from tests.support.processes import runs
 
 LEASE_TTL_S = 2
@@ -68,6 +69,7 @@ class Cluster:
         faketime: Path | None,
     ) -> None:
         self.directory = directory
+        self.saved = directory / "saved"
         self.etcd = members
         self.network = network
         self.clock: Clock | None = None
@@ -268,14 +270,20 @@ def children(parent: int) -> list[tuple[int, str]]:
 async def started(
     nodes: int, members: int, directory: Path, network: Network | None, faketime: Path | None
 ) -> AsyncIterator[Cluster]:
-    """A cluster of ``nodes`` daemons and an etcd of 1 or 3 members; logs stay in ``directory``."""
+    """A cluster of ``nodes`` daemons and an etcd of 1 or 3 members; logs stay in ``directory``.
+
+    With a network of its own it also has a small disk of its own, for checkpoints.
+    """
     with ExitStack() as stack:
         if members == 1:
             server = await asyncio.to_thread(started_server, stack, directory / "etcd")
             etcd = EtcdCluster([server])
         else:
-            etcd = await asyncio.to_thread(started_cluster, stack, directory / "etcd")
+            etcd = await asyncio.to_thread(started_cluster, stack, directory / "etcd", DURABLE)
         cluster = Cluster(directory, etcd, network, faketime)
+        cluster.saved.mkdir()
+        if network is not None:
+            stack.enter_context(small_disk(cluster.saved))
         async with contextlib.aclosing(cluster), cluster.local:
             mirror = asyncio.create_task(cluster.mirror())
             try:

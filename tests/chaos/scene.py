@@ -32,11 +32,15 @@ class Done:
 
 @dataclass(slots=True)
 class Scene:
-    """A job that trains with all its copies on a cluster that is well, and a source of chance."""
+    """A job that trains with all its copies on a cluster that is well, and a source of chance.
+
+    ``saved`` is where its checkpoints are, if it makes any.
+    """
 
     cluster: Cluster
     job: str
     replicas: int
+    saved: Path
     random: random.Random
 
     @property

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
+from elasticps.checkpoint.rehearsal import Rehearsal
 from elasticps.core.clock_ledger import ClockLedger
 from elasticps.core.commands import Registered
 from elasticps.core.replica import Replica, Settled
 from elasticps.core.roster import Roster
-from elasticps.sim import ledger
+from elasticps.sim import ledger, sweep
 from elasticps.sim.block import Block
 from elasticps.sim.messages import Status
-from elasticps.sim.sweep import play
+
+play = partial(sweep.play, checkpoints=Rehearsal)
 
 
 def floor_of_who_abstained(patch) -> None:

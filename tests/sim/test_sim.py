@@ -6,12 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from elasticps.checkpoint.rehearsal import Rehearsal
 from elasticps.cli.main import main
+from elasticps.sim import sweep as sweeps
 from elasticps.sim.ablations import ABLATIONS, without
-from elasticps.sim.sweep import MOST_VOID, play, sweep
+from elasticps.sim.sweep import MOST_VOID
+
+play = partial(sweeps.play, checkpoints=Rehearsal)
 
 COMMAND = [
     sys.executable,
@@ -32,6 +37,7 @@ CAUGHT_AT = {
     "staleness-at-admission": (5, "staleness"),
     "floor-at-read": (4, "counter-bounds"),
     "durable-reads": (4, "durable-reads"),
+    "directory-fsync": (0, "checkpoint-kept"),
 }
 """For each part the first seed at which its absence shows, and to which checker."""
 
@@ -39,7 +45,8 @@ CAUGHT_AT = {
 @pytest.mark.parametrize("first", [0, 100, 200])
 def test_no_promise_is_broken_whatever_goes_wrong(first: int) -> None:
     broken = []
-    summary = sweep(range(first, first + 100), lambda each: broken.append(each.violation))
+    seeds = range(first, first + 100)
+    summary = sweeps.sweep(seeds, lambda each: broken.append(each.violation), Rehearsal)
     assert [violation for violation in broken if violation] == []
     assert summary.void <= summary.seeds * MOST_VOID
     assert summary.proves

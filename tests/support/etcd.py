@@ -29,6 +29,8 @@ READY_S = 60.0
 PORT_ATTEMPTS = 5
 SINGLE_TIMING = ("--heartbeat-interval=20", "--election-timeout=200")
 CLUSTER_TIMING = ("--heartbeat-interval=50", "--election-timeout=500")
+DURABLE = "--unsafe-no-fsync=false"
+"""A flag for one whose fsyncs matter: the others never wait for the disk."""
 
 
 @cache
@@ -72,6 +74,11 @@ class EtcdServer:
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> None:
         assert not self.running
@@ -139,6 +146,17 @@ class EtcdServer:
         self.kill()
         self.start()
         await self.ready()
+
+    def back_up(self, copy: Path) -> None:
+        """Copy its data, all of a member that was killed, to a directory that is not there yet."""
+        assert not self.running
+        shutil.copytree(self.directory / "data", copy)
+
+    def put_back(self, copy: Path) -> None:
+        """Replace its data, while it does not run: what it has acknowledged since is lost."""
+        assert not self.running
+        shutil.rmtree(self.directory / "data")
+        shutil.copytree(copy, self.directory / "data")
 
     def config(self, **settings: Any) -> StoreConfig:
         return StoreConfig(endpoints=(self.endpoint,), **settings)
@@ -221,7 +239,8 @@ def started_server(stack: ExitStack, directory: Path, **settings: Any) -> EtcdSe
     raise PortTaken(f"in {PORT_ATTEMPTS} attempts")
 
 
-def started_cluster(stack: ExitStack, directory: Path) -> EtcdCluster:
+def started_cluster(stack: ExitStack, directory: Path, *flags: str) -> EtcdCluster:
+    """Three members, ready, that end with ``stack``; ``flags`` are added to each one's."""
     for attempt in range(PORT_ATTEMPTS):
         names = ("one", "two", "three")
         ports = free_ports(9)
@@ -232,7 +251,7 @@ def started_cluster(stack: ExitStack, directory: Path) -> EtcdCluster:
             stack.enter_context(
                 EtcdServer(
                     directory / str(attempt) / name,
-                    flags=CLUSTER_TIMING,
+                    flags=(*CLUSTER_TIMING, *flags),
                     name=name,
                     peers=peers,
                     ports=(ports[3 * n], ports[3 * n + 1], ports[3 * n + 2]),
@@ -254,6 +273,12 @@ def started_cluster(stack: ExitStack, directory: Path) -> EtcdCluster:
 async def compact(store: Store, revision: int) -> None:
     request = rpc.CompactionRequest(revision=revision, physical=True)
     await store.endpoints.call(lambda link: link.kv.Compact, request)
+
+
+async def alarm(store: Store, action: int) -> None:
+    """Raise the alarm that etcd has no space, or take it back. ``action`` is an AlarmRequest's."""
+    request = rpc.AlarmRequest(action=action, alarm=rpc.NOSPACE)
+    await store.endpoints.call(lambda link: link.maintenance.Alarm, request)
 
 
 async def first_endpoint_answers(client: Store) -> int:

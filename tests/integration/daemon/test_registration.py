@@ -18,7 +18,7 @@ from elasticps.daemon.membership import Membership
 from elasticps.errors import StoreError, UsageError
 from elasticps.store import KeyValue, Lease, Store
 from tests.integration.daemon.mirror import Mirrored, mirrored
-from tests.support.etcd import EtcdServer
+from tests.support.etcd import EtcdServer, alarm
 from tests.support.processes import until
 
 NODE = NodeId("a")
@@ -270,8 +270,3 @@ async def test_registered_member_stays_when_etcd_has_no_space_left(
             await alarm(store, rpc.AlarmRequest.DEACTIVATE)
 
             await cluster.until(lambda: [s.server for s in cluster.view.servers] == ["a/2"])
-
-
-async def alarm(store: Store, action: int) -> None:
-    request = rpc.AlarmRequest(action=action, alarm=rpc.NOSPACE)
-    await store.endpoints.call(lambda link: link.maintenance.Alarm, request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from contextlib import aclosing
 
@@ -200,22 +199,6 @@ async def test_a_watch_overtaken_by_a_compaction_gets_a_snapshot_that_replaces(
         last = await store.put("/n/later", b"")
         await mirror.until(lambda: "/n/later" in mirror.state)
         assert mirror.seen == [(last, "/n/later")]
-
-
-async def test_a_watch_on_an_etcd_that_lost_its_history_gets_a_snapshot_that_replaces(
-    etcd_server: EtcdServer,
-) -> None:
-    async with Store(etcd_server.config()) as store, mirrored(store, "/n/") as mirror:
-        for _ in range(20):
-            last = await store.put("/n/a", b"1")
-        await mirror.until(lambda: mirror.revision >= last)
-        etcd_server.kill()
-        shutil.rmtree(etcd_server.directory / "data")
-        await etcd_server.restart()
-        await mirror.until(lambda: len(mirror.snapshots) == 2)
-        assert mirror.state == {}
-        await store.put("/n/b", b"1")
-        await mirror.until(lambda: "/n/b" in mirror.state)
 
 
 async def test_a_plain_watch_from_a_compacted_revision_raises(store: Store) -> None:

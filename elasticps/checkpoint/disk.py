@@ -1,0 +1,95 @@
+"""What is asked of the disk that checkpoints are on, and the real one.
+
+All that is written and removed goes through a ``Disk``, so that one which loses power can be put
+under the same code.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+class Disk(Protocol):
+    """A tree of directories and files. Raises OSError as the operating system's calls do.
+
+    A name that was made, changed or removed is durable once its directory has been synced.
+    """
+
+    def exists(self, path: Path) -> bool: ...
+
+    def is_file(self, path: Path) -> bool: ...
+
+    def entries(self, directory: Path) -> list[Path]:
+        """What is in a directory, in any order."""
+        ...
+
+    def open(self, path: Path) -> BinaryIO:
+        """Open a file to read it."""
+        ...
+
+    def make_directory(self, path: Path) -> None: ...
+
+    def make_directories(self, path: Path) -> None:
+        """Make a directory and those above it, unless they are there."""
+        ...
+
+    def create(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        """Write a new file. Its content is durable, its name is not."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None: ...
+
+    def remove_tree(self, path: Path, *, ignore_errors: bool = False) -> None: ...
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        ...
+
+
+class OsDisk:
+    """The file system of this machine."""
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def is_file(self, path: Path) -> bool:
+        return path.is_file()
+
+    def entries(self, directory: Path) -> list[Path]:
+        return list(directory.iterdir())
+
+    def open(self, path: Path) -> BinaryIO:
+        return path.open("rb")
+
+    def make_directory(self, path: Path) -> None:
+        path.mkdir()
+
+    def make_directories(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+    def create(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        with path.open("xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+    def remove_tree(self, path: Path, *, ignore_errors: bool = False) -> None:
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+
+    def sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+OS_DISK = OsDisk()
