@@ -66,15 +66,20 @@ class Reader:
             self._journal.wrong("version", f"round {round_} after round {self._round}")
 
     def _mask(self, commit: Commit, moved: torch.Tensor) -> int | None:
-        """The bits by which all elements moved; None where they did not move as one."""
+        """The bits by which all elements moved; None where they did not move as one.
+
+        They need not where rounds go on without the slowest: the others may have ended the next
+        one between two of its reads.
+        """
         count = len(commit.contributors)
         masks = {round(item, 3) for item in set((moved * count / SCALE).tolist())}
         mask = masks.pop() if len(masks) == 1 else -1.0
-        if mask != int(mask) or int(mask).bit_count() != count:
+        if mask == int(mask) and int(mask).bit_count() == count:
+            return int(mask)
+        if self._in_step:
             text = f"round {commit.round} of {count} moved by {sorted({mask, *masks})}"
             self._journal.wrong("torn", text)
-            return None
-        return int(mask)
+        return None
 
 
 class Worker:
