@@ -215,7 +215,8 @@ class Workers:
         )
 
     def _failure_file(self, life: Life) -> Path:
-        return self._config.runtime_dir / f"{life.child}.failure"
+        # After a daemon's own death a name comes again, and what an earlier life left behind too.
+        return self._config.runtime_dir / f"{life.child}.{life.worker}.failure"
 
     # -- endings --------------------------------------------------------------------------------
 
@@ -304,12 +305,11 @@ class Workers:
             return None
         except msgspec.MsgspecError as error:
             return ScriptFailure(f"its failure could not be read: {error}", "")
-        finally:
-            path.unlink(missing_ok=True)
 
     def _bury(self, life: Life, record: WorkerRecord) -> None:
         life.ended = True
         life.over.set()
+        self._failure_file(life).unlink(missing_ok=True)
         log.info(
             "job=%s worker=%s %s: %s", life.job_name, life.uid, record.state.value, record.reason
         )

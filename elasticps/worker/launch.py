@@ -56,7 +56,10 @@ def _record(failure: ScriptFailure) -> None:
     path = os.environ.get(FAILURE_VARIABLE)
     failure = ScriptFailure(_encodable(failure.reason), _encodable(failure.traceback))
     if path:
-        Path(path).write_bytes(msgspec.json.encode(failure))
+        # Whole or not at all: half of one would be told as the failure in place of a kill.
+        fresh = Path(f"{path}.fresh")
+        fresh.write_bytes(msgspec.json.encode(failure))
+        fresh.replace(path)
     else:
         sys.stderr.write(failure.traceback or failure.reason + "\n")
 

@@ -7,17 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from elasticps.core.ids import JobName, NodeId
-from elasticps.core.records import JobSpec, JobState, JobStatus, LivingWorker, encode
+from elasticps.core.records import JobSpec, JobState, JobStatus, LivingWorker, WorkerState, encode
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.supervisor import Supervisor
-from elasticps.daemon.workers import Workers
+from elasticps.daemon.workers import NEVER_JOINED, Workers
 from elasticps.errors import StoreUnavailable
 from elasticps.store import Lease, Store
 from elasticps.wire.messages import Retire
+from elasticps.worker.launch import FAILURE_VARIABLE, ScriptFailure
 from tests.integration.daemon.mirror import Mirrored, mirrored
 from tests.support.etcd import EtcdServer
 from tests.support.processes import runs, until
@@ -34,7 +36,7 @@ class Staffed:
         self.told: list[str] = []
         self._supervisor = supervisor
         self._script = directory / "sleeps.py"
-        self._script.write_text("import time; time.sleep(1000)")
+        self.script("import time; time.sleep(1000)")
         config = DaemonConfig(
             etcd=cluster.store.endpoints.config,
             node=NODE,
@@ -45,6 +47,10 @@ class Staffed:
         self.workers = Workers(
             config, cluster.store, cluster.view, supervisor, LogBuffer(), "unix:/nobody"
         )
+
+    def script(self, text: str) -> None:
+        """What the workers run that are started from now on."""
+        self._script.write_text(text)
 
     def retire(self, uid: str, _: Retire) -> None:
         self.told.append(uid)
@@ -177,3 +183,47 @@ async def test_status_that_cannot_be_read_changes_nothing(store: Store, tmp_path
         await node.workers.reconcile(lease, node.retire)
         assert node.told == []
         assert list(node.workers.lives) == ["a.1"]
+
+
+async def test_failure_that_an_earlier_life_of_the_name_left_behind_is_not_told(
+    store: Store, tmp_path: Path
+) -> None:
+    """A daemon that was killed begins its numbers anew, beside what its workers had written."""
+    named = tmp_path / "named"
+    told = f"pathlib.Path({str(named)!r}).write_text(os.environ[{FAILURE_VARIABLE!r}])"
+    async with staffed(store, tmp_path) as (before, lease):
+        before.script(f"import os, pathlib, time; {told}; time.sleep(1000)")
+        await before.wanted(1)
+        await before.workers.reconcile(lease, before.retire)
+        await until(lambda: named.exists() and named.read_text())
+    # As its lease would have taken it, had the daemon died.
+    assert await store.delete(before.cluster.keys.worker(JOB, "a.1"))
+    Path(named.read_text()).write_bytes(msgspec.json.encode(ScriptFailure("out of the job", "")))
+
+    async with staffed(store, tmp_path) as (node, lease):
+        node.script("")
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        lives = node.cluster.view.jobs[JOB].workers
+        await node.cluster.until(
+            lambda: "a.1" in lives and lives["a.1"].record.state is WorkerState.FAILED
+        )
+        assert lives["a.1"].record.reason == NEVER_JOINED
+
+
+async def test_worker_that_was_stopped_leaves_no_failure_behind(
+    store: Store, tmp_path: Path
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        node.script(
+            "import pathlib, signal, time\n"
+            "signal.signal(signal.SIGTERM, lambda *_: 1 / 0)\n"
+            f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+            "time.sleep(1000)"
+        )
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        await until((tmp_path / "ready").exists)
+        await node.workers.reconcile(None, node.retire)
+        await until(lambda: not node.workers.lives)
+        assert not list(tmp_path.glob("*.failure*"))
