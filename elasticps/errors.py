@@ -76,8 +76,8 @@ class StoreRolledBack(StoreError):
     """etcd has lost what it had acknowledged, by a restored backup, say: it is used no more."""
 
 
-class PluginError(ElasticError):
-    """A plugin is missing, broken, or breaks its contract. Names distribution and entry point."""
+class PluginError(UsageError):
+    """A chosen plugin is missing, broken, or breaks its contract. Names what was installed."""
 
 
 class JobFailed(ElasticError):

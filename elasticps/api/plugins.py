@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from elasticps.errors import PluginError
 
@@ -46,37 +49,70 @@ def _described(entry: EntryPoint) -> Plugin:
     )
 
 
-def load(group: str, name: str, contract: type[Contract]) -> Contract:
-    """The one plugin ``name`` of ``group``, imported and checked against its contract.
+def load(
+    group: str,
+    name: str,
+    contract: type[Contract],
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Contract:
+    """The one plugin ``name`` of ``group``, imported, made and checked against its contract.
 
-    Raises PluginError, naming distribution, entry point and reason, when there is none or more
-    than one, when its import fails, or when it is not a ``contract`` of a known api_version.
+    An entry point that is a class is made with ``options``, its keyword arguments. Raises
+    PluginError, naming distribution, entry point and reason, when there is none or more than one,
+    when its import or making fails, or when it is not a ``contract`` of a known api_version.
     """
+    known_name(group, name, "name")
     found = list(entry_points(group=group, name=name))
-    if not found:
-        raise _unknown(group, name)
     if len(found) > 1:
         owners = " and ".join(_described(entry).where for entry in found)
         raise PluginError(f"two plugins have this name: {owners}", where=name, field="name")
     plugin = _described(found[0])
     try:
         target = found[0].load()
-        made = target() if isinstance(target, type) else target
     except (Exception, SystemExit) as error:  # whatever it raises becomes an error that names it
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"cannot be imported: {reason}", where=plugin.where) from error
-    return _checked(made, plugin, contract)
+    return _checked(_made(target, options, plugin), plugin, contract)
 
 
-def _unknown(group: str, name: str) -> PluginError:
+def known_name(group: str, name: str, what: str) -> None:
+    """Raise PluginError, with the nearest name, where no plugin of ``group`` has this name."""
     names = [plugin.name for plugin in discover(group)]
+    if name in names:
+        return
     near = difflib.get_close_matches(name, names, n=1)
-    return PluginError(
+    raise PluginError(
         f"no plugin named {name!r} in {group}",
-        field="name",
+        field=what,
         limit=", ".join(names),
         hint=f"did you mean {near[0]}?" if near else None,
     )
+
+
+def _made(target: object, options: Mapping[str, Any], plugin: Plugin) -> object:
+    if not isinstance(target, type):
+        _refuse_options(options, {}, plugin)
+        return target
+    _refuse_options(options, inspect.signature(target).parameters, plugin)
+    try:
+        return target(**options)
+    except (Exception, SystemExit) as error:  # as above
+        raise PluginError(f"{type(error).__name__}: {error}", where=plugin.where) from error
+
+
+def _refuse_options(
+    options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], plugin: Plugin
+) -> None:
+    """An option that the plugin does not know is named, with those that it does."""
+    kinds = {parameter.kind for parameter in parameters.values()}
+    unknown = sorted(set(options) - set(parameters))
+    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+        raise PluginError(
+            f"has no option {unknown[0]!r}",
+            where=plugin.where,
+            field=unknown[0],
+            limit=", ".join(parameters) or "it has no options",
+        )
 
 
 def _checked(made: object, plugin: Plugin, contract: type[Contract]) -> Contract:

@@ -196,7 +196,6 @@ class Submission(Guarantees, frozen=True, kw_only=True, omit_defaults=True):
     start_workers: int
     max_workers: int | None = None
     block_bytes: int | None = None
-    strategy: str | None = None
     audit: bool = False
     name: str | None = None
     env: dict[str, str] = msgspec.field(default_factory=dict)

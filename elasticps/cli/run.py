@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from elasticps.api.plugins import STRATEGIES, discover
 from elasticps.cli import output
 from elasticps.cli.answers import Job, Node, Status, Submission
 from elasticps.cli.daemon import split
 from elasticps.cli.options import check_job, job_options, run_async, script_argument
 from elasticps.cli.progress import Progress
+from elasticps.daemon.chosen import check_chosen
 from elasticps.errors import ElasticError, JobFailed, PeerUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ def run(
       elasticps run train.py
       elasticps run --nodes 3 --audit train.py --epochs 10
     """
-    _check_strategy(job["strategy"])
     submission = Submission(
         argv=(str(script.absolute()), *args),
         cwd=str(Path.cwd()),
@@ -108,6 +107,7 @@ def run(
         **job,
     )
     check_job(submission)
+    check_chosen(submission)
     if submission.min_insync > nodes:
         raise UsageError(
             f"min_insync of {submission.min_insync} on {nodes} nodes can acknowledge nothing",
@@ -127,13 +127,6 @@ def run(
         )
 
     run_async(run_job(open_cluster, Run(submission=submission, nodes=nodes, as_json=as_json)))
-
-
-def _check_strategy(name: str) -> None:
-    """Refuse an unknown one before a cluster is started for it."""
-    known = [plugin.name for plugin in discover(STRATEGIES)]
-    if name not in known:
-        raise UsageError(f"no strategy named {name!r}", field="strategy", limit=", ".join(known))
 
 
 async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:

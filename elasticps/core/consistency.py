@@ -5,8 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import PurePosixPath
 
-import msgspec
-
+from elasticps.core.chosen import Chosen
 from elasticps.errors import UsageError
 
 MAX_REPLICAS = 7
@@ -23,7 +22,7 @@ class Consistency(StrEnum):
     ASYNC = "async"
 
 
-class Guarantees(msgspec.Struct, frozen=True, kw_only=True):
+class Guarantees(Chosen, frozen=True, kw_only=True):
     """The part of a job's spec that says what it can survive, and what it waits for.
 
     ``replicas`` are the copies wanted of each block, ``min_insync`` how many must hold an op before

@@ -50,7 +50,6 @@ class JobSpec(Guarantees, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     cwd: str
     env: dict[str, str] = msgspec.field(default_factory=dict)
-    strategy: str = "data-parallel"
     start_workers: int = 1
     max_workers: int = 1024
     block_bytes: int = DEFAULT_BLOCK_BYTES

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 
+from elasticps.api.choice import load_choice
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, STRATEGIES, load
 from elasticps.api.strategy import Strategy
@@ -134,7 +135,7 @@ class Run:
         if self._exchange is not None:
             raise UsageError("a run has one optimizer", hint="use groups= for several param groups")
         plugin = load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
-        self._strategy = load(STRATEGIES, self._job.strategy, Strategy)  # type: ignore[type-abstract]
+        self._strategy = load_choice(STRATEGIES, self._job.strategy, Strategy, "strategy")  # type: ignore[type-abstract]
         trained = [(key, item) for key, item in model.named_parameters() if item.requires_grad]
         wanted = groups or [{"params": [item for _, item in trained]}]
         if not trained:

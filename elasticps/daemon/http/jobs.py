@@ -14,11 +14,11 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from elasticps.api.plugins import STRATEGIES, discover
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
 from elasticps.core.consistency import Guarantees, check_guarantees, in_range
 from elasticps.core.ids import JobName
 from elasticps.core.records import JobSpec, NodeRecord, encode
+from elasticps.daemon.chosen import check_chosen
 from elasticps.daemon.http.body import as_json, body_of, job_named
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.log_files import LinesMissed
@@ -41,7 +41,6 @@ class JobBody(Guarantees, frozen=True, kw_only=True, forbid_unknown_fields=True)
     cwd: str
     name: str | None = None
     env: dict[str, str] = msgspec.field(default_factory=dict)
-    strategy: str = "data-parallel"
     start_workers: int = 1
     max_workers: int = MAX_WORKERS
     block_bytes: int = DEFAULT_BLOCK_BYTES
@@ -191,26 +190,8 @@ async def _pump(
 
 
 def _spec(name: JobName, body: JobBody) -> JobSpec:
-    return JobSpec(
-        name=name,
-        argv=body.argv,
-        cwd=body.cwd,
-        env=body.env,
-        strategy=body.strategy,
-        start_workers=body.start_workers,
-        max_workers=body.max_workers,
-        replicas=body.replicas,
-        min_insync=body.min_insync,
-        consistency=body.consistency,
-        staleness=body.staleness,
-        backup_workers=body.backup_workers,
-        checkpoint_dir=body.checkpoint_dir,
-        checkpoint_every=body.checkpoint_every,
-        resume=body.resume,
-        block_bytes=body.block_bytes,
-        audit=body.audit,
-        submitted_unix=time.time(),
-    )
+    fields = msgspec.structs.asdict(body) | {"name": name}
+    return JobSpec(**fields, submitted_unix=time.time())
 
 
 def _check(body: JobBody) -> None:
@@ -222,11 +203,7 @@ def _check(body: JobBody) -> None:
     in_range("max_workers", body.max_workers, body.start_workers, MAX_WORKERS)
     check_guarantees(body, body.start_workers)
     in_range("block_bytes", body.block_bytes, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
-    strategies = [plugin.name for plugin in discover(STRATEGIES)]
-    if body.strategy not in strategies:
-        raise UsageError(
-            f"no strategy named {body.strategy!r}", field="strategy", limit=", ".join(strategies)
-        )
+    check_chosen(body)
 
 
 def _check_command(body: JobBody) -> None:

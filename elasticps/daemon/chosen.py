@@ -1,0 +1,12 @@
+"""Refusing a job whose plugins are not installed here, before anything is started for it."""
+
+from __future__ import annotations
+
+from elasticps.api.choice import check_choice
+from elasticps.api.plugins import STRATEGIES
+from elasticps.core.chosen import Chosen
+
+
+def check_chosen(chosen: Chosen) -> None:
+    """Raise UsageError or PluginError, naming the field; see ``api.choice.check_choice``."""
+    check_choice(STRATEGIES, chosen.strategy, "strategy")
