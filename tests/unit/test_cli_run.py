@@ -158,7 +158,7 @@ def test_a_signal_before_the_job_is_submitted_closes_the_cluster(api, start, scr
 def test_an_unknown_strategy_is_refused_before_anything_starts(start, script, marks):
     code, _, err = finish(start("--strategy", "x", script))
     assert code == 2
-    assert "no strategy named 'x' (field strategy) (limit: data-parallel)" in err
+    assert "no plugin named 'x' in elasticps.strategies (field strategy)" in err
     assert "opened" not in marks.read_text()
 
 
