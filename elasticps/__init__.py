@@ -11,6 +11,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elasticps.api.data_policy import DataPolicy as DataPolicy
+    from elasticps.api.data_policy import Lending as Lending
+    from elasticps.api.data_policy import Loans as Loans
+    from elasticps.api.data_policy import Range as Range
     from elasticps.api.optimizer import Optimizer as Optimizer
     from elasticps.api.optimizer import TorchOptimizer as TorchOptimizer
     from elasticps.api.strategy import Step as Step
@@ -31,10 +35,14 @@ __version__ = version("elasticps")
 _HOMES = {
     "BlockUnavailable": "elasticps.errors",
     "CheckpointError": "elasticps.errors",
+    "DataPolicy": "elasticps.api.data_policy",
     "ElasticError": "elasticps.errors",
     "JobFailed": "elasticps.errors",
+    "Lending": "elasticps.api.data_policy",
+    "Loans": "elasticps.api.data_policy",
     "Optimizer": "elasticps.api.optimizer",
     "PluginError": "elasticps.errors",
+    "Range": "elasticps.api.data_policy",
     "Run": "elasticps.worker.run",
     "Step": "elasticps.api.strategy",
     "Strategy": "elasticps.api.strategy",

@@ -14,7 +14,8 @@ from elasticps.errors import PluginError
 
 OPTIMIZERS = "elasticps.optimizers"
 STRATEGIES = "elasticps.strategies"
-GROUPS = (OPTIMIZERS, STRATEGIES)
+DATA_POLICIES = "elasticps.data_policies"
+GROUPS = (OPTIMIZERS, STRATEGIES, DATA_POLICIES)
 
 Contract = TypeVar("Contract")
 

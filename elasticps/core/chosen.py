@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from elasticps.core.lending import DYNAMIC
+
 DEFAULT_STRATEGY = "data-parallel"
 
 
@@ -11,3 +13,4 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a job's spec that says which plugins train it (``api.choice`` reads them)."""
 
     strategy: str = DEFAULT_STRATEGY
+    data_policy: str = DYNAMIC

@@ -25,6 +25,7 @@ from elasticps.core.ids import (
     ServerId,
     WorkerId,
 )
+from elasticps.core.lending import DYNAMIC
 from elasticps.core.records import CaughtUpRow, ServerRecord
 from elasticps.core.replica import Applied, Commit, RoundOp
 from elasticps.errors import WireError
@@ -169,6 +170,7 @@ class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     consistency: Consistency = Consistency.SYNC
     staleness: int = 0
     backup_workers: int = 0
+    data_policy: str = DYNAMIC
     min_insync: int = 1
     checkpoint_dir: str = ""
     checkpoint_every: int = 0
