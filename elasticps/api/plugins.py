@@ -15,7 +15,8 @@ from elasticps.errors import PluginError
 OPTIMIZERS = "elasticps.optimizers"
 STRATEGIES = "elasticps.strategies"
 DATA_POLICIES = "elasticps.data_policies"
-GROUPS = (OPTIMIZERS, STRATEGIES, DATA_POLICIES)
+PLACEMENTS = "elasticps.placements"
+GROUPS = (OPTIMIZERS, STRATEGIES, DATA_POLICIES, PLACEMENTS)
 
 Contract = TypeVar("Contract")
 

@@ -7,6 +7,8 @@ import msgspec
 from elasticps.core.lending import DYNAMIC
 
 DEFAULT_STRATEGY = "data-parallel"
+BALANCED = "balanced"
+"""The placement that the leader decides by itself, and wherever another is not heard."""
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,3 +16,4 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
     strategy: str = DEFAULT_STRATEGY
     data_policy: str = DYNAMIC
+    placement: str = BALANCED
