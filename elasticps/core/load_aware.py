@@ -18,6 +18,9 @@ from elasticps.core.proposal import Load, PlacedBlock, Proposal, Situation
 STATE_FACTOR = 3
 """Bytes that move for a byte of a block: its value and, with Adam, two moments."""
 
+HANDOVER_S = 0.02
+"""What a change of a block's servers costs besides: its requests wait for the plan."""
+
 Home = tuple[ServerId, ...]
 
 
@@ -174,7 +177,7 @@ class _Moves:
     ) -> _Move:
         after = max(self._burden(donor, -burden), self._burden(receiver, burden))
         gain = self._burden(donor) - after
-        price = STATE_FACTOR * nbytes / self._rules.bandwidth
+        price = HANDOVER_S + STATE_FACTOR * nbytes / self._rules.bandwidth
         worth = gain * self._rules.horizon_s - price
         return _Move(
             block=block, home=home, donor=donor, receiver=receiver, burden=burden, worth=worth

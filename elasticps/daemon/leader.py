@@ -15,7 +15,6 @@ from types import MappingProxyType
 
 import msgspec
 
-from elasticps.api.choice import parse_choice
 from elasticps.core.ids import JobName, NodeId, ServerId, node_of
 from elasticps.core.jobs import lost, next_status, with_copies
 from elasticps.core.placement import Site, least_bytes, spread
@@ -149,7 +148,7 @@ def homes_wanted(
 def _with_refusal(spec: JobSpec, status: JobStatus, placed: Placed) -> JobStatus:
     if not placed.refusal or status.state is not JobState.RUNNING:
         return status
-    name = parse_choice(spec.placement, "placement").name
+    name = spec.placement.partition(":")[0]
     told = f"placement {name} is not heard, balanced is used meanwhile: {placed.refusal}"
     return msgspec.structs.replace(status, reason=f"{status.reason}; {told}")
 

@@ -79,7 +79,11 @@ class Placements:
     async def _keep_asking(self, name: JobName, reports: LoadReports) -> None:
         while True:
             sites = sites_of(self._view)
-            await self._consult(name, reports)
+            try:
+                await self._consult(name, reports)
+            except Exception as error:
+                log.exception("job=%s its placement was not asked", name)
+                self.placed[name] = Placed(refusal=f"it was not asked: {type(error).__name__}")
             refused = name in self.placed and self.placed[name].refusal
             async with self._changed:
                 self._changed.notify_all()
