@@ -11,8 +11,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elasticps.api.data_policy import DataPolicy as DataPolicy
+    from elasticps.api.data_policy import Lending as Lending
+    from elasticps.api.data_policy import Loans as Loans
+    from elasticps.api.data_policy import Range as Range
     from elasticps.api.optimizer import Optimizer as Optimizer
     from elasticps.api.optimizer import TorchOptimizer as TorchOptimizer
+    from elasticps.api.placement import Load as Load
+    from elasticps.api.placement import PlacedBlock as PlacedBlock
+    from elasticps.api.placement import Placement as Placement
+    from elasticps.api.placement import Proposal as Proposal
+    from elasticps.api.placement import Site as Site
+    from elasticps.api.placement import Situation as Situation
     from elasticps.api.strategy import Step as Step
     from elasticps.api.strategy import Strategy as Strategy
     from elasticps.errors import BlockUnavailable as BlockUnavailable
@@ -31,11 +41,21 @@ __version__ = version("elasticps")
 _HOMES = {
     "BlockUnavailable": "elasticps.errors",
     "CheckpointError": "elasticps.errors",
+    "DataPolicy": "elasticps.api.data_policy",
     "ElasticError": "elasticps.errors",
     "JobFailed": "elasticps.errors",
+    "Lending": "elasticps.api.data_policy",
+    "Load": "elasticps.api.placement",
+    "Loans": "elasticps.api.data_policy",
     "Optimizer": "elasticps.api.optimizer",
+    "PlacedBlock": "elasticps.api.placement",
+    "Placement": "elasticps.api.placement",
     "PluginError": "elasticps.errors",
+    "Proposal": "elasticps.api.placement",
+    "Range": "elasticps.api.data_policy",
     "Run": "elasticps.worker.run",
+    "Site": "elasticps.api.placement",
+    "Situation": "elasticps.api.placement",
     "Step": "elasticps.api.strategy",
     "Strategy": "elasticps.api.strategy",
     "TorchOptimizer": "elasticps.api.optimizer",

@@ -15,7 +15,9 @@ from elasticps.errors import PluginError
 
 OPTIMIZERS = "elasticps.optimizers"
 STRATEGIES = "elasticps.strategies"
-GROUPS = (OPTIMIZERS, STRATEGIES)
+DATA_POLICIES = "elasticps.data_policies"
+PLACEMENTS = "elasticps.placements"
+GROUPS = (OPTIMIZERS, STRATEGIES, DATA_POLICIES, PLACEMENTS)
 
 Contract = TypeVar("Contract")
 

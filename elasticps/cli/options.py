@@ -129,6 +129,18 @@ def job_options(command: Command) -> Command:
             help="How workers exchange what they learn; see `elasticps plugins list`.",
         ),
         click.option(
+            "--data-policy",
+            default="dynamic",
+            show_default=True,
+            help="How workers share the samples of run.data; see `elasticps plugins list`.",
+        ),
+        click.option(
+            "--placement",
+            default="balanced",
+            show_default=True,
+            help="Which servers hold which blocks; see `elasticps plugins list`.",
+        ),
+        click.option(
             "--replicas",
             type=click.IntRange(1, MAX_REPLICAS),
             metavar="N",

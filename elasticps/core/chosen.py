@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
+from elasticps.core.lending import DYNAMIC
+
 DEFAULT_STRATEGY = "data-parallel"
+BALANCED = "balanced"
+"""The placement that the leader decides by itself, and wherever another is not heard."""
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a job's spec that says which plugins train it (``api.choice`` reads them)."""
 
     strategy: str = DEFAULT_STRATEGY
+    data_policy: str = DYNAMIC
+    placement: str = BALANCED

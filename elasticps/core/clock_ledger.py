@@ -7,12 +7,10 @@ the slowest member waits. Asynchronous: nobody waits (Dean et al. 2012, Downpour
 
 from __future__ import annotations
 
-import msgspec
 from msgspec import field
 
 from elasticps.core.commands import Answers, Committed, Floor, Ready, Refused, Vote
 from elasticps.core.ids import Round, Seq, WorkerId
-from elasticps.core.ranges import take
 from elasticps.core.replica import Commit
 from elasticps.core.roster import NOT_ALL_READ, Roster
 
@@ -128,5 +126,4 @@ class ClockLedger(Roster, kw_only=True):
             due = worker not in self.waiting or self._in_bound(worker)
             if self.leases.get(worker) or not due:
                 continue
-            share = msgspec.structs.replace(self.data, batch_size=max(1, each + (rank < over)))
-            self.leases[worker], self.supply = take(share, self.supply)
+            self._borrow([worker], max(1, each + (rank < over)))

@@ -20,7 +20,6 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Round, WorkerId
-from elasticps.core.ranges import divide, take
 from elasticps.core.replica import Commit
 from elasticps.core.roster import NOT_ALL_READ, Roster
 
@@ -153,7 +152,7 @@ class Ledger(Roster, kw_only=True):
         return bool(self.votes or self.ready)
 
     def _lend(self) -> None:
-        """Lend the next global batch to the members, in rank order, in near-equal slices.
+        """Lend the next global batch to the members, in rank order.
 
         Whom the last round went on without comes last, or its samples would come back to it.
         """
@@ -161,8 +160,7 @@ class Ledger(Roster, kw_only=True):
             self.leases = {}
             return
         self.drawn_from = self.supply
-        batch, self.supply = take(self.data, self.supply)
         fast = self.last.contributors if self.backup_workers and self.last else self.members
         order = sorted(self.members, key=lambda member: member not in fast)
-        slices = divide(batch, len(self.members))
-        self.leases = dict(zip(order, slices, strict=True))
+        self.leases = dict.fromkeys(order, ())
+        self._borrow(order, self.data.batch_size)

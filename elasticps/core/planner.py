@@ -49,13 +49,15 @@ def next_plan(
     alive: Collection[ServerId],
     caught_up: Sequence[CaughtUpRow],
     replicas: int,
+    wanted: Sequence[tuple[ServerId, ...]] | None = None,
 ) -> Planned:
-    """One step towards the placement that ``sites`` (who may hold blocks) calls for.
+    """One step towards ``wanted``, or the placement that ``sites`` (who may hold blocks) calls for.
 
     ``alive`` are all living servers, draining ones too: they go on serving until relieved. The dead
     are dropped at once, and a living holder leads in place of a dead primary.
     """
-    wanted = targets(sizes, entries, sites, alive, replicas)
+    if wanted is None:
+        wanted = targets(sizes, entries, sites, alive, replicas)
     steps = _Steps(entries, alive, caught_up)
     # Room is scarce: blocks with the fewest copies come first.
     for entry, target in sorted(

@@ -6,6 +6,7 @@ order of data epoch ``p // size``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import msgspec
@@ -45,6 +46,21 @@ class Supply(msgspec.Struct, frozen=True, array_like=True):
     def returned(self, ranges: tuple[Range, ...]) -> Supply:
         return Supply(self.position, self.given_back + ranges)
 
+    def unread(self, data: DataSpec) -> tuple[Range, ...]:
+        """What may be lent: what was given back, then fresh positions up to their epoch's end."""
+        end = min((self.position // data.size + 1) * data.size, data.size * data.epochs)
+        fresh = (Range(self.position, end),) if self.position < end else ()
+        return self.given_back + fresh
+
+    def without(self, lent: Iterable[Range]) -> Supply:
+        """The rest when ``lent``, disjoint parts of ``unread``, are taken out."""
+        parts = list(lent)
+        stop = max((part.stop for part in parts), default=0)
+        rest = self.given_back
+        if stop > self.position:
+            rest += (Range(self.position, stop),)
+        return Supply(max(self.position, stop), less(rest, parts))
+
     def spent(self, data: DataSpec) -> bool:
         """True when every sample of every data epoch is lent and none was given back."""
         return not self.given_back and self.position >= data.size * data.epochs
@@ -55,21 +71,42 @@ def take(data: DataSpec, supply: Supply) -> tuple[tuple[Range, ...], Supply]:
 
     Empty when every sample of every epoch has been lent.
     """
-    batch: list[Range] = []
-    wanted = data.batch_size
-    given_back = list(supply.given_back)
-    while given_back and wanted:
-        first = given_back.pop(0)
-        part = Range(first.start, min(first.stop, first.start + wanted))
-        if part.stop < first.stop:
-            given_back.insert(0, Range(part.stop, first.stop))
-        batch.append(part)
-        wanted -= len(part)
-    end_of_epoch = min((supply.position // data.size + 1) * data.size, data.size * data.epochs)
-    stop = max(supply.position, min(supply.position + wanted, end_of_epoch))
-    if stop > supply.position:
-        batch.append(Range(supply.position, stop))
-    return tuple(batch), Supply(stop, tuple(given_back))
+    batch = first_of(supply.unread(data), data.batch_size)
+    return batch, supply.without(batch)
+
+
+def first_of(ranges: tuple[Range, ...], count: int) -> tuple[Range, ...]:
+    """The first ``count`` samples of ``ranges``, or all that there are."""
+    return _cut(ranges, 0, count)
+
+
+def less(ranges: Iterable[Range], taken: Iterable[Range]) -> tuple[Range, ...]:
+    """``ranges`` without the positions in ``taken``, in their order."""
+    out = sorted(taken, key=lambda part: part.start)
+    left: list[Range] = []
+    for part in ranges:
+        start = part.start
+        for gone in out:
+            if start < gone.stop and gone.start < part.stop:
+                left.append(Range(start, gone.start))
+                start = gone.stop
+        left.append(Range(start, part.stop))
+    return tuple(part for part in left if part.start < part.stop)
+
+
+def common(ranges: Iterable[Range], others: Iterable[Range]) -> tuple[Range, ...]:
+    """The positions of ``ranges`` that are in ``others`` too, in the order of ``ranges``."""
+    parts = list(others)
+    found = (
+        Range(max(one.start, other.start), min(one.stop, other.stop))
+        for one in ranges
+        for other in parts
+    )
+    return tuple(part for part in found if part.start < part.stop)
+
+
+def count_of(ranges: Iterable[Range]) -> int:
+    return sum(len(part) for part in ranges)
 
 
 def divide(batch: tuple[Range, ...], shares: int) -> list[tuple[Range, ...]]:
@@ -77,7 +114,7 @@ def divide(batch: tuple[Range, ...], shares: int) -> list[tuple[Range, ...]]:
 
     The first ones are the larger: who is asked first, rank 0, has samples whenever there are any.
     """
-    each, over = divmod(sum(len(part) for part in batch), shares)
+    each, over = divmod(count_of(batch), shares)
     bounds = [each * share + min(share, over) for share in range(shares + 1)]
     return [_cut(batch, start, stop) for start, stop in pairwise(bounds)]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import msgspec
 
 from elasticps.core.commands import (
@@ -24,18 +27,21 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Generation, Round, WorkerId
+from elasticps.core.lending import BUILT_IN, DYNAMIC, Lender, Lending, settled
 from elasticps.core.ranges import DataSpec, Range, Supply
 from elasticps.core.replica import Commit
 
 NOT_ALL_READ = "every worker must take its samples from run.data, or none"
 
 
-class Roster(msgspec.Struct, kw_only=True):
+class Roster(msgspec.Struct, kw_only=True, dict=True):
     """The state; ``apply`` is its only mutator. Members are in rank order.
 
     A ledger adds what a vote does, and what a change of the members means for those who wait.
     ``begun`` is the round that the job began with, ``resumed`` what a checkpoint's job read;
-    ``drawn_from`` the supply before the round under way was lent.
+    ``drawn_from`` the supply before the round under way was lent. ``data_policy`` names who shares
+    samples out, ``owned`` is what it is told of its last answer, and ``failed`` why the job cannot
+    go on: then everybody is refused.
     """
 
     start_workers: int
@@ -57,8 +63,26 @@ class Roster(msgspec.Struct, kw_only=True):
     supply: Supply = Supply()
     drawn_from: Supply = Supply()
     leases: dict[WorkerId, tuple[Range, ...]] = {}
+    data_policy: str = DYNAMIC
+    owned: dict[WorkerId, tuple[Range, ...]] = {}
+    failed: str = ""
+
+    def ruled_by(self, lender: Lender) -> Self:
+        """This ledger, with the one that ``data_policy`` names: code is no part of the state."""
+        self.__dict__["lender"] = lender
+        return self
 
     def apply(self, command: Command) -> Answers:
+        if self.failed and not isinstance(command, Leave | Observe):
+            return [(command.worker, Refused(self.failed))]
+        failed = self.failed
+        answers = self._carry_out(command)
+        if self.failed == failed:
+            return answers
+        told = dict.fromkeys([*(worker for worker, _ in answers), *self.members, *self.joining])
+        return [(worker, Refused(self.failed)) for worker in told]
+
+    def _carry_out(self, command: Command) -> Answers:
         match command:
             case Join():
                 return self._join(command.worker)
@@ -234,6 +258,46 @@ class Roster(msgspec.Struct, kw_only=True):
         return answers
 
     # -- data -----------------------------------------------------------------------------------
+
+    @property
+    def _lender(self) -> Lender:
+        lender: Lender | None = self.__dict__.get("lender", BUILT_IN.get(self.data_policy))
+        assert lender is not None, f"nobody brought the data policy {self.data_policy}"
+        return lender
+
+    def _borrow(self, borrowers: Sequence[WorkerId], wanted: int) -> None:
+        """Have the policy lend to ``borrowers``, who hold nothing, ``wanted`` samples in all."""
+        assert self.data is not None
+        unread = self.supply.unread(self.data)
+        if self.failed or not unread:
+            return
+        asked = Lending(
+            size=self.data.size,
+            members=tuple(self.members),
+            borrowers=tuple(borrowers),
+            wanted=wanted,
+            unread=unread,
+            owned=dict(self.owned),
+        )
+        lender = self._lender
+        try:
+            loans = lender.lend(asked)
+            supply = settled(asked, loans, self.supply)
+            lent = {worker: tuple(loans.lent.get(worker, ())) for worker in borrowers}
+            owned = {worker: tuple(parts) for worker, parts in loans.owned.items()}
+        except (Exception, SystemExit) as error:  # a plugin may raise anything; its job alone ends
+            self._fail(f"{type(error).__name__}: {error}")
+            return
+        if not any(lent.values()) and not any(self.leases.values()):
+            self._fail("it lends nothing to anybody, though samples are left")
+            return
+        self.supply, self.owned = supply, owned
+        self.leases.update(lent)
+
+    def _fail(self, reason: str) -> None:
+        """Who attends to a generation hears of the new one, and is refused when it asks on."""
+        self.failed = f"data policy {self.data_policy}: {reason}"
+        self.generation = Generation(self.generation + 1)
 
     @property
     def _exhausted(self) -> bool:

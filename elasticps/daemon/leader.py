@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import msgspec
 
@@ -18,8 +19,10 @@ from elasticps.core.ids import JobName, NodeId, ServerId, node_of
 from elasticps.core.jobs import lost, next_status, with_copies
 from elasticps.core.placement import Site, least_bytes, spread
 from elasticps.core.plan import Entry, encode_part, part_of, parts
-from elasticps.core.planner import Planned, destinations, first_plan, next_plan
-from elasticps.core.records import JobSpec, JobStatus, Movement, encode
+from elasticps.core.planner import Planned, destinations, first_plan, next_plan, targets
+from elasticps.core.proposal import Placed, wanted
+from elasticps.core.records import JobSpec, JobState, JobStatus, Movement, encode
+from elasticps.daemon.placements import Placements, alive, has_own_placement, sites_of
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable
 from elasticps.store import Compare, Delete, Fence, Keys, Put, Store
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 PARTS_A_WRITE = 8
 """Parts of a plan in one transaction: their values together stay below etcd's request limit."""
 RETRY_S = 0.2
+NONE_PLACED: Mapping[JobName, Placed] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,9 @@ class Now:
     monotonic: float
 
 
-def decide(view: ClusterView, now: Now, orphans: Orphans) -> list[Write]:
+def decide(
+    view: ClusterView, now: Now, orphans: Orphans, placed: Mapping[JobName, Placed] = NONE_PLACED
+) -> list[Write]:
     """One write at most for each job that is not as it should be.
 
     A job whose status cannot be read is left alone: it may have ended.
@@ -61,7 +67,7 @@ def decide(view: ClusterView, now: Now, orphans: Orphans) -> list[Write]:
         write = (
             _cleared(view.keys, job)
             if not job.active
-            else _advanced(view, job, job.spec, now, orphans)
+            else _advanced(view, job, job.spec, now, orphans, placed.get(job.name, Placed()))
         )
         if write is not None:
             writes.append(write)
@@ -86,21 +92,13 @@ class Orphans:
         return now.monotonic - since > self.lost_after_s
 
 
-def sites_of(view: ClusterView) -> list[Site]:
-    """The servers that may hold blocks."""
-    return [
-        Site(server=server.server, node=record.node, weight=record.weight, zone=record.zone)
-        for record in view.schedulable
-        for server in record.servers
-    ]
-
-
 def _advanced(
     view: ClusterView,
     job: JobView,
     spec: JobSpec,
     now: Now,
     orphans: Orphans,
+    placed: Placed,
 ) -> Write | None:
     slots = {record.node: record.worker_slots for record in view.schedulable if record.servers}
     status = next_status(
@@ -116,27 +114,43 @@ def _advanced(
         reason = f"its {' and '.join(job.damaged)} in etcd cannot be read: its blocks stay put"
         status = msgspec.structs.replace(status, reason=reason)
     elif job.model is not None and not status.state.final:
-        planned = _plan(view, job, spec)
+        planned = _plan(view, job, spec, placed)
         status = _with_movement(view, job, spec, status, planned)
-        status = with_copies(spec, status, _following(job, planned.changed), _alive(view))
+        status = with_copies(spec, status, _following(job, planned.changed), alive(view))
+        status = _with_refusal(spec, status, placed)
         status = _with_orphans(view, job, spec, status, planned.orphaned, orphans, now)
     return _write(view.keys, job, status, planned.changed)
 
 
-def _plan(view: ClusterView, job: JobView, spec: JobSpec) -> Planned:
+def _plan(view: ClusterView, job: JobView, spec: JobSpec, placed: Placed) -> Planned:
     """The next step, as far as one transaction can carry it."""
     sites, entries = sites_of(view), job.entries
     if len(entries) < len(job.sizes):
         first = first_plan(job.sizes, sites, spec.replicas) if sites else ()
         missing = tuple(entry for entry in first if part_of(entry.block) not in job.parts)
         return _limited(Planned(changed=missing))
+    homes = homes_wanted(view, job, spec, placed)
     return _limited(
-        next_plan(job.sizes, entries, sites, _alive(view), job.caught_up, spec.replicas)
+        next_plan(job.sizes, entries, sites, alive(view), job.caught_up, spec.replicas, homes)
     )
 
 
-def _alive(view: ClusterView) -> set[ServerId]:
-    return {server.server for server in view.servers}
+def homes_wanted(
+    view: ClusterView, job: JobView, spec: JobSpec, placed: Placed
+) -> list[tuple[ServerId, ...]]:
+    """Where the blocks of a planned job should be, its placement having said ``placed``."""
+    sites, living = sites_of(view), alive(view)
+    if placed.refusal or not has_own_placement(job):
+        return targets(job.sizes, job.entries, sites, living, spec.replicas)
+    return wanted(placed.proposal, job.sizes, job.entries, sites, living, spec.replicas)
+
+
+def _with_refusal(spec: JobSpec, status: JobStatus, placed: Placed) -> JobStatus:
+    if not placed.refusal or status.state is not JobState.RUNNING:
+        return status
+    name = spec.placement.partition(":")[0]
+    told = f"placement {name} is not heard, balanced is used meanwhile: {placed.refusal}"
+    return msgspec.structs.replace(status, reason=f"{status.reason}; {told}")
 
 
 def _following(job: JobView, changed: Sequence[Entry]) -> list[Entry]:
@@ -181,7 +195,7 @@ def _least_bytes(view: ClusterView, job: JobView, spec: JobSpec, sites: Sequence
     if len(entries) < len(job.sizes):
         fills = spread(sites, spec.replicas).copies - 1
         return 0 if entries else fills * sum(job.sizes)
-    held = destinations(entries, sites, _alive(view), spec.replicas)
+    held = destinations(entries, sites, alive(view), spec.replicas)
     return least_bytes(job.sizes, sites, held, spec.replicas)
 
 
@@ -282,14 +296,23 @@ class Leader:
         self._view = view
         self._changed = changed
         self._lost_after_s = lost_after_s
+        self.placements = Placements(view, changed)
 
     async def lead(self, fence: Fence) -> None:
         """Decide and write until cancelled. Raises FenceLost when another has been elected."""
+        asking = asyncio.create_task(self.placements.run(), name="placements")
+        try:
+            await self._lead(fence)
+        finally:
+            asking.cancel()
+            await asyncio.wait({asking})
+
+    async def _lead(self, fence: Fence) -> None:
         # What an earlier leadership saw begin may have ended and begun anew since.
         orphans = Orphans(self._lost_after_s)
         while True:
             now = Now(unix=time.time(), monotonic=time.monotonic())
-            writes = decide(self._view, now, orphans)
+            writes = decide(self._view, now, orphans, self.placements.placed)
             for write in writes:
                 await self._carry_out(fence, write)
             if not writes:

@@ -204,6 +204,7 @@ def _sync_job(link: _Link, job: JobView) -> None:
         consistency=spec.consistency,
         staleness=spec.staleness,
         backup_workers=spec.backup_workers,
+        data_policy=spec.data_policy,
         min_insync=spec.min_insync,
         checkpoint_dir=spec.checkpoint_dir,
         checkpoint_every=spec.checkpoint_every,

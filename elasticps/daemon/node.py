@@ -6,12 +6,13 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from importlib.metadata import version
 from pathlib import Path
 
-from elasticps.core.ids import NodeId
+from elasticps.core.ids import JobName, NodeId
+from elasticps.core.proposal import Placed
 from elasticps.core.records import NodeRecord, ServerRecord
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.departure import Departure
@@ -69,11 +70,12 @@ class Node:
         self._nudge = asyncio.Event()
         self._links = Links(self.view, self.machine, self)
         self._reports = Reports(store, self.view, self.name, self._links.tell_worker)
+        self._leader = Leader(store, self.view, self._changed, config.lost_after_s)
         self.membership = Membership(
             config,
             store,
             self.keys,
-            Leader(store, self.view, self._changed, config.lost_after_s),
+            self._leader,
             self._node_record,
             self._seen,
             self._links.serve_until,
@@ -177,6 +179,11 @@ class Node:
         self._nudge.set()
         async with self._changed:
             self._changed.notify_all()
+
+    @property
+    def placed(self) -> Mapping[JobName, Placed]:
+        """What the placements of jobs said last; known while this node leads."""
+        return self._leader.placements.placed
 
     def _is_empty(self) -> bool:
         return not self.workers.lives and self.view.holds_nothing(self.name)

@@ -37,7 +37,13 @@ class ProcessGroup:
         os.set_blocking(self.stderr, False)
 
     @classmethod
-    def spawn(cls, argv: tuple[str, ...], env: Mapping[str, str], cwd: str | None) -> ProcessGroup:
+    def spawn(
+        cls,
+        argv: tuple[str, ...],
+        env: Mapping[str, str],
+        cwd: str | None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> ProcessGroup:
         """Start ``argv``, without a shell. Raises OSError where no process can be made.
 
         Call it from a thread that lives as long as the daemon: the child dies with that thread.
@@ -47,7 +53,7 @@ class ProcessGroup:
         process = subprocess.Popen(  # noqa: S603 - no shell, and the argv is the operator's own
             [sys.executable, "-I", "-S", REAP, str(os.getpid()), "--", *argv],
             bufsize=0,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(env),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from elasticps.api.choice import load_choice
+from elasticps.api.data_policy import DataPolicy
+from elasticps.api.plugins import DATA_POLICIES
 from elasticps.core.audit import mix
 from elasticps.core.clock_ledger import ClockLedger
 from elasticps.core.commands import (
@@ -33,19 +36,27 @@ _words = msgspec.msgpack.Decoder(Command | Question)
 
 def ledger_of(info: JobInfo) -> Roster:
     """The kind of ledger that a job's consistency calls for, empty."""
+    start, policy = info.start_workers, info.data_policy
     if info.consistency is Consistency.SYNC:
-        return Ledger(start_workers=info.start_workers, backup_workers=info.backup_workers)
+        backups = info.backup_workers
+        return Ledger(start_workers=start, backup_workers=backups, data_policy=policy)
     bounded = info.consistency is Consistency.BOUNDED
     staleness = info.staleness if bounded else None
-    return ClockLedger(start_workers=info.start_workers, staleness=staleness)
+    return ClockLedger(start_workers=start, staleness=staleness, data_policy=policy)
 
 
 class LedgerHost(Hosted):
-    """One replica of a job's ledger."""
+    """One replica of a job's ledger. Raises PluginError where its data policy cannot be loaded."""
 
     def __init__(self, info: JobInfo, me: ServerId, streams: Streams) -> None:
         super().__init__(info.job, LEDGER, streams)
-        self._ledger = ledger_of(info)
+        self._policy = load_choice(
+            DATA_POLICIES,
+            info.data_policy,
+            DataPolicy,  # type: ignore[type-abstract]
+            "data_policy",
+        )
+        self._ledger = ledger_of(info).ruled_by(self._policy)
         self._ledgers = msgspec.msgpack.Decoder(type(self._ledger))
         self._replication = Replication(me=me, min_insync=info.min_insync)
         self._waiting: dict[WorkerId, Request] = {}
@@ -149,7 +160,7 @@ class LedgerHost(Hosted):
 
     def install(self, meta: SnapshotMeta, payload: memoryview) -> None:
         try:
-            self._ledger = self._ledgers.decode(meta.ledger)
+            self._ledger = self._ledgers.decode(meta.ledger).ruled_by(self._policy)
         except msgspec.MsgspecError as error:
             raise WireError(f"not a ledger: {error}", field="ledger") from error
         self._replication.install(meta.version, meta.history)

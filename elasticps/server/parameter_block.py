@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import zlib
 
 import msgspec
@@ -17,6 +18,7 @@ from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, 
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import PluginError, WireError
 from elasticps.server.hosted import Hosted, Request, Streams
+from elasticps.server.meter import Meter
 from elasticps.server.staging import PreparedGradient, Staged, Staging
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.frame import FLAG_EMPTY, Kind, Status
@@ -44,6 +46,7 @@ class ParameterBlock(Hosted):
     def __init__(self, info: JobInfo, tensor: TensorBlock, me: ServerId, streams: Streams) -> None:
         super().__init__(info.job, tensor.block.id, streams)
         self.pushes = 0
+        self.meter = Meter(time.monotonic())
         self._tensor = tensor
         self._replica = Replica(
             me=me,
@@ -110,6 +113,7 @@ class ParameterBlock(Hosted):
 
     def _staged(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> Staged:
         self.pushes += 1
+        self.meter.nbytes += request.header.payload_length
         empty = payload is None or request.header.flags & FLAG_EMPTY
         gradient = None if empty else self._tensor.gradient_from(payload)  # type: ignore[arg-type]
         return Staged(gradient, meta.weight, meta.hyper, meta.rank)
@@ -154,6 +158,7 @@ class ParameterBlock(Hosted):
                 replication = self.replication
                 version = replication.durable if self._replica.in_rounds else replication.version
                 meta = ValueMeta(version, self._replica.round)
+                self.meter.nbytes += self.nbytes
                 return encode(meta), self._tensor.value_bytes()
             case Kind.STATE:
                 state, payload = self._state()
@@ -232,8 +237,10 @@ class ParameterBlock(Hosted):
         self.perform(self.replication.answer_when_durable(request))
 
     def _step(self, gradient: torch.Tensor | None, hyper: dict[str, object]) -> None:
+        began_s = time.monotonic()
         try:
             self._tensor.step(gradient, hyper)
+            self.meter.apply_s += time.monotonic() - began_s
         except PluginError as error:
             log.exception("job=%s block=%s is broken", self.job, self.id)
             self._broken = str(error)
@@ -319,7 +326,10 @@ class ParameterBlock(Hosted):
         return PreparedGradient(gradient, hyper)
 
     def adopt(self, entry: Entry) -> None:
+        role = self.replication.role
         super().adopt(entry)
+        if self.replication.role is not role:
+            self.meter = Meter(time.monotonic())
         if self.replication.role is not Role.PRIMARY:
             self.refuse_waiting()
 

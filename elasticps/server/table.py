@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import nlargest
 
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import Block, partition
 from elasticps.core.ids import LEDGER, BlockId, JobKey, ServerId
 from elasticps.core.plan import Entry
+from elasticps.core.proposal import Load
 from elasticps.core.replication import Role
 from elasticps.errors import ElasticError
 from elasticps.server.hosted import Hosted
@@ -19,12 +22,22 @@ from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.streams import ReplicaStreams
 from elasticps.server.tensor_block import TensorBlock
-from elasticps.wire.messages import AliveWorkers, JobInfo, PlanUpdate, Promises, ServerLoad
+from elasticps.wire.messages import (
+    AliveWorkers,
+    HotBlock,
+    JobInfo,
+    PlanUpdate,
+    Promises,
+    ServerLoad,
+)
 from elasticps.wire.pool import ConnectionPool
 
 log = logging.getLogger(__name__)
 
 REPORT_AGAIN_S = 0.1
+MAX_HOT = 64
+BYTES_PER_S = 1e9
+"""What a byte counts beside a second of applying, for which blocks are told of at all."""
 
 
 @dataclass(slots=True)
@@ -165,9 +178,32 @@ class Table:
         hosted = [item for key in self._jobs for item in self._all(key)]
         blocks = [item for item in hosted if isinstance(item, ParameterBlock)]
         ledgers = [item for item in hosted if isinstance(item, LedgerHost)]
+        total, hot = _costs(blocks)
         return ServerLoad(
             blocks=len(hosted),
             bytes_held=sum(item.nbytes_held for item in hosted),
             pushes=sum(item.pushes for item in blocks),
             rounds=max((item.round for item in ledgers), default=0),
+            total=total,
+            hot=hot,
         )
+
+
+def _costs(blocks: Sequence[ParameterBlock]) -> tuple[Load, tuple[HotBlock, ...]]:
+    now_s = time.monotonic()
+    loads = [(block, block.meter.load(now_s)) for block in blocks]
+    total = Load(
+        bytes_per_s=sum(load.bytes_per_s for _, load in loads),
+        apply_s_per_s=sum(load.apply_s_per_s for _, load in loads),
+        measured_s=max((load.measured_s for _, load in loads), default=0.0),
+    )
+    led = (
+        HotBlock(block.job, block.id, load)
+        for block, load in loads
+        if block.replication.role is Role.PRIMARY
+    )
+    return total, tuple(nlargest(MAX_HOT, led, key=_cost))
+
+
+def _cost(row: HotBlock) -> float:
+    return row.load.apply_s_per_s + row.load.bytes_per_s / BYTES_PER_S

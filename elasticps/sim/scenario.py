@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from elasticps.core.clock_ledger import ClockLedger
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import BlockId
 from elasticps.core.ledger import Ledger
+from elasticps.core.lending import DYNAMIC, STATIC
 from elasticps.core.ranges import DataSpec
 from elasticps.core.roster import Roster
 from elasticps.sim.clock import MS
@@ -26,6 +27,7 @@ class Job:
     backup_workers: int
     start_workers: int
     data: DataSpec | None
+    data_policy: str = DYNAMIC
 
     @property
     def in_rounds(self) -> bool:
@@ -36,11 +38,13 @@ class Job:
         return [BlockId(number) for number in range(1, self.blocks + 1)]
 
     def new_ledger(self) -> Roster:
+        start, policy = self.start_workers, self.data_policy
         if self.in_rounds:
-            return Ledger(start_workers=self.start_workers, backup_workers=self.backup_workers)
+            backups = self.backup_workers
+            return Ledger(start_workers=start, backup_workers=backups, data_policy=policy)
         bounded = self.consistency is Consistency.BOUNDED
         staleness = self.staleness if bounded else None
-        return ClockLedger(start_workers=self.start_workers, staleness=staleness)
+        return ClockLedger(start_workers=start, staleness=staleness, data_policy=policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +70,7 @@ def drawn(random: Random) -> Scenario:
     nodes = random.choice([2, 2, 3, 3, 3, 4])
     slots = random.choice([1, 1, 1, 2]) if nodes < 4 else 1
     job = _job(random, nodes, nodes * slots)
-    return Scenario(
+    scenario = Scenario(
         nodes=nodes,
         slots=slots,
         job=job,
@@ -80,6 +84,7 @@ def drawn(random: Random) -> Scenario:
         calm=random.choice([5, 20, 60]) * MS,
         spares=random.random() < 0.93,
     )
+    return replace(scenario, job=replace(job, data_policy=random.choice([DYNAMIC, STATIC])))
 
 
 def _job(random: Random, nodes: int, workers: int) -> Job:

@@ -25,6 +25,8 @@ from elasticps.core.ids import (
     ServerId,
     WorkerId,
 )
+from elasticps.core.lending import DYNAMIC
+from elasticps.core.proposal import Load
 from elasticps.core.records import CaughtUpRow, ServerRecord
 from elasticps.core.replica import Applied, Commit, RoundOp
 from elasticps.errors import WireError
@@ -169,6 +171,7 @@ class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     consistency: Consistency = Consistency.SYNC
     staleness: int = 0
     backup_workers: int = 0
+    data_policy: str = DYNAMIC
     min_insync: int = 1
     checkpoint_dir: str = ""
     checkpoint_every: int = 0
@@ -231,13 +234,26 @@ class Promises(msgspec.Struct, frozen=True, tag=True):
     rows: tuple[CaughtUpRow, ...]
 
 
+class HotBlock(msgspec.Struct, frozen=True, array_like=True):
+    """What a block costs the server that leads it."""
+
+    job: JobKey
+    block: BlockId
+    load: Load
+
+
 class ServerLoad(msgspec.Struct, frozen=True, tag=True):
-    """From a shard server, at most once a second: what it holds and has done."""
+    """From a shard server, at most once a second: what it holds and has done.
+
+    ``total`` is what all blocks cost it, of any role; ``hot`` those that it leads which cost most.
+    """
 
     blocks: int
     bytes_held: int
     pushes: int
     rounds: int
+    total: Load = Load()
+    hot: tuple[HotBlock, ...] = ()
 
 
 class WorkerHello(msgspec.Struct, frozen=True, tag=True):

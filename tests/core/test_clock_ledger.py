@@ -30,6 +30,7 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Generation, Round, Seq, WorkerId
+from elasticps.core.lending import DYNAMIC, STATIC
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 
@@ -228,6 +229,7 @@ class Walk:
     """Steps, lost answers, late copies, joins, leaves, deaths and failovers, from a seed."""
 
     seed: int
+    data_policy: str
     random: Random = field(init=False)
     ledger: ClockLedger = field(init=False)
     follower: ClockLedger = field(init=False)
@@ -242,8 +244,10 @@ class Walk:
         self.random = Random(self.seed)
         start = self.random.randint(1, 3)
         staleness = self.random.choice([None, 0, 1, 3])
-        self.ledger = ClockLedger(start_workers=start, staleness=staleness)
-        self.follower = ClockLedger(start_workers=start, staleness=staleness)
+        self.ledger, self.follower = (
+            ClockLedger(start_workers=start, staleness=staleness, data_policy=self.data_policy)
+            for _ in range(2)
+        )
         size, batch = self.random.randint(1, 14), self.random.randint(1, 6)
         data = DataSpec(size, batch, self.random.randint(1, 2), 0)
         self.data = self.random.choice([None, data])
@@ -425,13 +429,14 @@ class Walk:
         )
 
 
+@pytest.mark.parametrize("data_policy", [DYNAMIC, STATIC])
 @pytest.mark.parametrize("block", range(4))
 def test_clocks_keep_their_bound_and_samples_are_read_whatever_happens_in_whatever_order(
-    block: int,
+    block: int, data_policy: str
 ) -> None:
     for seed in range(100 * block, 100 * (block + 1)):
         try:
-            Walk(seed).run(steps=80)
+            Walk(seed, data_policy).run(steps=80)
         except AssertionError as error:
             error.add_note(f"seed {seed}")
             raise

@@ -27,6 +27,7 @@ from elasticps.core.commands import (
 )
 from elasticps.core.ids import Generation, Round, WorkerId
 from elasticps.core.ledger import Ledger
+from elasticps.core.lending import DYNAMIC, STATIC
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 from tests.support.ledger_world import Worker, World, encoded
@@ -306,7 +307,7 @@ class Walk:
     ``World`` checks the promises at every step; the end checks that all get through.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, data_policy: str) -> None:
         self._random = Random(seed)
         data = DataSpec(
             size=self._random.randint(1, 14),
@@ -315,7 +316,10 @@ class Walk:
             seed=0,
         )
         start_workers = self._random.randint(1, 3)
-        self.world = World(Ledger(start_workers=start_workers), self._random.choice([None, data]))
+        self.world = World(
+            Ledger(start_workers=start_workers, data_policy=data_policy),
+            self._random.choice([None, data]),
+        )
         self._lists: list[tuple[tuple[WorkerId, ...], int]] = [((), 0)]
         for _ in range(start_workers):
             self.join()
@@ -398,13 +402,14 @@ class Walk:
         self.world.fail_over()
 
 
+@pytest.mark.parametrize("data_policy", [DYNAMIC, STATIC])
 @pytest.mark.parametrize("block", range(4))
 def test_rounds_are_whole_and_samples_read_once_whatever_happens_in_whatever_order(
-    block: int,
+    block: int, data_policy: str
 ) -> None:
     for seed in range(100 * block, 100 * (block + 1)):
         try:
-            Walk(seed).run(steps=80)
+            Walk(seed, data_policy).run(steps=80)
         except AssertionError as error:
             error.add_note(f"seed {seed}")
             raise

@@ -8,15 +8,21 @@ from random import Random
 
 import pytest
 
+from elasticps.api.plugins import DATA_POLICIES
 from elasticps.core.commands import Ready
 from elasticps.core.ids import LEDGER
+from elasticps.core.lending import DYNAMIC, STATIC
 from elasticps.core.ranges import DataSpec
+from elasticps.errors import JobFailed
 from tests.support.bits import done
 from tests.support.checkers import Outcome
 from tests.support.counted import BACKUP, CLOCKS, MODES, CountedJob
+from tests.support.distributions import Install, install
 from tests.support.members import Member, together
 from tests.support.rig import Rig
 from tests.support.wire import eventually
+
+__all__ = ["install"]
 
 DATA = DataSpec(size=41, batch_size=6, epochs=3, seed=0)
 EVERYTHING = Counter(dict.fromkeys(range(DATA.size * DATA.epochs), 1))
@@ -61,9 +67,10 @@ def samples_of(member: Member) -> list[int]:
     return [position for part in samples for position in range(part.start, part.stop)]
 
 
+@pytest.mark.parametrize("data_policy", [DYNAMIC, STATIC])
 @pytest.mark.parametrize("mode", MODES)
-async def test_every_sample_is_read_once_when_nobody_dies(mode: str) -> None:
-    async with Rig(servers=2, start_workers=3, **MODES[mode]) as rig:
+async def test_every_sample_is_read_once_when_nobody_dies(mode: str, data_policy: str) -> None:
+    async with Rig(servers=2, start_workers=3, data_policy=data_policy, **MODES[mode]) as rig:
         job = await CountedJob.begun(rig, 3)
         reading = Reading(job)
         pauses = zip(job.members, [0.0, 0.002, 0.02], strict=True)
@@ -72,9 +79,13 @@ async def test_every_sample_is_read_once_when_nobody_dies(mode: str) -> None:
         assert reading.read() == EVERYTHING
 
 
+@pytest.mark.parametrize("data_policy", [DYNAMIC, STATIC])
 @pytest.mark.parametrize("mode", MODES)
-async def test_every_sample_is_read_whoever_dies_and_once_in_whole_rounds(mode: str) -> None:
-    async with Rig(servers=3, start_workers=3, replicas=2, **MODES[mode]) as rig:
+async def test_every_sample_is_read_whoever_dies_and_once_in_whole_rounds(
+    mode: str, data_policy: str
+) -> None:
+    job_wide = {"data_policy": data_policy, **MODES[mode]}
+    async with Rig(servers=3, start_workers=3, replicas=2, **job_wide) as rig:
         job = await CountedJob.begun(rig, 3)
         reading = Reading(job)
         tasks = {member: member.start(reading.all_of_it(member)) for member in job.members}
@@ -94,6 +105,27 @@ async def test_every_sample_is_read_whoever_dies_and_once_in_whole_rounds(mode: 
             assert reading.read() == EVERYTHING
         else:
             assert reading.read().keys() == EVERYTHING.keys()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_a_data_policy_that_raises_fails_its_job_by_name_and_the_server_serves_on(
+    mode: str, install: Install
+) -> None:
+    source = """
+        from elasticps import DataPolicy
+
+        class Broken(DataPolicy):
+            def lend(self, asked):
+                raise ZeroDivisionError("shares of nobody")
+    """
+    install("acme-data", "acme_data", source, {DATA_POLICIES: {"broken": "acme_data:Broken"}})
+    job_wide = {"data_policy": "broken", **MODES[mode]}
+    async with Rig(servers=2, start_workers=2, replicas=2, **job_wide) as rig:
+        job = await CountedJob.begun(rig, 2)
+        for member in job.members:
+            with pytest.raises(JobFailed, match="data policy broken: ZeroDivisionError: shares"):
+                await member.exchange.register(DATA)
+            await member.exchange.read()
 
 
 @pytest.mark.parametrize("mode", ["bounded", "async"])

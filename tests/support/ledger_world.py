@@ -31,6 +31,7 @@ from elasticps.core.commands import (
 )
 from elasticps.core.ids import Generation, Round, WorkerId
 from elasticps.core.ledger import Ledger
+from elasticps.core.lending import DYNAMIC
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 
@@ -248,7 +249,7 @@ class World:
         ledger = self.ledger
         assert set(ledger.leases) == set(ledger.members)
         lent = [positions(lease) for lease in ledger.leases.values()]
-        if lent and not self.removals:
+        if lent and not self.removals and ledger.data_policy == DYNAMIC:
             assert max(map(len, lent)) - min(map(len, lent)) <= 1
         assert sum(map(len, lent)) <= self.data.batch_size
         kept = Counter(position for lease in lent for position in lease)

@@ -398,7 +398,9 @@ def test_cancel_stops_a_known_job(api, elasticps):
 def test_plugins_are_listed_without_a_daemon(capsys):
     assert main(["--api", "http://127.0.0.1:1", "plugins", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["plugins"]
-    assert {"strategies", "optimizers"} == {row["group"] for row in rows}
+    assert {"strategies", "optimizers", "data_policies", "placements"} == {
+        row["group"] for row in rows
+    }
     assert main(["plugins", "list"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"optimizers +adamw +elasticps +\d", out)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from elasticps.core.ids import node_of
+from elasticps.core.ids import BlockId, JobName, node_of
 from elasticps.core.plan import PART_BLOCKS
+from elasticps.core.proposal import Placed
 from elasticps.core.records import JobState, WorkerState
 from elasticps.daemon.leader import PARTS_A_WRITE, Now, Orphans, Write, decide
 from elasticps.daemon.view import JobView
@@ -24,12 +25,13 @@ class Led(Contents):
     def __init__(self) -> None:
         super().__init__()
         self.orphans = Orphans(LOST_AFTER_S)
+        self.placed: dict[JobName, Placed] = {}
         self.unix = 1_000_000.0
         self.monotonic = 100.0
 
     def decided(self) -> list[Write]:
         now = Now(unix=self.unix, monotonic=self.monotonic)
-        return decide(self.view, now, self.orphans)
+        return decide(self.view, now, self.orphans, self.placed)
 
     def settle(self) -> list[str]:
         """Let the leader write until it has nothing to write; the reasons it gave."""
@@ -532,3 +534,46 @@ def test_too_few_copies_for_min_insync_are_told_as_what_the_job_waits_for(etcd: 
     assert "waiting until 16 blocks have 2 copies (min-insync)" in reason(job)
     etcd.move_all(job)
     assert reason(job) == "3 workers"
+
+
+# -- placements of jobs' own --------------------------------------------------------------------
+
+
+def test_a_proposal_is_planned_and_balanced_does_not_undo_it(etcd: Led) -> None:
+    job = running(etcd, "ab", 7, replicas=1, placement="acme")
+    a, b = (record.servers[0].server for record in etcd.view.nodes.values())
+    assert leads(job) == {a: 4, b: 4}
+    etcd.placed[job.name] = Placed(proposal={BlockId(block): (b,) for block in range(8)})
+    etcd.move_all(job)
+    assert leads(job) == {b: 8}
+    etcd.placed.clear()  # another leader, which has not asked yet
+    assert etcd.decided() == []
+
+
+def test_a_refusal_is_told_once_and_the_blocks_are_balanced(etcd: Led) -> None:
+    job = running(etcd, "ab", 7, replicas=1, placement="acme:x=1")
+    (_, b) = (record.servers[0].server for record in etcd.view.nodes.values())
+    etcd.placed[job.name] = Placed(proposal={BlockId(block): (b,) for block in range(8)})
+    etcd.move_all(job)
+
+    etcd.placed[job.name] = Placed(refusal="RuntimeError: no idea")
+    etcd.move_all(job)
+
+    assert sorted(leads(job).values()) == [4, 4]
+    told = "placement acme is not heard, balanced is used meanwhile: RuntimeError: no idea"
+    assert job.status is not None
+    assert told in job.status.reason
+    assert etcd.decided() == []
+    etcd.placed[job.name] = Placed()
+    etcd.settle()
+    assert "acme" not in job.status.reason
+
+
+def test_a_failover_does_not_wait_for_a_placement(etcd: Led) -> None:
+    job = running(etcd, "abc", 23, placement="acme")
+    etcd.move_all(job)
+    gone = etcd.view.nodes["a"].servers[0].server
+    etcd.gone("a")
+    etcd.move_all(job)
+    assert all(gone not in entry.servers for entry in job.entries)
+    assert all(len(entry.holders) == 2 for entry in job.entries)

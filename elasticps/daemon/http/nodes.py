@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from elasticps.core.ids import node_of
+from elasticps.core.ids import JobName, node_of
 from elasticps.core.placement import moves
-from elasticps.core.planner import targets
+from elasticps.core.proposal import Placed
 from elasticps.core.records import DrainRecord, encode
 from elasticps.daemon.http.body import as_json, body_of, node_named
 from elasticps.daemon.http.status import ClusterStatus, local_status
-from elasticps.daemon.leader import sites_of
+from elasticps.daemon.leader import NONE_PLACED, homes_wanted
+from elasticps.daemon.load_reports import NodeLoad
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import ClusterView
 
@@ -34,6 +35,7 @@ class NodeRoutes:
         return (
             web.get("/api/v1/status", self.cluster),
             web.get("/api/v1/local", self.local),
+            web.get("/api/v1/load", self.load),
             web.get("/api/v1/nodes", self.nodes),
             web.post("/api/v1/nodes/{node}/drain", self.drain),
             web.delete("/api/v1/nodes/{node}/drain", self.undrain),
@@ -46,6 +48,11 @@ class NodeRoutes:
 
     async def local(self, _: web.Request) -> web.Response:
         return as_json(local_status(self._node))
+
+    async def load(self, _: web.Request) -> web.Response:
+        server = self._node.server
+        life = server.record.server if server.record else None
+        return as_json(NodeLoad(node=self._node.name, server=life, load=server.load))
 
     async def nodes(self, _: web.Request) -> web.Response:
         return as_json({"nodes": await self._status.nodes()})
@@ -64,23 +71,30 @@ class NodeRoutes:
         return as_json(await self._status.node(name))
 
     async def rebalance(self, _: web.Request) -> web.Response:
-        return as_json(rebalance_plan(self._view))
+        return as_json(self._moves())
 
     async def start_rebalance(self, _: web.Request) -> web.Response:
         """Wake the leader, which plans whenever anything changes."""
         await self._node.store.put(self._node.keys.rebalance, str(time.time()).encode())
-        return as_json(rebalance_plan(self._view), status=202)
+        return as_json(self._moves(), status=202)
+
+    def _moves(self) -> dict[str, Any]:
+        return rebalance_plan(self._view, self._node.placed)
 
 
-def rebalance_plan(view: ClusterView) -> dict[str, Any]:
-    """The copies that the present state calls for, those under way included."""
-    alive = {server.server for server in view.servers}
+def rebalance_plan(
+    view: ClusterView, placed: Mapping[JobName, Placed] = NONE_PLACED
+) -> dict[str, Any]:
+    """The copies that the present state calls for, those under way included.
+
+    What the placements of jobs said (``placed``) is known to the leader alone.
+    """
     rows: list[dict[str, Any]] = []
     for job in view.active_jobs:
         entries = job.entries
         if job.spec is None or not entries or len(entries) < len(job.sizes):
             continue
-        wanted = targets(job.sizes, entries, sites_of(view), alive, job.spec.replicas)
+        wanted = homes_wanted(view, job, job.spec, placed.get(job.name, Placed()))
         holders = [entry.holders for entry in entries]
         rows += [
             {

@@ -52,6 +52,7 @@ class LocalStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def local_status(node: Node) -> LocalStatus:
+    load = node.server.load
     children = tuple(
         ChildRow(
             name=child.name,
@@ -68,7 +69,7 @@ def local_status(node: Node) -> LocalStatus:
     return LocalStatus(
         node=node.name,
         foreign_values=node.view.foreign_values,
-        load=node.server.load,
+        load=load and msgspec.structs.replace(load, hot=()),
         children=children,
         workers=workers,
     )
