@@ -122,7 +122,8 @@ class WorkerState(Enum):
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One life of a worker; the revision that created its key is its WorkerId.
 
-    A metric that is no finite number is None: JSON has no other word for it.
+    A metric that is no finite number is None: JSON has no other word for it. ``pushed_bytes`` were
+    sent for gradients of ``gradient_bytes``.
     """
 
     node: NodeId
@@ -132,6 +133,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict | None = None
     round: int = 0
     metrics: dict[str, float | None] = {}
+    pushed_bytes: int = 0
+    gradient_bytes: int = 0
 
 
 class CaughtUpRow(msgspec.Struct, frozen=True, array_like=True):
