@@ -95,7 +95,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Written by the leader alone. ``reason`` says why the state is what it is.
 
     ``started``: it has had ``start_workers`` once. ``round`` and ``metrics`` are the last ones,
-    written at the job's end.
+    written at the job's end. ``pushed_bytes`` and ``gradient_bytes`` are those of workers that have
+    ended.
     """
 
     state: JobState
@@ -107,6 +108,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     started: bool = False
     round: int | None = None
     metrics: dict[str, float | None] = {}
+    pushed_bytes: int = 0
+    gradient_bytes: int = 0
     failure: Failure | None = None
     ended_unix: float | None = None
 

@@ -13,7 +13,7 @@ import msgspec
 
 from elasticps.core.ids import NodeId, node_of
 from elasticps.core.jobs import short_of_copies
-from elasticps.core.records import JobSpec, LivingWorker, NodeRecord
+from elasticps.core.records import JobSpec, JobStatus, LivingWorker, NodeRecord, WorkerRecord
 from elasticps.daemon.http.checkpoints import newest_report
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
@@ -236,7 +236,10 @@ def _worker_row(life: LivingWorker, progress: Progress | None) -> dict[str, Any]
 
 def _traffic(job: JobView, progress: dict[str, Progress]) -> dict[str, int]:
     """What all workers have sent so far, and the size of the gradients that they sent it for."""
+    lives: list[Progress | WorkerRecord | JobStatus]
     lives = [progress.get(life.uid, life.record) for life in job.workers.values()]
+    if job.status is not None and job.status.state.final:
+        lives = [job.status]  # its workers' records go with its end
     return {
         "pushed_bytes": sum(life.pushed_bytes for life in lives),
         "gradient_bytes": sum(life.gradient_bytes for life in lives),
