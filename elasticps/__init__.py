@@ -11,6 +11,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elasticps.api.codec import Codec as Codec
+    from elasticps.api.codec import Reducer as Reducer
     from elasticps.api.data_policy import DataPolicy as DataPolicy
     from elasticps.api.data_policy import Lending as Lending
     from elasticps.api.data_policy import Loans as Loans
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from elasticps.api.strategy import Strategy as Strategy
     from elasticps.errors import BlockUnavailable as BlockUnavailable
     from elasticps.errors import CheckpointError as CheckpointError
+    from elasticps.errors import CodecError as CodecError
     from elasticps.errors import ElasticError as ElasticError
     from elasticps.errors import JobFailed as JobFailed
     from elasticps.errors import PluginError as PluginError
@@ -41,6 +44,8 @@ __version__ = version("elasticps")
 _HOMES = {
     "BlockUnavailable": "elasticps.errors",
     "CheckpointError": "elasticps.errors",
+    "Codec": "elasticps.api.codec",
+    "CodecError": "elasticps.errors",
     "DataPolicy": "elasticps.api.data_policy",
     "ElasticError": "elasticps.errors",
     "JobFailed": "elasticps.errors",
@@ -53,6 +58,7 @@ _HOMES = {
     "PluginError": "elasticps.errors",
     "Proposal": "elasticps.api.placement",
     "Range": "elasticps.api.data_policy",
+    "Reducer": "elasticps.api.codec",
     "Run": "elasticps.worker.run",
     "Site": "elasticps.api.placement",
     "Situation": "elasticps.api.placement",

@@ -17,7 +17,8 @@ OPTIMIZERS = "elasticps.optimizers"
 STRATEGIES = "elasticps.strategies"
 DATA_POLICIES = "elasticps.data_policies"
 PLACEMENTS = "elasticps.placements"
-GROUPS = (OPTIMIZERS, STRATEGIES, DATA_POLICIES, PLACEMENTS)
+CODECS = "elasticps.codecs"
+GROUPS = (OPTIMIZERS, STRATEGIES, CODECS, DATA_POLICIES, PLACEMENTS)
 
 Contract = TypeVar("Contract")
 

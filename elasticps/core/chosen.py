@@ -7,13 +7,18 @@ import msgspec
 from elasticps.core.lending import DYNAMIC
 
 DEFAULT_STRATEGY = "data-parallel"
+DEFAULT_CODEC = "none"
 BALANCED = "balanced"
 """The placement that the leader decides by itself, and wherever another is not heard."""
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a job's spec that says which plugins train it (``api.choice`` reads them)."""
+    """The part of a job's spec that says which plugins train it (``api.choice`` reads them).
+
+    ``codec`` may be several, joined by ``+`` (``api.codec_choice``).
+    """
 
     strategy: str = DEFAULT_STRATEGY
+    codec: str = DEFAULT_CODEC
     data_policy: str = DYNAMIC
     placement: str = BALANCED

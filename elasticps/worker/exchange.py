@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
+from elasticps.api.job_codec import load_codec
 from elasticps.core.audit import Tally, Verdict, compare
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.commands import (
@@ -45,6 +46,7 @@ from elasticps.wire.messages import (
 )
 from elasticps.worker.attendance import Attendance
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
+from elasticps.worker.encoder import Encoder
 from elasticps.worker.parameters import BlockMemory
 
 CALLS_IN_FLIGHT = 64
@@ -65,6 +67,8 @@ class Exchange:
         self.leaving = False
         self.weight = 1.0
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
+        self.encoder = Encoder(load_codec(info.codec), client.worker)
+        self._codec = info.codec
         self._client = client
         self._in_rounds = info.consistency is Consistency.SYNC
         self._called_together = info.backup_workers > 0
@@ -165,6 +169,7 @@ class Exchange:
         """Number the pushes of the step that follows."""
         self._seq = Seq(self._seq + 1)
         self._called = None
+        self.encoder.settle(counted=False)
 
     async def push(self) -> None:
         """Hand in this step's gradient; on return every counted replica of every block has it.
@@ -202,7 +207,7 @@ class Exchange:
         return False
 
     async def _push(self, memory: BlockMemory, turn: Turn) -> bool:
-        gradient = memory.gradient()
+        gradient = self.encoder.payload(memory, self._seq)
         pushers = self._called.pushers if self._called else turn.pushers
         meta = PushMeta(
             turn.generation,
@@ -211,6 +216,7 @@ class Exchange:
             pushers,
             self._proof().commit,
             turn.rank,
+            self._codec,
         )
         call = Call(
             kind=Kind.PUSH,
@@ -243,6 +249,7 @@ class Exchange:
             raise _unexpected(answer)
         self.turn, self.commit, self._floor = answer.turn, answer.commit, answer.floor
         self._counted = contributes and answer.counted
+        self.encoder.settle(counted=self._counted)
         return answer.commit
 
     async def pull(self, commit: Commit) -> None:

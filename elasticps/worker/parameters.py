@@ -32,12 +32,17 @@ class BlockMemory:
 
     def gradient(self) -> memoryview | None:
         """The block's bytes within the gradient; None when backward made none."""
+        gradient = self.flat_gradient()
+        return None if gradient is None else bytes_of(gradient)
+
+    def flat_gradient(self) -> torch.Tensor | None:
+        """The block's part of the gradient, flat, in the parameter's dtype."""
         gradient = self.parameter.grad
         if gradient is None:
             return None
         if gradient.is_sparse:
             raise UsageError("sparse gradients are not supported", field="grad")
-        return self._slice(gradient.contiguous())
+        return gradient.detach().contiguous().view(-1)[self.block.start : self.block.stop]
 
     def initial(self) -> tuple[StateMeta, memoryview]:
         """The block's present value as the first state of the block."""

@@ -287,6 +287,8 @@ class Run:
                     world=turn.world,
                     metrics=self._metrics,
                     step_s=self._step_s,
+                    pushed_bytes=self._member.encoder.pushed_bytes,
+                    gradient_bytes=self._member.encoder.gradient_bytes,
                     checkpoint=self._checkpoints.report if self._checkpoints else None,
                 )
             )
