@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from elasticps.api.placement import Proposal as Proposal
     from elasticps.api.placement import Site as Site
     from elasticps.api.placement import Situation as Situation
-    from elasticps.api.strategy import Step as Step
+    from elasticps.api.strategy import Pending as Pending
+    from elasticps.api.strategy import ServedOptimizer as ServedOptimizer
     from elasticps.api.strategy import Strategy as Strategy
+    from elasticps.api.strategy import Worker as Worker
     from elasticps.errors import BlockUnavailable as BlockUnavailable
     from elasticps.errors import CheckpointError as CheckpointError
     from elasticps.errors import CodecError as CodecError
@@ -53,6 +55,7 @@ _HOMES = {
     "Load": "elasticps.api.placement",
     "Loans": "elasticps.api.data_policy",
     "Optimizer": "elasticps.api.optimizer",
+    "Pending": "elasticps.api.strategy",
     "PlacedBlock": "elasticps.api.placement",
     "Placement": "elasticps.api.placement",
     "PluginError": "elasticps.errors",
@@ -60,12 +63,13 @@ _HOMES = {
     "Range": "elasticps.api.data_policy",
     "Reducer": "elasticps.api.codec",
     "Run": "elasticps.worker.run",
+    "ServedOptimizer": "elasticps.api.strategy",
     "Site": "elasticps.api.placement",
     "Situation": "elasticps.api.placement",
-    "Step": "elasticps.api.strategy",
     "Strategy": "elasticps.api.strategy",
     "TorchOptimizer": "elasticps.api.optimizer",
     "UsageError": "elasticps.errors",
+    "Worker": "elasticps.api.strategy",
     "WorkerRetired": "elasticps.worker.run",
     "join": "elasticps.worker.run",
     "sample_order": "elasticps.worker.data",

@@ -109,6 +109,11 @@ def count_of(ranges: Iterable[Range]) -> int:
     return sum(len(part) for part in ranges)
 
 
+def within(part: Range, whole: tuple[Range, ...]) -> bool:
+    """Do all positions of ``part`` lie in one range of ``whole``?"""
+    return any(one.start <= part.start < part.stop <= one.stop for one in whole)
+
+
 def divide(batch: tuple[Range, ...], shares: int) -> list[tuple[Range, ...]]:
     """Cut a batch into ``shares`` slices whose sizes differ by at most one sample.
 
@@ -116,6 +121,11 @@ def divide(batch: tuple[Range, ...], shares: int) -> list[tuple[Range, ...]]:
     """
     each, over = divmod(count_of(batch), shares)
     bounds = [each * share + min(share, over) for share in range(shares + 1)]
+    return cut_at(batch, bounds)
+
+
+def cut_at(batch: tuple[Range, ...], bounds: list[int]) -> list[tuple[Range, ...]]:
+    """The samples of ``batch`` between each two of ``bounds``, which count from its first."""
     return [_cut(batch, start, stop) for start, stop in pairwise(bounds)]
 
 

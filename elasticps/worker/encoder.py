@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from elasticps.api.job_codec import JobCodec
 from elasticps.core.audit import mix
 from elasticps.core.ids import BlockId, Seq, WorkerId
+from elasticps.wire.tensors import bytes_of
 from elasticps.worker.parameters import BlockMemory
 
 
@@ -38,15 +40,19 @@ class Encoder:
         self._step: dict[BlockId, _Coded] = {}
         self._residuals: dict[BlockId, torch.Tensor] = {}
 
-    def payload(self, memory: BlockMemory, seq: Seq) -> memoryview | None:
-        """The bytes to push for one block in step ``seq``; None where backward made no gradient.
+    def payload(
+        self, memory: BlockMemory, seq: Seq, updates: Mapping[int, torch.Tensor] | None
+    ) -> memoryview | None:
+        """The bytes to push for one block in step ``seq``; None where there is no update of it.
 
         Raises PluginError.
         """
-        payload = memory.gradient() if self._codec is None else self._coded(memory, seq)
-        if payload is not None:
-            self.pushed_bytes += len(payload)
-            self.gradient_bytes += memory.block.nbytes
+        update = memory.outgoing(updates)
+        if update is None:
+            return None
+        payload = bytes_of(update) if self._codec is None else self._coded(memory, update, seq)
+        self.pushed_bytes += len(payload)
+        self.gradient_bytes += memory.block.nbytes
         return payload
 
     def residual(self, block: BlockId) -> torch.Tensor | None:
@@ -61,14 +67,11 @@ class Encoder:
             )
         self._step.clear()
 
-    def _coded(self, memory: BlockMemory, seq: Seq) -> memoryview | None:
+    def _coded(self, memory: BlockMemory, update: torch.Tensor, seq: Seq) -> memoryview:
         block = memory.block.id
         coded = self._step.get(block)
         if coded is None:
-            gradient = memory.flat_gradient()
-            if gradient is None:
-                return None
-            coded = self._step[block] = self._encoded(block, gradient.to(torch.float32), seq)
+            coded = self._step[block] = self._encoded(block, update.to(torch.float32), seq)
         return coded.payload
 
     def _encoded(self, block: BlockId, gradient: torch.Tensor, seq: Seq) -> _Coded:
