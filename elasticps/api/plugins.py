@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from elasticps.api.refused import REFUSED
 from elasticps.errors import PluginError
 
 OPTIMIZERS = "elasticps.optimizers"
@@ -76,10 +77,12 @@ def load(
 
 
 def known_name(group: str, name: str, what: str) -> None:
-    """Raise PluginError, with the nearest name, where no plugin of ``group`` has this name."""
+    """Raise PluginError, with the nearest name or the reason, where no plugin has this one."""
     names = [plugin.name for plugin in discover(group)]
     if name in names:
         return
+    if (group, name) in REFUSED:
+        raise PluginError(f"{name} cannot be: {REFUSED[group, name]}", field=what)
     near = difflib.get_close_matches(name, names, n=1)
     raise PluginError(
         f"no plugin named {name!r} in {group}",

@@ -1,3 +1,3 @@
-"""The built-in optimizers: classes of ``torch.optim``, loaded through the same entry points as
-anyone's. Only ``elasticps.api`` is used here.
+"""The built-in optimizers, loaded through the same entry points as anyone's: the classes of
+``torch.optim``, and those that torch lacks. Only ``elasticps.api`` is used here.
 """

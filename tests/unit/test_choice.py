@@ -91,6 +91,6 @@ def test_option_that_does_not_fit_is_told_with_the_plugin(
 
 def test_unknown_name_is_told_with_the_nearest() -> None:
     with pytest.raises(PluginError) as caught:
-        load_choice(OPTIMIZERS, "adamx", object, "optimizer")
+        load_choice(OPTIMIZERS, "adamm", object, "optimizer")
     assert caught.value.field == "name"
     assert caught.value.hint == "did you mean adam?"

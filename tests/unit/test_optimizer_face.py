@@ -16,6 +16,10 @@ from elasticps.api.optimizer import Optimizer, TorchOptimizer
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import UsageError
 from elasticps.optimizers import builtin
+from elasticps.optimizers.ftrl import Ftrl
+from elasticps.optimizers.lamb import Lamb
+from elasticps.optimizers.lars import Lars
+from elasticps.optimizers.muon import muon
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.optimizer_state import by_block, by_parameter
 from elasticps.worker.parameters import BlockMemory, describe, memory_of
@@ -79,7 +83,16 @@ KINDS: list[tuple[type[optim.Optimizer], dict[str, Any], bool]] = [
     (optim.SGD, {}, True),
     (optim.Adagrad, {}, True),
     (optim.RMSprop, {"momentum": 0.9, "centered": True}, True),
+    (optim.Adadelta, {}, True),
+    (optim.Adamax, {}, True),
+    (optim.ASGD, {}, True),
+    (optim.NAdam, {}, True),
+    (optim.RAdam, {}, True),
+    (optim.Rprop, {}, True),
+    (Ftrl, {}, True),
     (optim.Adafactor, {}, False),
+    (Lamb, {}, False),
+    (Lars, {}, False),
 ]
 ALL_KINDS = pytest.mark.parametrize(
     ("cls", "options", "elementwise"), KINDS, ids=[kind[0].__name__ for kind in KINDS]
@@ -210,11 +223,8 @@ def step_both(both: Pair, steps: int = 3, seed: int = 0) -> None:
     assert_equal([item.data for item in mine], [item.data for item in others])
 
 
-ALL_PLUGINS = pytest.mark.parametrize(
-    "plugin",
-    [builtin.adamw, builtin.sgd, builtin.adagrad, builtin.rmsprop, builtin.adafactor],
-    ids=repr,
-)
+PLUGINS = [item for item in vars(builtin).values() if isinstance(item, TorchOptimizer)]
+ALL_PLUGINS = pytest.mark.parametrize("plugin", PLUGINS, ids=repr)
 
 
 @ALL_PLUGINS
@@ -236,6 +246,16 @@ def test_a_saved_state_dict_loads_here_and_there(plugin: Optimizer) -> None:
         optimizer.load_state_dict(copy.deepcopy(saved))
     assert elastic.param_groups[0]["lr"] == 0.01
     assert not elastic.state
+    step_both(after, seed=1)
+
+
+def test_muons_state_loads_here_and_there() -> None:
+    shapes: Shapes = [(33, 65), (1, 9), (9, 1)]
+    before, after = (pair(muon, shapes) for _ in range(2))
+    step_both(before)
+    assert_equal(before[0].state_dict(), before[2].state_dict())
+    for optimizer, other in ((after[0], before[2]), (after[2], before[0])):
+        optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
     step_both(after, seed=1)
 
 

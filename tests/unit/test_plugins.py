@@ -10,6 +10,7 @@ import torch
 
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import GROUPS, OPTIMIZERS, STRATEGIES, Plugin, discover, load
+from elasticps.api.refused import REFUSED
 from elasticps.api.strategy import Strategy
 from elasticps.errors import PluginError
 from elasticps.optimizers import builtin
@@ -42,10 +43,26 @@ def refused(name: str, group: str = OPTIMIZERS) -> PluginError:
 
 
 def test_builtin_optimizers_are_found_and_loaded_like_any_plugin() -> None:
-    for name in ("adafactor", "adagrad", "adam", "adamw", "rmsprop", "sgd"):
+    for name in ("adafactor", "adagrad", "adam", "adamw", "lamb", "rmsprop", "sgd"):
         (plugin,) = named(OPTIMIZERS, name)
         assert plugin.distribution == "elasticps"
         assert load(OPTIMIZERS, name, Optimizer) is getattr(builtin, name)  # type: ignore[type-abstract]
+
+
+def test_every_optimizer_of_torch_is_a_plugin_or_refused_with_the_reason() -> None:
+    listed = {plugin.name for plugin in discover(OPTIMIZERS)}
+    for cls in vars(torch.optim).values():
+        if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+            continue
+        name = cls.__name__.lower()
+        if cls is torch.optim.Optimizer:
+            continue
+        if (OPTIMIZERS, name) in REFUSED:
+            assert name not in listed
+            assert REFUSED[OPTIMIZERS, name] in str(refused(name))
+        else:
+            plugin = load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
+            assert repr(plugin) == f"TorchOptimizer({cls.__name__})"
 
 
 def test_a_plugin_that_is_a_class_is_made_anew_for_each_selection() -> None:
@@ -69,16 +86,16 @@ def test_discovery_imports_no_plugin_and_not_torch() -> None:
 
 
 def test_an_installed_plugin_is_listed_and_makes_its_optimizer(install: Install) -> None:
-    install("acme-nadam", "acme_nadam", GOOD, {OPTIMIZERS: {"nadam": "acme_nadam:plugin"}})
-    (plugin,) = named(OPTIMIZERS, "nadam")
+    install("acme-nadam", "acme_nadam", GOOD, {OPTIMIZERS: {"acme": "acme_nadam:plugin"}})
+    (plugin,) = named(OPTIMIZERS, "acme")
     assert plugin == Plugin(
         group=OPTIMIZERS,
-        name="nadam",
+        name="acme",
         distribution="acme-nadam",
         version="1.0",
         target="acme_nadam:plugin",
     )
-    made = load(OPTIMIZERS, "nadam", Optimizer)  # type: ignore[type-abstract]
+    made = load(OPTIMIZERS, "acme", Optimizer)  # type: ignore[type-abstract]
     local = made.create([{"params": [torch.zeros(3)]}], {"lr": 0.5})
     assert isinstance(local, torch.optim.NAdam)
     assert local.param_groups[0]["lr"] == 0.5
@@ -93,9 +110,9 @@ def test_plugins_are_listed_in_name_order(install: Install) -> None:
 
 
 def test_a_plugin_of_one_group_is_not_in_another(install: Install) -> None:
-    install("acme", "acme", GOOD, {STRATEGIES: {"nadam": "acme:plugin"}})
-    assert [bool(named(group, "nadam")) for group in GROUPS] == [False, True]
-    assert refused("nadam").field == "name"
+    install("acme", "acme", GOOD, {STRATEGIES: {"acme": "acme:plugin"}})
+    assert [bool(named(group, "acme")) for group in GROUPS] == [False, True]
+    assert refused("acme").field == "name"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ from torch import optim
 
 from elasticps.api.optimizer import Optimizer
 from elasticps.optimizers import builtin
+from elasticps.optimizers.ftrl import Ftrl
+from elasticps.optimizers.lamb import Lamb
+from elasticps.optimizers.lars import Lars
 from elasticps.worker.optimizer_state import by_parameter
 from tests.support.blocks import BlockServers
 
@@ -57,6 +60,16 @@ CASES = [
     case(builtin.rmsprop, optim.RMSprop, lr=0.01, momentum=0.9, centered=True, weight_decay=0.01),
     case(builtin.adam, optim.Adam, lr=0.01, foreach=True),
     case(builtin.adam, optim.Adam, lr=0.01, amsgrad=True, weight_decay=0.01),
+    case(builtin.adadelta, optim.Adadelta, lr=0.5, weight_decay=0.01),
+    case(builtin.adamax, optim.Adamax, lr=0.01, weight_decay=0.01),
+    case(builtin.asgd, optim.ASGD, lr=0.01, t0=5, weight_decay=0.01),
+    case(builtin.nadam, optim.NAdam, lr=0.01, weight_decay=0.01),
+    case(builtin.nadam, optim.NAdam, lr=0.01, weight_decay=0.01, decoupled_weight_decay=True),
+    case(builtin.radam, optim.RAdam, lr=0.01, weight_decay=0.01),
+    case(builtin.rprop, optim.Rprop, lr=0.01),
+    case(builtin.ftrl, Ftrl, lr=0.05, l1=0.001, l2=0.01),
+    case(builtin.lamb, Lamb, lr=0.01),
+    case(builtin.lars, Lars, lr=0.5),
     *ADAFACTOR_CASES,
 ]
 FUSED_CASES = [
