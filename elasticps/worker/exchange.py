@@ -272,17 +272,30 @@ class Exchange:
         round_ = self.commit.round if self.commit else Round(0)
 
         async def one(memory: BlockMemory) -> tuple[StateMeta, memoryview]:
-            block = memory.block.id
-            meta = encode(self._proof())
-            call = Call(kind=Kind.STATE, block=block, meta=meta, deadline_s=None)
-            reply = await self._settled(call)
-            assert reply.payload is not None
-            state = decode(reply.meta, StateMeta)
+            state, payload = await self._state(memory)
             if self._in_rounds and state.round != round_:
-                raise BlockUnavailable(f"block {block} is at round {state.round}, not {round_}")
-            return state, reply.payload
+                raise BlockUnavailable(
+                    f"block {memory.block.id} is at round {state.round}, not {round_}"
+                )
+            return state, payload
 
         return await together(one(memory) for memory in self._memory)
+
+    async def options(self) -> list[Hyperparameters]:
+        """For each param group, what the last round changed of the options in the model."""
+        first = {memory.group: memory for memory in reversed(self._memory)}
+        changed: list[Hyperparameters] = [{} for _ in self.hyper]
+        for group, memory in first.items():
+            state, _ = await self._state(memory)
+            changed[group] = state.hyper
+        return changed
+
+    async def _state(self, memory: BlockMemory) -> tuple[StateMeta, memoryview]:
+        meta = encode(self._proof())
+        call = Call(kind=Kind.STATE, block=memory.block.id, meta=meta, deadline_s=None)
+        reply = await self._settled(call)
+        assert reply.payload is not None
+        return decode(reply.meta, StateMeta), reply.payload
 
     async def cut(self) -> Cut:
         """Where the job stands, as its ledger has it."""

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import UsageError
 from elasticps.worker.optimizer_state import by_block, by_parameter
 from elasticps.worker.parameters import ParamGroup, plain
+from elasticps.worker.schedule import Schedule
 
 if TYPE_CHECKING:
     from elasticps.worker.run import Run
@@ -30,6 +32,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         self._sealed = True
         self._run = run
         self._described = [plain(group) for group in groups]
+        self._schedules: list[Schedule] = []
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take part in one round; on return the parameters are those of the next.
@@ -37,12 +40,49 @@ class ElasticOptimizer(torch.optim.Optimizer):
         ``closure`` is evaluated once, with gradients on. Raises JobFailed when the job ended, and
         WorkerRetired (a SystemExit) when this worker was asked to leave and now has.
         """
+        self._bring_schedules_to_the_job()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._run.step(self.changed_options())
         return loss
+
+    def catch_up(self, scheduler: LRScheduler, *, every: int = 1) -> None:
+        """Bring ``scheduler`` to the job's round, now and before each step from now on.
+
+        So a worker that joins later, that had no samples for a round, or that resumes a checkpoint,
+        has the rate of those who were there throughout. ``scheduler.step()`` need not be called any
+        more, and may be. ``every``: the rounds to one step of the scheduler.
+
+        Raises UsageError for ReduceLROnPlateau, see ``adopt_options``.
+        """
+        self._schedules.append(Schedule(scheduler, every))
+        self._bring_schedules_to_the_job()
+
+    def _bring_schedules_to_the_job(self) -> None:
+        if not self._schedules:
+            return
+        rounds = self._run.turn.round - 1
+        # Torch warns of a scheduler that steps first; the job's optimizer has stepped, elsewhere.
+        if rounds:
+            self._opt_called = True
+        for schedule in self._schedules:
+            schedule.bring_to(rounds)
+
+    def adopt_options(self) -> None:
+        """Set each group's options as the job's last round had them.
+
+        For a worker that joins later and whose policy depends on more than the round: make the
+        scheduler first, for it takes the group's rate for the one that the job began with.
+        """
+        for group, hyper in zip(self.param_groups, self._run.fetch_options(), strict=True):
+            group.update(
+                {
+                    key: tuple(item) if isinstance(item, list) else item
+                    for key, item in hyper.items()
+                }
+            )
 
     def changed_options(self) -> list[Hyperparameters]:
         """For each group, the options that a scheduler or the script has changed."""

@@ -241,6 +241,9 @@ class Run:
     def fetch_states(self) -> Sequence[tuple[StateMeta, memoryview]]:
         return self._loop.call(self._member.states())
 
+    def fetch_options(self) -> Sequence[Hyperparameters]:
+        return self._loop.call(self._member.options())
+
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
         self._loop.call(self._member.initialize(states, Round(self.round)))
 

@@ -1,9 +1,9 @@
 """Every optimizer over real servers, as its class run locally: 100 rounds, moved in between.
 
-Values and state are held against the local run bit for bit: two workers' mean is exact for two, the
-kernels see the same numbers in the same order, and both run on one thread. No tolerance is needed
-at these sizes. On other thread counts norms and matrix products (adafactor, lamb, lars, muon) sum in
-another order, and may differ in the last bit.
+Values and state are held against the local run bit for bit, without a tolerance: two workers' mean
+is exact for two, and the kernels see the same numbers in the same order on one thread. On more of
+them norms and matrix products (adafactor, lamb, lars, muon) may be summed in another order, and
+differ in the last bit.
 """
 
 from __future__ import annotations

@@ -7,13 +7,11 @@ import copy
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn, optim
-from torch.optim import lr_scheduler
 from torch.utils.data import TensorDataset
 
 import elasticps
@@ -165,66 +163,6 @@ async def test_a_script_need_not_know_how_its_job_is_kept_consistent(mode: str) 
 
 
 # -- as torch's optimizers behave ---------------------------------------------------------------
-
-SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
-    "StepLR": lambda opt: lr_scheduler.StepLR(opt, 2, gamma=0.5),
-    "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, lambda number: 1 / (1 + number)),
-    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=9),
-    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 0.001, 0.1, step_size_up=2),
-    "SequentialLR": lambda opt: lr_scheduler.SequentialLR(
-        opt,
-        [lr_scheduler.LinearLR(opt, total_iters=3), lr_scheduler.ExponentialLR(opt, 0.9)],
-        milestones=[3],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-async def test_a_scheduler_works_as_on_the_local_optimizer(name: str) -> None:
-    def scheduled(model: nn.Module, optimizer: optim.Optimizer, data: Any) -> list[float]:
-        scheduler = SCHEDULERS[name](optimizer)
-        rates = []
-        for batch in data:
-            optimizer.zero_grad()
-            backward(model, batch)
-            optimizer.step()
-            scheduler.step()
-            rates += scheduler.get_last_lr()
-        return rates
-
-    def script(run: elasticps.Run) -> tuple[nn.Module, list[float]]:
-        model = network()
-        optimizer = run.optimizer(model, "sgd", lr=0.01, momentum=0.9)
-        return model, scheduled(model, optimizer, run.data(dataset(), batch_size=BATCH))
-
-    async with Rig() as rig:
-        model, rates = await as_worker(rig, script)
-    local = network()
-    sgd = optim.SGD(local.parameters(), lr=0.01, momentum=0.9)
-    assert rates == scheduled(local, sgd, batches())
-    assert_equal(model, local)
-
-
-async def test_a_plateau_of_the_loss_lowers_the_rate_on_the_servers() -> None:
-    def scheduled(model: nn.Module, optimizer: optim.Optimizer, data: Any) -> None:
-        scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
-        for batch in data:
-            optimizer.zero_grad()
-            backward(model, batch)
-            optimizer.step()
-            scheduler.step(1.0)
-
-    def script(run: elasticps.Run) -> nn.Module:
-        model = network()
-        optimizer = run.optimizer(model, "adamw", lr=0.01)
-        scheduled(model, optimizer, run.data(dataset(), batch_size=BATCH))
-        return model
-
-    async with Rig() as rig:
-        model = await as_worker(rig, script)
-    local = network()
-    scheduled(local, optim.AdamW(local.parameters(), lr=0.01), batches())
-    assert_equal(model, local)
 
 
 async def test_param_groups_keep_their_own_options() -> None:
