@@ -13,12 +13,24 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import elasticps
 from elasticps.api.plugins import OPTIMIZERS, discover
 from elasticps.core.blocks import partition
 from elasticps.worker.optimizer_state import by_parameter
 from tests.support.members import Blueprint, LocalRun, Member, together
 from tests.support.rig import Rig
+from tests.support.scripts import (
+    BATCH,
+    as_worker,
+    assert_equal,
+    backward,
+    batches,
+    dataset,
+    network,
+    train,
+)
 
 ROUNDS = 100
 MOVES = (30, 60)
@@ -55,7 +67,7 @@ def blueprint(name: str) -> Blueprint:
 
 
 def test_the_table_holds_every_optimizer_that_is_installed() -> None:
-    assert {plugin.name for plugin in discover(OPTIMIZERS)} == CASES.keys()
+    assert {plugin.name for plugin in discover(OPTIMIZERS)} == {*CASES, "by-group"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -102,3 +114,35 @@ async def test_it_is_the_local_optimizer_bit_for_bit_while_its_blocks_move(name:
             local.step([(gradients, 1.0) for gradients in given])
             assert all(map(torch.equal, members[0].values(), local.parameters)), number
         await assert_same_state(members[0], local)
+
+
+def by_kind(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices, and all others."""
+    items = list(model.parameters())
+    return [item for item in items if item.dim() == 2], [item for item in items if item.dim() != 2]
+
+
+async def test_each_param_group_may_have_an_optimizer_of_its_own() -> None:
+    def script(run: elasticps.Run) -> nn.Module:
+        model = network()
+        matrices, others = by_kind(model)
+        groups = [
+            {"params": matrices, "optimizer": "muon"},
+            {"params": others, "optimizer": "adamw", "lr": 0.01},
+        ]
+        optimizer = run.optimizer(model, "by-group", groups=groups, lr=0.02)
+        train(model, optimizer, run.data(dataset(), batch_size=BATCH, epochs=2))
+        return model
+
+    async with Rig() as rig:
+        model = await as_worker(rig, script)
+    local = network()
+    matrices, others = by_kind(local)
+    muon, adamw = torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=0.01)
+    for batch in batches(epochs=2):
+        muon.zero_grad()
+        adamw.zero_grad()
+        backward(local, batch)
+        muon.step()
+        adamw.step()
+    assert_equal(model, local)
