@@ -2,8 +2,9 @@
 
 One block of ``--kib`` KiB on one thread, as a server holds it. Torch has up to three kernels for a
 class: ``plain`` (its default on a CPU), ``foreach`` and ``fused``; they take steps by turns, so
-that a busy machine slows all of them. Prints a table of the fastest step of each, and its ratio to the
-plain one's, and one JSON object on the last line. See ``python benchmarks/optimizers.py --help``.
+that a busy machine slows all of them. Prints a table of the fastest step of each and its ratio to
+the plain one's, and one JSON object on the last line.
+See ``python benchmarks/optimizers.py --help``.
 """
 
 from __future__ import annotations
