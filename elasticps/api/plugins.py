@@ -82,7 +82,7 @@ def known_name(group: str, name: str, what: str) -> None:
     if name in names:
         return
     if (group, name) in REFUSED:
-        raise PluginError(f"{name} cannot be: {REFUSED[group, name]}", field=what)
+        raise PluginError(f"{name} cannot run on servers: {REFUSED[group, name]}", field=what)
     near = difflib.get_close_matches(name, names, n=1)
     raise PluginError(
         f"no plugin named {name!r} in {group}",

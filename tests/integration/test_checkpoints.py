@@ -33,6 +33,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.01, "momentum": 0.9},
     "adam": {"lr": 0.01, "amsgrad": True},
     "adafactor": {"lr": 0.01},
+    "ftrl": {"lr": 0.01, "l1": 0.001},
+    "nadam": {"lr": 0.01},
 }
 
 
@@ -88,7 +90,7 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
     for parameter, state in one.items():
         assert state.keys() == other[parameter].keys()
         for key, item in state.items():
-            assert torch.equal(item, other[parameter][key])
+            assert torch.equal(torch.as_tensor(item), torch.as_tensor(other[parameter][key]))
 
 
 def rounds_in(root: Path) -> list[int]:

@@ -122,6 +122,12 @@ def test_a_group_without_an_optimizer_of_its_own_is_refused(name: object) -> Non
     assert caught.value.field == "optimizer"
 
 
+def test_muon_refuses_what_is_no_matrix_and_says_what_to_do() -> None:
+    with pytest.raises(UsageError, match="by-group") as caught:
+        ByGroup([{"params": iter(parameters()), "optimizer": "muon"}], {"lr": 0.1})
+    assert caught.value.field == "groups"
+
+
 def test_a_group_that_names_no_plugin_is_told_so() -> None:
     with pytest.raises(PluginError, match="did you mean adamw"):
         ByGroup([{"params": parameters(), "optimizer": "adamww"}], {"lr": 0.1})

@@ -33,18 +33,11 @@ def case(plugin: Optimizer, cls: type[optim.Optimizer], **options: Any) -> Any:
 
 SGD = (builtin.sgd, optim.SGD)
 ADAMW = (builtin.adamw, optim.AdamW)
-HALF_CASES = [
+CASES = [
     case(*SGD, lr=0.1),
     case(*SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
     case(*ADAMW, lr=0.01),
     case(*ADAMW, lr=0.01, amsgrad=True, weight_decay=0.1),
-]
-ADAFACTOR_CASES = [
-    case(builtin.adafactor, optim.Adafactor, lr=0.01),
-    case(builtin.adafactor, optim.Adafactor, lr=0.01, weight_decay=0.01, d=1.5),
-]
-CASES = [
-    *HALF_CASES,
     case(*SGD, lr=0.1, momentum=0.9, dampening=0.1),
     case(*SGD, lr=0.1, momentum=0.9, maximize=True),
     case(builtin.adagrad, optim.Adagrad, lr=0.1),
@@ -70,7 +63,8 @@ CASES = [
     case(builtin.ftrl, Ftrl, lr=0.05, l1=0.001, l2=0.01),
     case(builtin.lamb, Lamb, lr=0.01),
     case(builtin.lars, Lars, lr=0.5),
-    *ADAFACTOR_CASES,
+    case(builtin.adafactor, optim.Adafactor, lr=0.01),
+    case(builtin.adafactor, optim.Adafactor, lr=0.01, weight_decay=0.01, d=1.5),
 ]
 FUSED_CASES = [
     case(*SGD, lr=0.1, momentum=0.9, fused=True),
@@ -131,7 +125,9 @@ class Twins:
             mine, its = assembled.get(parameter, {}), self.local.state.get(parameter, {})
             assert mine.keys() == its.keys()
             for key, item in its.items():
-                assert torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(item)), key
+                found, wanted = torch.as_tensor(mine[key]), torch.as_tensor(item)
+                # In float16 a second moment may vanish, and 0 / 0 is no number.
+                assert torch.allclose(found, wanted, rtol=0, atol=0, equal_nan=True), key
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +149,7 @@ def test_blocks_equal_the_whole_parameter_bit_for_bit(kind: Case) -> None:
     twins.assert_same_state()
 
 
-@pytest.mark.parametrize("kind", HALF_CASES)
+@pytest.mark.parametrize("kind", CASES)
 def test_blocks_equal_the_whole_parameter_in_float64(kind: Case) -> None:
     twins = Twins(kind, dtype=torch.float64)
     twins.run(20)
@@ -161,7 +157,7 @@ def test_blocks_equal_the_whole_parameter_in_float64(kind: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", [*HALF_CASES, *ADAFACTOR_CASES])
+@pytest.mark.parametrize("kind", CASES)
 def test_half_precision_equals_where_cuts_are_whole_vectors(kind: Case, dtype: torch.dtype) -> None:
     # In the tail of a vector loop torch rounds alpha * x once more than in its body.
     twins = Twins(kind, dtype=dtype, block_bytes=4096)
