@@ -12,7 +12,7 @@ from msgspec import field
 
 from elasticps.core.commands import Answers, Committed, Floor, Ready, Refused, Vote
 from elasticps.core.ids import Round, Seq, WorkerId
-from elasticps.core.ranges import take
+from elasticps.core.ranges import count_of, take
 from elasticps.core.replica import Commit
 from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
 
@@ -137,5 +137,7 @@ class ClockLedger(Roster, kw_only=True):
             due = worker not in self.waiting or self._in_bound(worker)
             if self.leases.get(worker) or not due:
                 continue
-            share = msgspec.structs.replace(self.data, batch_size=max(1, each + (rank < over)))
+            kept = count_of(self.kept.get(worker, ()))
+            wanted = max(0, max(1, each + (rank < over)) - kept)
+            share = msgspec.structs.replace(self.data, batch_size=wanted)
             self.leases[worker], self.supply = take(share, self.supply)

@@ -9,6 +9,7 @@ calls those whose gradients were ready first, before any of them pushes.
 from __future__ import annotations
 
 from msgspec import field
+from msgspec.structs import replace
 
 from elasticps.core.commands import (
     Answers,
@@ -20,7 +21,7 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Round, WorkerId
-from elasticps.core.ranges import Range, divide, take
+from elasticps.core.ranges import Range, count_of, divide, take
 from elasticps.core.replica import Commit
 from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
 
@@ -166,6 +167,8 @@ class Ledger(Roster, kw_only=True):
     def _lend(self) -> None:
         """Lend the next global batch to the members, in rank order, in near-equal slices.
 
+        What some have kept is a part of it.
+
         Whom the last round went on without comes last, or its samples would come back to it.
         """
         if self.data is None or not self.members:
@@ -174,7 +177,8 @@ class Ledger(Roster, kw_only=True):
         self.drawn_from = self.supply.returned(
             tuple(part for member in self.members for part in self.kept.get(member, ()))
         )
-        batch, self.supply = take(self.data, self.supply)
+        wanted = max(0, self.data.batch_size - sum(map(count_of, self.kept.values())))
+        batch, self.supply = take(replace(self.data, batch_size=wanted), self.supply)
         fast = self.last.contributors if self.backup_workers and self.last else self.members
         order = sorted(self.members, key=lambda member: member not in fast)
         slices = divide(batch, len(self.members))

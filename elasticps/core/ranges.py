@@ -72,6 +72,11 @@ def take(data: DataSpec, supply: Supply) -> tuple[tuple[Range, ...], Supply]:
     return tuple(batch), Supply(stop, tuple(given_back))
 
 
+def count_of(ranges: tuple[Range, ...]) -> int:
+    """How many samples they have."""
+    return sum(len(part) for part in ranges)
+
+
 def within(part: Range, whole: tuple[Range, ...]) -> bool:
     """Do all positions of ``part`` lie in one range of ``whole``?"""
     return any(one.start <= part.start < part.stop <= one.stop for one in whole)
