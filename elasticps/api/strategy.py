@@ -156,7 +156,10 @@ class Strategy(ABC):
 
     @property
     def steps_per_round(self) -> int:
-        """How many steps a worker takes for a round, and so for how many it is lent samples."""
+        """For how many steps a worker is lent samples at most: those of a round, usually.
+
+        With exchanges in the background: those of a round, and the steps that go on meanwhile.
+        """
         return 1
 
     def served_optimizer(self, chosen: ServedOptimizer) -> ServedOptimizer:

@@ -11,6 +11,7 @@ from msgspec import field
 
 from elasticps.core.commands import Answers, Committed, Floor, Ready, Refused, Vote
 from elasticps.core.ids import Round, Seq, WorkerId
+from elasticps.core.ranges import count_of
 from elasticps.core.replica import Commit
 from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
 
@@ -135,4 +136,5 @@ class ClockLedger(Roster, kw_only=True):
             due = worker not in self.waiting or self._in_bound(worker)
             if self.leases.get(worker) or not due:
                 continue
-            self._borrow([worker], max(1, each + (rank < over)))
+            kept = count_of(self.kept.get(worker, ()))
+            self._borrow([worker], max(0, max(1, each + (rank < over)) - kept))

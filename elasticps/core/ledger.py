@@ -20,7 +20,7 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Round, WorkerId
-from elasticps.core.ranges import Range
+from elasticps.core.ranges import Range, count_of
 from elasticps.core.replica import Commit
 from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
 
@@ -166,6 +166,8 @@ class Ledger(Roster, kw_only=True):
     def _lend(self) -> None:
         """Lend the next global batch to the members, in rank order.
 
+        What some have kept is a part of it.
+
         Whom the last round went on without comes last, or its samples would come back to it.
         """
         if self.data is None or not self.members:
@@ -174,7 +176,8 @@ class Ledger(Roster, kw_only=True):
         self.drawn_from = self.supply.returned(
             tuple(part for member in self.members for part in self.kept.get(member, ()))
         )
+        wanted = max(0, self.data.batch_size - sum(map(count_of, self.kept.values())))
         fast = self.last.contributors if self.backup_workers and self.last else self.members
         order = sorted(self.members, key=lambda member: member not in fast)
         self.leases = dict.fromkeys(order, ())
-        self._borrow(order, self.data.batch_size)
+        self._borrow(order, wanted)

@@ -106,6 +106,7 @@ def common(ranges: Iterable[Range], others: Iterable[Range]) -> tuple[Range, ...
 
 
 def count_of(ranges: Iterable[Range]) -> int:
+    """How many samples they have."""
     return sum(len(part) for part in ranges)
 
 

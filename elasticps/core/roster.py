@@ -287,7 +287,7 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
         """Have the policy lend to ``borrowers``, who hold nothing, ``wanted`` samples in all."""
         assert self.data is not None
         unread = self.supply.unread(self.data)
-        if self.failed or not unread:
+        if self.failed or not unread or not wanted:
             return
         asked = Lending(
             size=self.data.size,
@@ -306,7 +306,7 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
         except (Exception, SystemExit) as error:  # a plugin may raise anything; its job alone ends
             self._fail(f"{type(error).__name__}: {error}")
             return
-        if not any(lent.values()) and not any(self.leases.values()):
+        if not any(lent.values()) and not any((*self.leases.values(), *self.kept.values())):
             self._fail("it lends nothing to anybody, though samples are left")
             return
         self.supply, self.owned = supply, owned

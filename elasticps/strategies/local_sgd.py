@@ -64,7 +64,7 @@ class LocalSGD(Strategy):
 
     @property
     def steps_per_round(self) -> int:
-        return self._span
+        return self._span + self._overlap
 
     def served_optimizer(self, chosen: ServedOptimizer) -> ServedOptimizer:
         return self._outer

@@ -245,9 +245,6 @@ class Run:
     def fetch_options(self) -> Sequence[Hyperparameters]:
         return self._loop.call(self._known_exchange.options())
 
-    def fetch_options(self) -> Sequence[Hyperparameters]:
-        return self._loop.call(self._member.options())
-
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
         self._member.initialize(states)
 

@@ -133,22 +133,23 @@ async def test_fragments_go_in_turn_and_are_merged_later(overlap: int) -> None:
     h, fragments, count, rounds = 6, 2, 2, 7
     span = h // fragments
     text = f"local-sgd:h={h},fragments={fragments},overlap={overlap},mix=0.5"
-    script = Quadratic(steps=span * rounds, lr=LR)
+    steps = span * rounds + overlap
+    script = Quadratic(steps=steps, lr=LR)
     async with Rig(start_workers=count, strategy=text) as rig:
         results = await as_workers(rig, count, script.trained)
     # The larger parameter is the first fragment, the smaller the second.
     parts = [slice(0, 3), slice(3, 5)]
     mine = [np.zeros(5) for _ in range(count)]
     sent: tuple[int, slice, Any] | None = None
-    for step in range(1, span * rounds + 1):
+    for step in range(1, steps + 1):
         for theta, centre in zip(mine, centres(count), strict=True):
             theta -= LR * (theta - centre)
-        if sent is not None and step - sent[0] == overlap:
+        if sent is not None and step == sent[0] + overlap:
             for theta in mine:
                 theta[sent[1]] = 0.5 * theta[sent[1]] + 0.5 * sent[2]
             sent = None
-        if (step + overlap) % span == 0:
-            part = parts[((step + overlap) // span - 1) % fragments]
+        if step % span == 0:
+            part = parts[(step // span - 1) % fragments]
             merged = np.mean([theta[part] for theta in mine], axis=0)
             sent = step, part, merged
             if overlap == 0:

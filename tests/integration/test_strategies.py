@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
 import elasticps
 from elasticps.api.plugins import STRATEGIES
@@ -15,7 +20,15 @@ from elasticps.errors import JobFailed, PluginError, UsageError
 from tests.support.distributions import Install, install
 from tests.support.quadratic import Quadratic, Vector
 from tests.support.rig import Rig
-from tests.support.scripts import BATCH, as_worker, as_workers, backward, dataset, network
+from tests.support.scripts import (
+    BATCH,
+    as_worker,
+    as_workers,
+    assert_equal,
+    backward,
+    dataset,
+    network,
+)
 from tests.support.wire import PATIENCE_S
 
 __all__ = ["install"]
@@ -165,3 +178,34 @@ def end(self, worker):
 
     assert ("begin", 1) in acme.Mine.seen
     assert ("changed", 2) in acme.Mine.seen
+
+
+async def test_the_plugin_that_the_docs_show_trains(install: Install) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "strategies.md").read_text()
+    (source,) = re.findall(r"```python\n# elasticps_drift/__init__.py\n(.*?)```", text, re.DOTALL)
+    install(
+        "elasticps-drift",
+        "elasticps_drift",
+        source,
+        {STRATEGIES: {"drift": "elasticps_drift:Drift"}},
+    )
+    read: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def script(run: elasticps.Run) -> tuple[nn.Module, int]:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.02)
+        numbered = TensorDataset(*dataset().tensors, torch.arange(60))
+        for inputs, targets, numbers in run.data(numbered, batch_size=BATCH, epochs=4):
+            optimizer.zero_grad()
+            backward(model, (inputs, targets))
+            with lock:
+                read.update(numbers.tolist())
+            optimizer.step()
+        return model, run.round
+
+    async with Rig(start_workers=2, strategy="drift:far=0.05,most=8", audit=True) as rig:
+        (one, rounds), (other, _) = await as_workers(rig, 2, script)
+    assert_equal(one, other)
+    assert read == Counter(dict.fromkeys(range(60), 4))
+    assert 5 <= rounds <= 32
