@@ -25,6 +25,8 @@ class Optimizer(ABC):
 
     api_version: ClassVar[int] = 1
     elementwise: bool = True
+    cls: type | None = None
+    """Whose docstring and signature `elasticps plugins info` shows as this plugin's."""
 
     @abstractmethod
     def create(
@@ -37,13 +39,13 @@ class TorchOptimizer(Optimizer):
     """An optimizer plugin out of any ``torch.optim.Optimizer`` class."""
 
     def __init__(self, cls: type[torch.optim.Optimizer], *, elementwise: bool = True) -> None:
-        self._cls = cls
+        self.cls: type[torch.optim.Optimizer] = cls
         self.elementwise = elementwise
 
     def create(
         self, groups: Sequence[ParamGroup], options: Mapping[str, Any]
     ) -> torch.optim.Optimizer:
-        return self._cls(list(groups), **options)
+        return self.cls(list(groups), **options)
 
     def __repr__(self) -> str:
-        return f"TorchOptimizer({self._cls.__name__})"
+        return f"TorchOptimizer({self.cls.__name__})"

@@ -16,11 +16,11 @@ from elasticps.api.optimizer import Optimizer, TorchOptimizer
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import UsageError
 from elasticps.optimizers import builtin
+from elasticps.testing.blocks import BlockServers
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.optimizer_state import by_block, by_parameter
 from elasticps.worker.parameters import BlockMemory, describe, memory_of
 from elasticps.worker.run import Run
-from tests.support.blocks import BlockServers
 
 Shapes = list[tuple[int, ...]]
 SHAPES: Shapes = [(1,), (1025,), (33, 65), (3, 5, 70), (), (1, 9), (9, 1)]
