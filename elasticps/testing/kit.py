@@ -9,11 +9,12 @@ from typing import Any
 
 from elasticps.api.choice import Choice, parse_choice
 from elasticps.api.groups import Group, group_of
-from elasticps.api.plugins import OPTIMIZERS, Plugin, imported, load
+from elasticps.api.plugins import OPTIMIZERS, STRATEGIES, Plugin, imported, load
 from elasticps.errors import PluginError
 
 CASES_OF: Mapping[str, str] = {
     OPTIMIZERS: "elasticps.testing.optimizer_cases",
+    STRATEGIES: "elasticps.testing.strategy_cases",
 }
 """Where a group's ``CASES`` are. The plugins of a group that is not here must only load."""
 
@@ -30,9 +31,10 @@ def require(kept: object, broken: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """The plugin under test, and the options that it was chosen with."""
+    """The plugin under test, as ``text`` chooses it: its name, and the options it is given."""
 
     group: Group
+    text: str
     choice: Choice
 
     @property
@@ -95,7 +97,7 @@ LOADS = Case(check=loads_as_its_contract, quick=True)
 def subject_of(text: str, group: str | None = None) -> Subject:
     """``text`` is ``NAME`` or ``NAME:KEY=VALUE,...``. Raises UsageError or PluginError."""
     choice = parse_choice(text, "name")
-    return Subject(group=group_of(choice.name, group), choice=choice)
+    return Subject(group=group_of(choice.name, group), text=text, choice=choice)
 
 
 def cases_of(group: Group) -> tuple[Case, ...]:

@@ -11,11 +11,11 @@ import pytest
 from elasticps.core.commands import Ready
 from elasticps.core.ids import LEDGER
 from elasticps.core.ranges import DataSpec
+from elasticps.testing.members import Member, together
+from elasticps.testing.rig import Rig
 from tests.support.bits import done
 from tests.support.checkers import Outcome
 from tests.support.counted import BACKUP, CLOCKS, MODES, CountedJob
-from tests.support.members import Member, together
-from tests.support.rig import Rig
 from tests.support.wire import eventually
 
 DATA = DataSpec(size=41, batch_size=6, epochs=3, seed=0)
