@@ -12,6 +12,7 @@ import pytest
 from elasticps.api.groups import TABLE, group_named, group_of
 from elasticps.api.plugins import GROUPS, OPTIMIZERS, STRATEGIES
 from elasticps.cli.main import main
+from elasticps.cli.new_plugin import ENTRY_OF
 from elasticps.errors import PluginError, UsageError
 from tests.support.distributions import Install, install
 
@@ -181,7 +182,7 @@ def offline(*command: str | Path, cwd: Path) -> str:
     return ran.stdout
 
 
-@pytest.mark.parametrize("kind", ["optimizer"])
+@pytest.mark.parametrize("kind", list(ENTRY_OF))
 def test_new_package_passes_its_own_tests_once_installed(kind: str, tmp_path: Path) -> None:
     package = tmp_path / "package"
     assert main(["plugins", "new", "my-own", "--kind", kind, "--directory", str(package)]) == 0
