@@ -80,6 +80,10 @@ class PluginError(UsageError):
     """A chosen plugin is missing, broken, or breaks its contract. Names what was installed."""
 
 
+class CodecError(ElasticError):
+    """Bytes that are no gradient coded by the job's codec. Their push alone is refused."""
+
+
 class JobFailed(ElasticError):
     """The job ended without success. ``what`` carries the reason that the leader recorded."""
 

@@ -14,7 +14,8 @@ from elasticps.errors import PluginError
 
 OPTIMIZERS = "elasticps.optimizers"
 STRATEGIES = "elasticps.strategies"
-GROUPS = (OPTIMIZERS, STRATEGIES)
+CODECS = "elasticps.codecs"
+GROUPS = (OPTIMIZERS, STRATEGIES, CODECS)
 
 Contract = TypeVar("Contract")
 

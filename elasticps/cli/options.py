@@ -17,6 +17,7 @@ import click
 
 from elasticps.cli.answers import Submission
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
+from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.core.consistency import MAX_REPLICAS, Consistency, check_guarantees
 from elasticps.errors import UsageError
 
@@ -127,6 +128,13 @@ def job_options(command: Command) -> Command:
             default="data-parallel",
             show_default=True,
             help="How workers exchange what they learn; see `elasticps plugins list`.",
+        ),
+        click.option(
+            "--codec",
+            metavar="CODEC",
+            default=DEFAULT_CODEC,
+            show_default=True,
+            help="What gradients are coded with: int8, ef+top-k:ratio=0.01+int8, ...",
         ),
         click.option(
             "--replicas",

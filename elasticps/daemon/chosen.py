@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from elasticps.api.choice import check_choice
+from elasticps.api.codec_choice import check_codec
 from elasticps.api.plugins import STRATEGIES
 from elasticps.core.chosen import Chosen
 
@@ -10,3 +11,4 @@ from elasticps.core.chosen import Chosen
 def check_chosen(chosen: Chosen) -> None:
     """Raise UsageError or PluginError, naming the field; see ``api.choice.check_choice``."""
     check_choice(STRATEGIES, chosen.strategy, "strategy")
+    check_codec(chosen.codec)

@@ -200,6 +200,7 @@ def _sync_job(link: _Link, job: JobView) -> None:
         name=JobName(job.name),
         start_workers=spec.start_workers,
         strategy=spec.strategy,
+        codec=spec.codec,
         model=job.model,
         consistency=spec.consistency,
         staleness=spec.staleness,

@@ -12,6 +12,7 @@ import msgspec
 
 from elasticps.core.audit import Tally, Verdict
 from elasticps.core.blocks import Hyperparameters, Model
+from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.core.commands import Floor
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import (
@@ -41,7 +42,8 @@ class HelloMeta(msgspec.Struct, frozen=True):
 
 class PushMeta(msgspec.Struct, frozen=True, array_like=True):
     """``weight``: how many samples the gradient is the mean of. ``pushers``: how many workers
-    contribute to the round. ``commit``: the proof of the round before. ``rank``: the sender's."""
+    contribute to the round. ``commit``: the proof of the round before. ``rank``: the sender's.
+    ``codec``: what the payload is coded with, the job's."""
 
     generation: Generation
     weight: float
@@ -49,6 +51,7 @@ class PushMeta(msgspec.Struct, frozen=True, array_like=True):
     pushers: int
     commit: Commit | None
     rank: int = 0
+    codec: str = DEFAULT_CODEC
 
 
 class PullMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -159,6 +162,7 @@ class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """To a child: a job exists. ``model`` is None until its first worker has described it.
 
     ``checkpoint_request`` is the number of the newest checkpoint that a user asked for.
+    ``codec`` is what gradients are coded with on their way.
     """
 
     job: JobKey
@@ -174,6 +178,7 @@ class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     checkpoint_every: int = 0
     checkpoint_request: int = 0
     resume: str = ""
+    codec: str = DEFAULT_CODEC
 
 
 class PlanUpdate(msgspec.Struct, frozen=True, tag=True):
@@ -279,7 +284,10 @@ class CheckpointReport(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """From a worker, a few times a second: where it is."""
+    """From a worker, a few times a second: where it is.
+
+    ``pushed_bytes`` were sent for gradients that have ``gradient_bytes`` in their own dtype.
+    """
 
     round: Round
     generation: Generation
@@ -287,6 +295,8 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     world: int
     metrics: dict[str, float] = {}
     step_s: float = 0.0
+    pushed_bytes: int = 0
+    gradient_bytes: int = 0
     checkpoint: CheckpointReport | None = None
 
 
