@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from elasticps.api.plugins import OPTIMIZERS, STRATEGIES, discover
+from elasticps.api.plugins import CODECS, OPTIMIZERS, STRATEGIES, discover
 from elasticps.errors import PluginError, UsageError
 
 PREFIX = "elasticps."
@@ -46,6 +46,7 @@ TABLE = (
         made_with_options=False,
     ),
     Group(name=STRATEGIES, kind="strategy", contract="elasticps.api.strategy:Strategy"),
+    Group(name=CODECS, kind="codec", contract="elasticps.api.codec:Codec"),
 )
 
 

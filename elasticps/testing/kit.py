@@ -9,12 +9,13 @@ from typing import Any
 
 from elasticps.api.choice import Choice, parse_choice
 from elasticps.api.groups import Group, group_of
-from elasticps.api.plugins import OPTIMIZERS, STRATEGIES, Plugin, imported, load
+from elasticps.api.plugins import CODECS, OPTIMIZERS, STRATEGIES, Plugin, imported, load
 from elasticps.errors import PluginError
 
 CASES_OF: Mapping[str, str] = {
     OPTIMIZERS: "elasticps.testing.optimizer_cases",
     STRATEGIES: "elasticps.testing.strategy_cases",
+    CODECS: "elasticps.testing.codec_cases",
 }
 """Where a group's ``CASES`` are. The plugins of a group that is not here must only load."""
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from elasticps.errors import ElasticError
-from elasticps.testing.kit import cases_of, subject_of
+from elasticps.testing.kit import Subject, cases_of, subject_of
 
 CASES = Path(__file__).with_name("test_contract.py")
 LINES = pytest.StashKey[list[str]]()
+SUBJECTS = pytest.StashKey[list[Subject]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,8 +35,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LINES] = []
-    if not config.getoption("--elasticps-plugin"):
+    texts, group = config.getoption("--elasticps-plugin"), config.getoption("--elasticps-group")
+    if not texts:
         return
+    try:
+        config.stash[SUBJECTS] = [subject_of(text, group) for text in texts]
+    except ElasticError as error:
+        raise pytest.UsageError(str(error)) from error
     import torch
 
     torch.set_num_threads(1)  # as shard servers do; several would wait for each other's turns
@@ -47,16 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.path != CASES:
         return
-    config = metafunc.config
-    rows = []
-    for text in config.getoption("--elasticps-plugin"):
-        try:
-            subject = subject_of(text, config.getoption("--elasticps-group"))
-        except ElasticError as error:
-            raise pytest.UsageError(str(error)) from error
-        for case in cases_of(subject.group):
-            said = f"{subject.group.kind} {text}-{case.name}"
-            rows.append(pytest.param(subject, case, id=said))
+    rows = [
+        pytest.param(subject, case, id=f"{subject.group.kind} {subject.text}-{case.name}")
+        for subject in metafunc.config.stash.get(SUBJECTS, [])
+        for case in cases_of(subject.group)
+    ]
     metafunc.parametrize(("subject", "case"), rows)
 
 
