@@ -18,7 +18,7 @@ from elasticps.errors import UsageError
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 SUFFIX = ".tmpl"
 COMMON, MODULE = "common", "module"
-ENTRY_OF = {"optimizer": "plugin", "strategy": "{cls}"}
+ENTRY_OF = {"optimizer": "plugin", "strategy": "{cls}", "codec": "{cls}"}
 """The kinds that there are templates of, and what in the module is the plugin."""
 
 
