@@ -75,6 +75,10 @@ class Worker(Protocol):
         """How many members the round to come has."""
 
     @property
+    def pushers(self) -> int:
+        """How many of them have samples to contribute to it."""
+
+    @property
     def generation(self) -> int:
         """A number for the set of members; it grows when that changes."""
 
@@ -90,8 +94,13 @@ class Worker(Protocol):
     def steps_left(self) -> int:
         """Steps that the samples lent to this worker allow after this one.
 
-        At 0 the round must be ended: ``run.data`` has nothing more to give before that.
+        At 0 the round must be ended: ``run.data`` has nothing more to give before that. Samples
+        that are unread when a round begins are this worker's in the next one as well.
         """
+
+    @property
+    def ends_data(self) -> bool:
+        """Are there no samples left to lend after these, unless a worker dies?"""
 
     @property
     def leaving(self) -> bool:

@@ -62,7 +62,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Vote(msgspec.Struct, frozen=True, tag=True):
     """All pushes of this worker for the round are acknowledged (or it contributes none).
 
-    ``seq`` is its newest push, for the ledgers that keep clocks.
+    ``seq`` is its newest push, for the ledgers that keep clocks. ``keeps`` are samples that it was
+    lent and has not read: they stay lent to it, and are read for a later round.
     """
 
     worker: WorkerId
@@ -71,6 +72,7 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     contributes: bool = True
     leaving: bool = False
     seq: Seq = Seq(0)
+    keeps: tuple[Range, ...] = ()
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
@@ -113,6 +115,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is to do next: its place among the workers and its samples of the round.
 
     ``pushers``: how many workers contribute a gradient to the round; ``contributes``: one is this.
+    The samples that it kept come first. ``last``: none are left to lend after these.
     """
 
     round: Round
@@ -123,6 +126,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     contributes: bool = True
     samples: tuple[Range, ...] = ()
     exhausted: bool = False
+    last: bool = False
 
 
 Floor = dict[WorkerId, Seq]

@@ -20,15 +20,16 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Round, WorkerId
-from elasticps.core.ranges import divide, take
+from elasticps.core.ranges import Range, divide, take
 from elasticps.core.replica import Commit
-from elasticps.core.roster import NOT_ALL_READ, Roster
+from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
 
 
 class Ledger(Roster, kw_only=True):
     """``called``: who makes the round under way; empty where it is everybody, or not known yet.
 
-    ``counted``: the newest round that counts each member's gradient.
+    ``counted``: the newest round that counts each member's gradient; ``keeping``: what the votes of
+    the round under way keep.
     """
 
     backup_workers: int = 0
@@ -37,6 +38,7 @@ class Ledger(Roster, kw_only=True):
     ready: list[WorkerId] = field(default_factory=list)
     called: list[WorkerId] = field(default_factory=list)
     counted: dict[WorkerId, Round] = field(default_factory=dict)
+    keeping: dict[WorkerId, tuple[Range, ...]] = field(default_factory=dict)
 
     # -- rounds ---------------------------------------------------------------------------------
 
@@ -76,7 +78,10 @@ class Ledger(Roster, kw_only=True):
         may = worker in (self.called if self.backup_workers else self._able)
         if vote.contributes != may or self._is_no_reader(worker):
             return [(worker, Refused(NOT_ALL_READ))]
+        if not self._keeps_what_it_has(vote):
+            return [(worker, Refused(NOT_LENT))]
         self.votes[worker] = vote.contributes
+        self.keeping[worker] = vote.keeps
         if vote.leaving and worker not in self.leaving:
             self.leaving.append(worker)
         return self._commit() if self._is_whole() else []
@@ -104,8 +109,13 @@ class Ledger(Roster, kw_only=True):
         self.round = round_
         self.last = Commit(self.round, self.generation, contributors)
         for worker in self.members:
+            lent, keeping = self._taken_back(worker), self.keeping.get(worker, ())
             if worker not in contributors:
-                self.supply = self.supply.returned(self.leases.pop(worker, ()))
+                self.supply = self.supply.returned(lent)
+            elif worker in self.leaving:
+                self.supply = self.supply.returned(keeping)
+            elif keeping:
+                self.kept[worker] = keeping
         self.departed += self.leaving
         self.readers = [worker for worker in self.readers if worker not in self.leaving]
         self.farewells.update((worker, self.last) for worker in self.leaving)
@@ -128,6 +138,7 @@ class Ledger(Roster, kw_only=True):
 
     def _forget_votes(self) -> None:
         self.leaving, self.votes, self.ready, self.called = [], {}, [], []
+        self.keeping = {}
 
     # -- what the roster asks -------------------------------------------------------------------
 
@@ -160,7 +171,9 @@ class Ledger(Roster, kw_only=True):
         if self.data is None or not self.members:
             self.leases = {}
             return
-        self.drawn_from = self.supply
+        self.drawn_from = self.supply.returned(
+            tuple(part for member in self.members for part in self.kept.get(member, ()))
+        )
         batch, self.supply = take(self.data, self.supply)
         fast = self.last.contributors if self.backup_workers and self.last else self.members
         order = sorted(self.members, key=lambda member: member not in fast)

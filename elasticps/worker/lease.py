@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from elasticps.core.commands import Turn
-from elasticps.core.ranges import Range, divide
+from elasticps.core.ranges import Range, cut_at
 
 Samples = tuple[Range, ...]
 
@@ -37,15 +38,18 @@ class Lease:
         self._batch_size = batch_size
 
     def add(self, turn: Turn, kept: int = 0) -> None:
-        """A new turn has begun; its first ``kept`` samples are of the turn before."""
+        """A new turn has begun; its first ``kept`` samples are of the turn before.
+
+        The others are cut into this worker's shares of global batches, the last one what is left.
+        """
         if self._batch_size is None:
             self._steps += self._span
             return
-        fresh = _after(turn.samples, kept)
-        count = sum(len(part) for part in fresh)
-        if count:
-            steps = round(count * turn.world / self._batch_size)
-            self._batches.extend(divide(fresh, max(1, min(steps, self._span, count))))
+        count = sum(len(part) for part in turn.samples)
+        each = max(1.0, self._batch_size / turn.world)
+        steps = min(self._span, math.ceil((count - kept) / each))
+        bounds = [kept + int(step * each) for step in range(steps)]
+        self._batches.extend(cut_at(turn.samples, [*bounds, count]))
 
     def take(self) -> Samples | None:
         """The next step's batch; None when the turn has no more."""
@@ -59,14 +63,3 @@ class Lease:
         """Nothing of what was lent is to be read any more."""
         self._batches.clear()
         self._steps = 0
-
-
-def _after(samples: Samples, skipped: int) -> Samples:
-    """``samples`` without the first ``skipped``."""
-    rest: list[Range] = []
-    for part in samples:
-        start = min(part.start + skipped, part.stop)
-        skipped -= start - part.start
-        if start < part.stop:
-            rest.append(Range(start, part.stop))
-    return tuple(rest)

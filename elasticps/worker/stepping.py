@@ -87,12 +87,20 @@ class Stepping:
         return self._known_turn.world
 
     @property
+    def pushers(self) -> int:
+        return self._known_turn.pushers
+
+    @property
     def generation(self) -> int:
         return self._known_turn.generation
 
     @property
     def steps_left(self) -> int:
         return self._lease.steps_left
+
+    @property
+    def ends_data(self) -> bool:
+        return self._known_turn.last
 
     @property
     def leaving(self) -> bool:
@@ -162,6 +170,7 @@ class Stepping:
         if self.turn is None:
             raise JobFailed("this worker has left the job")
         exchange, unread = self._exchange, self._lease.unread
+        exchange.keeps = unread
         exchange.weight = (self.weight or 1.0) if weight is None else weight
         exchange.leaving = self.leaving
         exchange.begin(None if updates is None else self._model.by_index(updates))
