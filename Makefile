@@ -4,7 +4,7 @@
 # make sim SEEDS=2000       the core in a simulated cluster under seeded faults
 # make ablations            the same with one safeguard taken out at a time: each must be caught
 # make chaos MINUTES=30     real processes under kill -9, cut links, a paused etcd and more
-# make bench                the data plane beside a bare socket, two copies beside one
+# make bench                the data plane beside a bare socket, two copies beside one, codecs beside a copy
 #
 # A fresh machine needs Python >= 3.11 and make; the rest comes from pip into .venv.
 
@@ -51,6 +51,7 @@ chaos: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/replication.py
+	$(BIN)/python benchmarks/codecs.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elasticps.api.codec import Codec as Codec
+    from elasticps.api.codec import Reducer as Reducer
     from elasticps.api.optimizer import Optimizer as Optimizer
     from elasticps.api.optimizer import TorchOptimizer as TorchOptimizer
     from elasticps.api.strategy import Pending as Pending
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from elasticps.api.strategy import Worker as Worker
     from elasticps.errors import BlockUnavailable as BlockUnavailable
     from elasticps.errors import CheckpointError as CheckpointError
+    from elasticps.errors import CodecError as CodecError
     from elasticps.errors import ElasticError as ElasticError
     from elasticps.errors import JobFailed as JobFailed
     from elasticps.errors import PluginError as PluginError
@@ -33,11 +36,14 @@ __version__ = version("elasticps")
 _HOMES = {
     "BlockUnavailable": "elasticps.errors",
     "CheckpointError": "elasticps.errors",
+    "Codec": "elasticps.api.codec",
+    "CodecError": "elasticps.errors",
     "ElasticError": "elasticps.errors",
     "JobFailed": "elasticps.errors",
     "Optimizer": "elasticps.api.optimizer",
     "Pending": "elasticps.api.strategy",
     "PluginError": "elasticps.errors",
+    "Reducer": "elasticps.api.codec",
     "Run": "elasticps.worker.run",
     "ServedOptimizer": "elasticps.api.strategy",
     "Strategy": "elasticps.api.strategy",

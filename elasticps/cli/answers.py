@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.core.consistency import Guarantees
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -112,7 +113,8 @@ class CheckpointAsked(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job and how it is going. A metric that is not a number arrives as None.
 
-    ``under_replicated`` counts the blocks with fewer copies than ``replicas``.
+    ``under_replicated`` counts the blocks with fewer copies than ``replicas``. Workers have pushed
+    ``pushed_bytes`` for gradients that have ``gradient_bytes`` without the job's codec.
     """
 
     job: str
@@ -127,6 +129,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     round: int | None
     metrics: dict[str, float | None]
     step_s: float | None
+    codec: str = DEFAULT_CODEC
+    pushed_bytes: int = 0
+    gradient_bytes: int = 0
     workers: tuple[JobWorker, ...]
     blocks: int
     blocks_by_node: dict[str, int]

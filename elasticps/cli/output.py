@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from elasticps.cli.answers import Failure, Jobs, Line, Moves, Nodes, Status, Verdict
+from elasticps.cli.answers import Failure, Job, Jobs, Line, Moves, Nodes, Status, Verdict
 
 
 def print_answer(answer: Status | Nodes | Jobs | Moves, *, as_json: bool) -> None:
@@ -54,6 +54,12 @@ def audit(verdict: Verdict) -> str:
         f"audit: {verdict.acknowledged} pushes acknowledged, {verdict.lost} lost, "
         f"{verdict.duplicated} duplicated"
     )
+
+
+def traffic(job: Job) -> str:
+    """What the job's codec saves."""
+    sent, whole = human_bytes(job.pushed_bytes), human_bytes(job.gradient_bytes)
+    return f"pushed {sent} for {whole} of gradients (codec {printable(job.codec)})"
 
 
 def human_bytes(size: float) -> str:

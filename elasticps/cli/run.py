@@ -17,6 +17,7 @@ from elasticps.cli.answers import Job, Node, Status, Submission
 from elasticps.cli.daemon import split
 from elasticps.cli.options import check_job, job_options, run_async, script_argument
 from elasticps.cli.progress import Progress
+from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.daemon.chosen import check_chosen
 from elasticps.errors import ElasticError, JobFailed, PeerUnavailable, UsageError
 
@@ -248,6 +249,8 @@ def _conclude(job: Job, wanted: Run) -> None:
     """Say how it ended. Raises JobFailed, with the worker's traceback, when it ended badly."""
     if wanted.submission.audit:
         click.echo(output.audit(job.verdict), err=True)
+    if job.codec != DEFAULT_CODEC:
+        click.echo(output.traffic(job), err=True)
     if wanted.as_json:
         output.print_json(job, indent=0)
     if job.failure is not None:

@@ -39,3 +39,8 @@ def scales_and_rest(
     """Coded bytes as a float32 for each chunk, and what follows."""
     at = 4 * chunk_count(numel, chunk)
     return coded[:at].view(torch.float32), coded[at:]
+
+
+def like(scratch: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """As much of flat scratch memory as ``rows`` has, in its shape."""
+    return scratch[: rows.numel()].view(rows.shape)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from elasticps.api.codec import Codec, bytes_from, check_nbytes, tensor_from
-from elasticps.codecs.chunks import check_chunk, chunk_count, scales_and_rest, tiles
+from elasticps.codecs.chunks import TILE, check_chunk, chunk_count, like, scales_and_rest, tiles
 
 STEPS = 127
 LARGEST_SCALE = float(np.nextafter(np.float32(np.finfo(np.float32).max / STEPS), np.float32(0)))
@@ -31,14 +31,19 @@ class Int8(Codec):
         numel = gradient.numel()
         coded = torch.empty(self.max_nbytes(numel), dtype=torch.uint8)
         scales, steps = scales_and_rest(coded, numel, self._chunk)
+        scratch = torch.empty(min(numel, TILE))
+        largest = torch.empty_like(scales)
         for elements, chunks, width in tiles(numel, self._chunk):
             rows = gradient[elements].view(-1, width)
-            scratch = rows.abs()
-            inverse = _scale(scratch.amax(1), scales[chunks])
-            torch.mul(rows, inverse[:, None], out=scratch).round_()
-            if inverse.count_nonzero() < len(inverse):  # a chunk without steps
-                scratch.nan_to_num_(0.0)
-            steps[elements].view(torch.int8).view(-1, width).copy_(scratch)
+            torch.amax(torch.abs(rows, out=like(scratch, rows)), 1, out=largest[chunks])
+        inverse = _scale(largest, scales)
+        has_none = inverse.count_nonzero() < len(inverse)
+        for elements, chunks, width in tiles(numel, self._chunk):
+            rows = gradient[elements].view(-1, width)
+            scaled = torch.mul(rows, inverse[chunks][:, None], out=like(scratch, rows)).round_()
+            if has_none:  # a chunk without steps: nan or inf times 0
+                scaled.nan_to_num_(0.0)
+            steps[elements].view(torch.int8).view(-1, width).copy_(scaled)
         return bytes_from(coded)
 
     def decode(self, payload: memoryview, numel: int) -> torch.Tensor:

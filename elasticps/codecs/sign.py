@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from elasticps.api.codec import Codec, bytes_from, check_nbytes, tensor_from
-from elasticps.codecs.chunks import check_chunk, chunk_count, scales_and_rest, tiles
+from elasticps.codecs.chunks import TILE, check_chunk, chunk_count, like, scales_and_rest, tiles
 
 
 class Sign(Codec):
@@ -27,26 +27,29 @@ class Sign(Codec):
         numel = gradient.numel()
         coded = torch.empty(self.max_nbytes(numel), dtype=torch.uint8)
         scales, bits = scales_and_rest(coded, numel, self._chunk)
+        scratch = torch.empty(min(numel, TILE))
         for elements, chunks, width in tiles(numel, self._chunk):
-            scales[chunks] = _mean_magnitude(gradient[elements].view(-1, width))
+            rows = gradient[elements].view(-1, width)
+            torch.mean(torch.abs(rows, out=like(scratch, rows)), 1, out=scales[chunks])
+        if not bool(scales.isfinite().all()):
+            self._mean_in_double(gradient, scales)
         bits.numpy()[:] = np.packbits(np.signbit(gradient.numpy()))
         return bytes_from(coded)
 
     def decode(self, payload: memoryview, numel: int) -> torch.Tensor:
         check_nbytes(payload, self.max_nbytes(numel))
         scales, packed = scales_and_rest(tensor_from(payload, torch.uint8), numel, self._chunk)
-        negative = torch.from_numpy(np.unpackbits(packed.numpy(), count=numel).view(np.bool_))
+        signs = np.unpackbits(packed.numpy(), count=numel).view(np.int8)
+        signs *= -2
+        signs += 1
         gradient = torch.empty(numel)
         for elements, chunks, width in tiles(numel, self._chunk):
-            scale = scales[chunks][:, None]
-            into = gradient[elements].view(-1, width)
-            torch.where(negative[elements].view(-1, width), -scale, scale, out=into)
+            rows = torch.from_numpy(signs[elements]).view(-1, width)
+            torch.mul(rows, scales[chunks][:, None], out=gradient[elements].view(-1, width))
         return gradient
 
-
-def _mean_magnitude(rows: torch.Tensor) -> torch.Tensor:
-    mean = rows.abs().mean(1)
-    if not bool(mean.isfinite().all()):  # or a sum that float32 does not hold
-        mean = rows.double().abs().mean(1).float()
-        mean[~mean.isfinite()] = torch.nan
-    return mean
+    def _mean_in_double(self, gradient: torch.Tensor, scales: torch.Tensor) -> None:
+        """What float32 could not sum; nan where there is an inf."""
+        for elements, chunks, width in tiles(gradient.numel(), self._chunk):
+            scales[chunks] = gradient[elements].double().abs().view(-1, width).mean(1).float()
+        scales[~scales.isfinite()] = torch.nan

@@ -36,7 +36,12 @@ def next_status(
     if status is not None and status.state.final:
         return status
     status = status or JobStatus(state=JobState.PENDING, reason="")
-    status = msgspec.structs.replace(status, verdict=_verdict(workers))
+    status = msgspec.structs.replace(
+        status,
+        verdict=_verdict(workers),
+        pushed_bytes=sum(life.record.pushed_bytes for life in workers),
+        gradient_bytes=sum(life.record.gradient_bytes for life in workers),
+    )
     if cancelled:
         return _ended(status, JobState.CANCELLED, "cancelled by request", now_unix)
     failed = [life for life in workers if life.record.state is WorkerState.FAILED]

@@ -95,7 +95,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Written by the leader alone. ``reason`` says why the state is what it is.
 
     ``started``: it has had ``start_workers`` once. ``round`` and ``metrics`` are the last ones,
-    written at the job's end.
+    written at the job's end. ``pushed_bytes`` and ``gradient_bytes`` are those of workers that have
+    ended.
     """
 
     state: JobState
@@ -107,6 +108,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     started: bool = False
     round: int | None = None
     metrics: dict[str, float | None] = {}
+    pushed_bytes: int = 0
+    gradient_bytes: int = 0
     failure: Failure | None = None
     ended_unix: float | None = None
 
@@ -122,7 +125,8 @@ class WorkerState(Enum):
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One life of a worker; the revision that created its key is its WorkerId.
 
-    A metric that is no finite number is None: JSON has no other word for it.
+    A metric that is no finite number is None: JSON has no other word for it. ``pushed_bytes`` were
+    sent for gradients of ``gradient_bytes``.
     """
 
     node: NodeId
@@ -132,6 +136,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict | None = None
     round: int = 0
     metrics: dict[str, float | None] = {}
+    pushed_bytes: int = 0
+    gradient_bytes: int = 0
 
 
 class CaughtUpRow(msgspec.Struct, frozen=True, array_like=True):

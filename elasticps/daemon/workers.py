@@ -292,6 +292,8 @@ class Workers:
             verdict=verdict,
             round=progress.round if progress else 0,
             metrics={**progress.metrics} if progress else {},
+            pushed_bytes=progress.pushed_bytes if progress else 0,
+            gradient_bytes=progress.gradient_bytes if progress else 0,
         )
 
     def _failed(self, reason: str) -> WorkerRecord:

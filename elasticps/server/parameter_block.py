@@ -9,13 +9,14 @@ import zlib
 import msgspec
 import torch
 
+from elasticps.api.job_codec import JobCodec
 from elasticps.core.audit import Tally, mix
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import ServerId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
-from elasticps.errors import PluginError, WireError
+from elasticps.errors import CodecError, PluginError, WireError
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.server.staging import PreparedGradient, Staged, Staging
 from elasticps.server.tensor_block import TensorBlock
@@ -41,9 +42,19 @@ log = logging.getLogger(__name__)
 class ParameterBlock(Hosted):
     """One replica of one block of parameters."""
 
-    def __init__(self, info: JobInfo, tensor: TensorBlock, me: ServerId, streams: Streams) -> None:
+    def __init__(
+        self,
+        info: JobInfo,
+        tensor: TensorBlock,
+        me: ServerId,
+        streams: Streams,
+        codec: JobCodec | None = None,
+    ) -> None:
         super().__init__(info.job, tensor.block.id, streams)
         self.pushes = 0
+        self._max_coded = codec.max_nbytes(tensor.block.numel) if codec else None
+        self._codec = codec
+        self._codec_name = info.codec
         self._tensor = tensor
         self._replica = Replica(
             me=me,
@@ -67,10 +78,20 @@ class ParameterBlock(Hosted):
     def nbytes_held(self) -> int:
         return self._tensor.nbytes_held
 
+    def check_push_nbytes(self, nbytes: int) -> None:
+        """Raise WireError for a payload of a size that no push of this block has."""
+        most = self._max_coded
+        if nbytes > most if most is not None else nbytes != self.nbytes:
+            raise WireError(
+                f"a gradient of {nbytes} bytes for block {self.id}",
+                field="payload_length",
+                limit=f"exactly {self.nbytes}" if most is None else f"at most {most}",
+            )
+
     # -- a worker's requests --------------------------------------------------------------------
 
     def push(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> None:
-        """Take a gradient (``payload``: its bytes, None for a push without gradient).
+        """Take a gradient (``payload``: its bytes as coded, None for a push without gradient).
 
         It is answered when every counted replica holds it: in synchronous rounds as part of the
         round's mean, otherwise applied.
@@ -78,9 +99,11 @@ class ParameterBlock(Hosted):
         header = request.header
         if not self._is_up_to(request, meta.commit):
             return
-        objection = self._objection(meta)
-        if objection:
-            _refuse(request, objection)
+        try:
+            self._check(meta)
+            staged = self._staged(request, meta, payload)
+        except (CodecError, WireError) as error:
+            _refuse(request, str(error))
             return
         push = Push(
             worker=header.worker,
@@ -101,28 +124,35 @@ class ParameterBlock(Hosted):
             case PushOutcome.HELD:
                 self._staging.hold(header.worker, request)
             case PushOutcome.APPLY:
-                self._update(request, push, self._staged(request, meta, payload))
+                self.pushes += 1
+                self._update(request, push, staged)
             case PushOutcome.STAGE | PushOutcome.PREPARE:
                 self._staging.hold(header.worker, request)
-                self._staging.gradients[header.worker] = self._staged(request, meta, payload)
+                self.pushes += 1
+                self._staging.gradients[header.worker] = staged
                 if outcome is PushOutcome.PREPARE:
                     self._prepare()
 
     def _staged(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> Staged:
-        self.pushes += 1
         empty = payload is None or request.header.flags & FLAG_EMPTY
-        gradient = None if empty else self._tensor.gradient_from(payload)  # type: ignore[arg-type]
+        gradient = None if empty else self._decoded(payload)  # type: ignore[arg-type]
         return Staged(gradient, meta.weight, meta.hyper, meta.rank)
 
-    def _objection(self, meta: PushMeta) -> str:
-        """What is wrong with a push, and stays wrong; empty when nothing is."""
+    def _decoded(self, payload: torch.Tensor) -> torch.Tensor:
+        """A pushed gradient in the block's shape: decoded as float32, else in the block's dtype."""
+        if self._codec is None:
+            return self._tensor.gradient_from(payload)
+        return self._codec.decode(bytes_of(payload), self._tensor.block.numel)
+
+    def _check(self, meta: PushMeta) -> None:
+        """Raise for what is wrong with a push, and stays wrong."""
         if not (math.isfinite(meta.weight) and meta.weight > 0):
-            return f"weight {meta.weight}: must be finite and above 0"
-        try:
-            self._tensor.check_options(meta.hyper)
-        except WireError as error:
-            return str(error)
-        return ""
+            raise WireError(f"weight {meta.weight}: must be finite and above 0", field="weight")
+        if meta.codec != self._codec_name:
+            raise WireError(
+                f"a gradient coded with {meta.codec!r}", field="codec", limit=self._codec_name
+            )
+        self._tensor.check_options(meta.hyper)
 
     def read(self, request: Request, meta: PullMeta) -> None:
         """Answer with the value, the state or the tally, no older than what the request proves."""
@@ -198,7 +228,8 @@ class ParameterBlock(Hosted):
 
     def _prepare(self) -> None:
         """The round's last gradient has come: hold their mean here and at every replica."""
-        prepared, waiting = self._staging.taken()
+        mean, waiting = self._staging.taken()
+        prepared = PreparedGradient(self._tensor.gradient_of(mean.gradient), mean.hyper)
         self._publish(self._replica.staged_round(), prepared)
         for request in waiting:
             self.perform(self.replication.answer_when_durable(request))
@@ -220,7 +251,7 @@ class ParameterBlock(Hosted):
 
     def _update(self, request: Request, push: Push, staged: Staged) -> None:
         """Apply a push at once, as an op of its own."""
-        gradient = staged.gradient
+        gradient = self._tensor.gradient_of(staged.gradient)
         sent = gradient.clone() if gradient is not None and self.replication.peers else None
         self._step(gradient, staged.hyper)
         if self._broken:

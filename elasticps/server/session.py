@@ -75,12 +75,8 @@ class Session:
         if not isinstance(hosted, ParameterBlock):
             raise WireError("a ledger takes no payload", field="payload_length", limit="0")
         size, block = header.payload_length, hosted.nbytes
-        if header.kind is Kind.PUSH and size != block:
-            raise WireError(
-                f"a gradient of {size} bytes for block {header.block}",
-                field="payload_length",
-                limit=f"exactly {block}",
-            )
+        if header.kind is Kind.PUSH:
+            hosted.check_push_nbytes(size)
         if size > block * MAX_STATE_FACTOR + STATE_SLACK:
             raise WireError(
                 f"{size} bytes for a block of {block}",

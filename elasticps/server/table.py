@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from elasticps.api.job_codec import JobCodec, load_codec
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import Block, partition
@@ -32,6 +33,7 @@ class _Job:
     info: JobInfo
     blocks: tuple[Block, ...] = ()
     plugin: Optimizer | None = None
+    codec: JobCodec | None = None
     broken: str = ""
     alive: AliveWorkers | None = None
     hosted: dict[BlockId, Hosted] = field(default_factory=dict)
@@ -66,9 +68,10 @@ class Table:
             return
         try:
             job.plugin = load(OPTIMIZERS, info.model.optimizer, Optimizer)  # type: ignore[type-abstract]
+            job.codec = load_codec(info.codec)
         except ElasticError as error:
             job.broken = str(error)
-            log.error("job=%s optimizer: %s", info.name, error)
+            log.error("job=%s plugin: %s", info.name, error)
 
     def plan_update(self, update: PlanUpdate) -> None:
         job = self._jobs.get(update.job)
@@ -95,7 +98,7 @@ class Table:
         if hosted is None:
             try:
                 hosted = job.hosted[entry.block] = self._made(job, entry.block)
-            except Exception as error:  # an optimizer plugin may raise anything; its job alone ends
+            except Exception as error:  # a plugin may raise anything; its job alone ends
                 job.broken = f"{type(error).__name__}: {error}"
                 log.exception("job=%s block=%s cannot be made", job.info.name, entry.block)
                 return
@@ -114,7 +117,7 @@ class Table:
         piece = job.blocks[block - 1]
         parameter = info.model.parameters[piece.parameter]
         tensor = TensorBlock(piece, parameter, info.model, job.plugin)
-        return ParameterBlock(info, tensor, self._me, self._streams)
+        return ParameterBlock(info, tensor, self._me, self._streams, job.codec)
 
     def alive_workers(self, message: AliveWorkers) -> None:
         job = self._jobs.get(message.job)

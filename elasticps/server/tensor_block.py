@@ -65,6 +65,10 @@ class TensorBlock:
         """Received bytes (a uint8 tensor of ``nbytes``) as a gradient of the value's shape."""
         return payload.view(self._dtype).view(self._value.shape)
 
+    def gradient_of(self, flat: torch.Tensor | None) -> torch.Tensor | None:
+        """A gradient that was summed in another dtype or shape as one of the value's."""
+        return None if flat is None else flat.to(self._dtype).view(self._value.shape)
+
     def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
         """One optimizer step; ``hyper`` is what differs from the group's options in the model.
 

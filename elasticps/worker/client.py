@@ -55,8 +55,8 @@ class Client:
 
     def __init__(self, agent: Agent, cluster: str, job: JobKey, worker: WorkerId) -> None:
         self._agent = agent
+        self.worker = worker
         self._job = job
-        self._worker = worker
         self._pool = ConnectionPool(cluster, str(worker), agent.address)
         # What waits for a server that is gone learns it at once, not when its time is up.
         agent.on_servers = self._pool.forget_unlisted
@@ -130,7 +130,7 @@ class Client:
             job=self._job,
             plan_epoch=row.epoch,
             block=call.block,
-            worker=self._worker,
+            worker=self.worker,
             seq=call.seq,
             round=call.round,
         )
@@ -153,7 +153,7 @@ class Client:
 
         Raises JobFailed when the ledger refuses.
         """
-        body = msgspec.msgpack.encode(make(self._worker))
+        body = msgspec.msgpack.encode(make(self.worker))
         call = Call(
             kind=Kind.LEDGER, block=LEDGER, meta=body, deadline_s=None, timeout_s=HELD_TIMEOUT_S
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from elasticps.api.job_codec import load_codec
 from elasticps.core.audit import Tally, Verdict, compare
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.commands import (
@@ -47,6 +48,7 @@ from elasticps.wire.messages import (
 )
 from elasticps.worker.attendance import Attendance
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
+from elasticps.worker.encoder import Encoder
 from elasticps.worker.parameters import BlockMemory
 
 CALLS_IN_FLIGHT = 64
@@ -75,6 +77,8 @@ class Exchange:
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
         self.bytes_pushed = 0
         self.bytes_pulled = 0
+        self.encoder = Encoder(load_codec(info.codec), client.worker)
+        self._codec = info.codec
         self._client = client
         self._in_rounds = info.consistency is Consistency.SYNC
         self._called_together = info.backup_workers > 0
@@ -187,6 +191,7 @@ class Exchange:
         self._seq = Seq(self._seq + 1)
         self._called = None
         self._updates = updates
+        self.encoder.settle(counted=False)
 
     async def round(self, into: Targets | None = None) -> bool:
         """Push, vote, again where the workers are others by then, and read as ``read`` does.
@@ -237,7 +242,7 @@ class Exchange:
         return False
 
     async def _push(self, memory: BlockMemory, turn: Turn) -> bool:
-        gradient = memory.outgoing(self._updates)
+        gradient = self.encoder.payload(memory, self._seq, self._updates)
         pushers = self._called.pushers if self._called else turn.pushers
         meta = PushMeta(
             turn.generation,
@@ -246,6 +251,7 @@ class Exchange:
             pushers,
             self._proof().commit,
             turn.rank,
+            self._codec,
         )
         call = Call(
             kind=Kind.PUSH,
@@ -285,6 +291,7 @@ class Exchange:
             raise _unexpected(answer)
         self.turn, self.commit, self._floor = answer.turn, answer.commit, answer.floor
         self._counted = contributes and answer.counted
+        self.encoder.settle(counted=self._counted)
         return answer.commit
 
     async def pull(self, commit: Commit, into: Targets | None = None) -> None:

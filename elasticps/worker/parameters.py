@@ -31,7 +31,12 @@ class BlockMemory:
         return self.of(self.parameter)
 
     def outgoing(self, updates: Mapping[int, torch.Tensor] | None) -> memoryview | None:
-        """The block's bytes within its parameter's update; None when there is none.
+        """The block's bytes within its parameter's update; None when there is none."""
+        update = self.flat_update(updates)
+        return None if update is None else bytes_of(update)
+
+    def flat_update(self, updates: Mapping[int, torch.Tensor] | None) -> torch.Tensor | None:
+        """The block's part of its parameter's update, flat, in the parameter's dtype.
 
         ``updates`` are by the parameter's index in the model, None stands for the gradients.
         """
@@ -41,7 +46,7 @@ class BlockMemory:
             return None
         if update.is_sparse:
             raise UsageError("sparse gradients are not supported", field="grad")
-        return self.of(update.contiguous())
+        return update.detach().contiguous().view(-1)[self.block.start : self.block.stop]
 
     def initial(self) -> tuple[StateMeta, memoryview]:
         """The block's present value as the first state of the block."""

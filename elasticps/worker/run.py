@@ -281,8 +281,8 @@ class Run:
             self._loop.call(self._progress())
 
     async def _progress(self) -> None:
-        member = self._stepping
-        if member is not None and member.turn is not None and member.round:
+        member, exchange = self._stepping, self._exchange
+        if member is not None and exchange is not None and member.turn is not None and member.round:
             turn, round_ = member.turn, Round(member.round)
             self._agent.progress(
                 Progress(
@@ -292,6 +292,8 @@ class Run:
                     world=turn.world,
                     metrics=self._metrics,
                     step_s=self._step_s,
+                    pushed_bytes=exchange.encoder.pushed_bytes,
+                    gradient_bytes=exchange.encoder.gradient_bytes,
                     checkpoint=self._checkpoints.report if self._checkpoints else None,
                 )
             )

@@ -269,6 +269,16 @@ def test_what_cannot_be_promised_is_refused_with_field_and_limit(
     assert limit in (refused.value.limit or "")
 
 
+def test_bytes_that_all_workers_pushed_add_up() -> None:
+    status = status_after(
+        RUNNING_JOB,
+        life(1, A, LEFT, pushed_bytes=10, gradient_bytes=100),
+        life(2, A, RUNNING),
+        life(3, B, SUCCEEDED, pushed_bytes=3, gradient_bytes=40),
+    )
+    assert (status.pushed_bytes, status.gradient_bytes) == (13, 140)
+
+
 def test_verdicts_of_all_workers_add_up() -> None:
     status = status_after(
         RUNNING_JOB,

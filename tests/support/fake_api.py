@@ -50,6 +50,9 @@ def job(name: str, **changes: Any) -> Json:
         "round": 120,
         "metrics": {"accuracy": 0.9, "loss": 0.25},
         "step_s": 0.01,
+        "codec": "none",
+        "pushed_bytes": 40,
+        "gradient_bytes": 40,
         "workers": [
             {"uid": "n1.1", "node": "n1", "state": "running", "rank": 0, "round": 1, "reason": ""}
         ],

@@ -154,6 +154,15 @@ def test_status_shows_cluster_nodes_and_jobs_within_80_columns(api, elasticps):
     assert "".join(re.findall("[x]+", out)).count("x") == 29  # a long name is folded, not cut
 
 
+def test_status_shows_what_a_codec_saves(api, elasticps):
+    sent = {"pushed_bytes": 3 << 20, "gradient_bytes": 100 << 20}
+    api.jobs["mnist"] = job("mnist", codec="top-k+int8", **sent)
+    api.jobs["plain"] = job("plain", pushed_bytes=5, gradient_bytes=5)
+    out = elasticps("status")[1]
+    assert "mnist: pushed 3.0 MiB for 100.0 MiB of gradients (codec top-k+int8)\n" in out
+    assert "plain: pushed" not in out
+
+
 def test_status_of_an_empty_cluster_says_so(api, elasticps):
     api.nodes, api.leader = [], None
     _, out, _ = elasticps("status")
@@ -395,10 +404,21 @@ def test_cancel_stops_a_known_job(api, elasticps):
     assert elasticps("cancel", "mnist")[:2] == (0, "mnist: CANCELLED\n")
 
 
+def test_codec_is_passed_on_and_refused_before_anything_is_sent(api, elasticps, script):
+    text = "ef+top-k:ratio=0.01+int8"
+    assert elasticps("submit", "--codec", text, script)[0] == 0
+    ((_, sent),) = api.asked("POST")
+    assert sent["codec"] == text
+    code, _, err = elasticps("run", "--codec", "ef+int9", script)
+    assert code == 2
+    assert "no plugin named 'int9' in elasticps.codecs (field codec)" in err
+    assert "did you mean int8?" in err
+
+
 def test_plugins_are_listed_without_a_daemon(capsys):
     assert main(["--api", "http://127.0.0.1:1", "plugins", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["plugins"]
-    assert {"strategies", "optimizers"} == {row["group"] for row in rows}
+    assert {"strategies", "optimizers", "codecs"} <= {row["group"] for row in rows}
     assert main(["plugins", "list"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"optimizers +adamw +elasticps +\d", out)

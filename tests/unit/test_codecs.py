@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from elasticps.api.codec import Codec
@@ -17,6 +17,7 @@ from elasticps.codecs.cast import Float32
 from elasticps.codecs.power_sgd import matrix_shape
 from elasticps.codecs.random_k import drawn
 from elasticps.errors import CodecError, PluginError, UsageError
+from tests.support.properties import REPRODUCIBLE
 
 CODECS = [
     "bf16",
@@ -76,6 +77,7 @@ def squares(tensor: torch.Tensor) -> float:
 # -- each codec's bound -------------------------------------------------------------------------
 
 
+@REPRODUCIBLE
 @given(gradient=gradients)
 def test_casts_are_off_by_their_rounding_alone(gradient: torch.Tensor) -> None:
     for text, significant, smallest in (("bf16", 2.0**-8, 2.0**-134), ("fp16", 2.0**-11, 2.0**-25)):
@@ -86,6 +88,7 @@ def test_casts_are_off_by_their_rounding_alone(gradient: torch.Tensor) -> None:
         assert bool((error <= wanted.abs() * significant + smallest).all())
 
 
+@REPRODUCIBLE
 @given(gradient=gradients, chunk=st.integers(1, 64))
 def test_int8_is_off_by_at_most_half_a_step_of_its_chunk(
     gradient: torch.Tensor, chunk: int
@@ -97,6 +100,7 @@ def test_int8_is_off_by_at_most_half_a_step_of_its_chunk(
         assert float((mine - its).abs().max()) <= bound
 
 
+@REPRODUCIBLE
 @given(gradient=gradients, ratio=st.floats(0.01, 1))
 def test_top_k_keeps_the_largest_exactly_and_the_rest_becomes_zero(
     gradient: torch.Tensor, ratio: float
@@ -127,6 +131,7 @@ def test_top_k_of_a_large_block_is_that_of_a_full_sort(numel: int, kind: str) ->
     assert int(decoded.count_nonzero()) <= kept
 
 
+@REPRODUCIBLE
 @given(gradient=gradients, seed=seeds)
 def test_random_k_keeps_one_of_each_piece_exactly(gradient: torch.Tensor, seed: int) -> None:
     decoded = there_and_back("random-k:ratio=0.25", gradient, seed)
@@ -148,6 +153,7 @@ def test_unbiased_random_k_is_the_gradient_in_the_mean() -> None:
     assert bool(((mean - gradient).abs() < 6 * math.sqrt(3 / 4000) * gradient.abs()).all())
 
 
+@REPRODUCIBLE
 @given(gradient=gradients, chunk=st.integers(1, 64))
 def test_sign_has_the_square_error_of_scaled_signs(gradient: torch.Tensor, chunk: int) -> None:
     decoded = there_and_back(f"sign:chunk={chunk}", gradient).double()
@@ -158,6 +164,7 @@ def test_sign_has_the_square_error_of_scaled_signs(gradient: torch.Tensor, chunk
         assert bool((its * mine >= 0).all())
 
 
+@REPRODUCIBLE
 @given(gradient=gradients, rank=st.integers(1, 3), seed=seeds)
 def test_power_sgd_never_errs_by_more_than_the_gradient(
     gradient: torch.Tensor, rank: int, seed: int
@@ -202,8 +209,8 @@ def test_zeros_come_back_as_zeros(text: str) -> None:
         assert int(there_and_back(text, torch.zeros(numel)).count_nonzero()) == 0
 
 
+@REPRODUCIBLE
 @given(gradient=gradients, seed=seeds)
-@settings(max_examples=30)
 def test_same_gradient_and_seed_are_the_same_bytes(gradient: torch.Tensor, seed: int) -> None:
     for text in CODECS:
         coded = [bytes(loaded(text).encode(gradient.clone(), seed)) for _ in range(3)]
@@ -238,6 +245,7 @@ def test_largest_and_smallest_finite_numbers_stay_finite(text: str) -> None:
     assert bool(there_and_back(text, gradient).isfinite().all())
 
 
+@REPRODUCIBLE
 @given(payload=st.binary(max_size=400), numel=st.integers(1, 500))
 def test_any_bytes_decode_or_are_refused_with_a_field(payload: bytes, numel: int) -> None:
     for text in CODECS:

@@ -13,7 +13,7 @@ import msgspec
 
 from elasticps.core.ids import NodeId, node_of
 from elasticps.core.jobs import short_of_copies
-from elasticps.core.records import JobSpec, LivingWorker, NodeRecord
+from elasticps.core.records import JobSpec, JobStatus, LivingWorker, NodeRecord, WorkerRecord
 from elasticps.daemon.http.checkpoints import newest_report
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
@@ -188,12 +188,14 @@ class ClusterStatus:
             "reason": status.reason if status else _no_status(job),
             "script": spec.argv[0],
             "strategy": spec.strategy,
+            "codec": spec.codec,
             "replicas": spec.replicas,
             "min_insync": spec.min_insync,
             "consistency": spec.consistency.value,
             "round": newest.round if newest else status and status.round,
             "metrics": _main_metrics(progress) or (status.metrics if status else {}),
             "step_s": newest.step_s if newest else None,
+            **_traffic(job, progress),
             "workers": [_worker_row(life, progress.get(life.uid)) for life in _lives(job)],
             "blocks": len(job.sizes),
             "under_replicated": len(short_of_copies(job.entries, alive, spec.replicas)),
@@ -229,6 +231,18 @@ def _worker_row(life: LivingWorker, progress: Progress | None) -> dict[str, Any]
         "rank": progress.rank if progress else None,
         "round": progress.round if progress else None,
         "reason": life.record.reason,
+    }
+
+
+def _traffic(job: JobView, progress: dict[str, Progress]) -> dict[str, int]:
+    """What all workers have sent so far, and the size of the gradients that they sent it for."""
+    lives: list[Progress | WorkerRecord | JobStatus]
+    lives = [progress.get(life.uid, life.record) for life in job.workers.values()]
+    if job.status is not None and job.status.state.final:
+        lives = [job.status]  # its workers' records go with its end
+    return {
+        "pushed_bytes": sum(life.pushed_bytes for life in lives),
+        "gradient_bytes": sum(life.gradient_bytes for life in lives),
     }
 
 
