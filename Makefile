@@ -12,6 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PLUGINS := $(sort $(wildcard plugins/*))
 PYTEST_ARGS ?=
 SEEDS ?= 2000
 FIRST ?= 0
@@ -27,7 +28,10 @@ demo: $(READY)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS) plugins/elasticps-lion
+	@for plugin in $(PLUGINS); do \
+		echo "$(BIN)/python -m pytest $(PYTEST_ARGS) $$plugin"; \
+		$(BIN)/python -m pytest $(PYTEST_ARGS) $$plugin || exit 1; \
+	done
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -54,7 +58,7 @@ clean:
 
 # ensurepip is a package of its own on Debian and Ubuntu: where it is missing, the machine's pip
 # fills an environment that was made without one.
-$(READY): pyproject.toml constraints.txt plugins/elasticps-lion/pyproject.toml
+$(READY): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "elasticps needs Python 3.11 or newer; say which: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
@@ -63,5 +67,5 @@ $(READY): pyproject.toml constraints.txt plugins/elasticps-lion/pyproject.toml
 		|| { echo "no venv and no pip: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable plugins/elasticps-lion
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PLUGINS:%=--editable %)
 	@touch $@

@@ -25,6 +25,8 @@ class Optimizer(ABC):
 
     api_version: ClassVar[int] = 1
     elementwise: bool = True
+    cls: type | None = None
+    """Whose docstring and signature `elasticps plugins info` shows as this plugin's."""
 
     @abstractmethod
     def create(
@@ -37,7 +39,7 @@ class TorchOptimizer(Optimizer):
     """An optimizer plugin out of any ``torch.optim.Optimizer`` class."""
 
     def __init__(self, cls: type[torch.optim.Optimizer], *, elementwise: bool = True) -> None:
-        self.cls = cls
+        self.cls: type[torch.optim.Optimizer] = cls
         self.elementwise = elementwise
 
     def create(

@@ -65,6 +65,12 @@ def load(
     PluginError, naming distribution, entry point and reason, when there is none or more than one,
     when its import or making fails, or when it is not a ``contract`` of a known api_version.
     """
+    plugin, target = imported(group, name)
+    return _checked(_made(target, options, plugin), plugin, contract)
+
+
+def imported(group: str, name: str) -> tuple[Plugin, object]:
+    """The one plugin ``name`` of ``group`` and what its entry point names; raises as ``load``."""
     known_name(group, name, "name")
     found = list(entry_points(group=group, name=name))
     if len(found) > 1:
@@ -72,11 +78,10 @@ def load(
         raise PluginError(f"two plugins have this name: {owners}", where=name, field="name")
     plugin = _described(found[0])
     try:
-        target = found[0].load()
+        return plugin, found[0].load()
     except (Exception, SystemExit) as error:  # whatever it raises becomes an error that names it
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"cannot be imported: {reason}", where=plugin.where) from error
-    return _checked(_made(target, options, plugin), plugin, contract)
 
 
 def known_name(group: str, name: str, what: str) -> None:

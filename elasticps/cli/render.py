@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +47,25 @@ def print_plugins(plugins: Iterable[Mapping[str, str]]) -> None:
         names = ("group", "name", "distribution", "version", "problem")
         table.add_row(*(_cell(plugin[name]) for name in names))
     _print_rows(table, "no plugins")
+
+
+def print_plugin(plugin: Mapping[str, Any]) -> None:
+    """What ``plugins info`` knows of one plugin."""
+    out = _console()
+    known = plugin["known_api_version"]
+    out.print(Text(printable(f"{plugin['name']} ({plugin['group']})"), style="bold"))
+    for label, text in (
+        ("distribution", f"{plugin['distribution']} {plugin['version']}"),
+        ("entry point", plugin["target"]),
+        ("contract", f"version {plugin['api_version']} (this elasticps knows {known})"),
+        ("purpose", plugin["about"]),
+    ):
+        out.print(Text(printable(f"{label:<14}{text}")))
+    out.print()
+    table = _table("OPTION", "DEFAULT")
+    for option in plugin["options"]:
+        table.add_row(_cell(option["name"]), _cell(option["default"] or "(must be given)"))
+    _print_rows(table, "no options")
 
 
 def _print_status(status: Status) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from elasticps.core.ids import JobKey, JobName
 from elasticps.core.plan import Entry
 from elasticps.core.records import ServerRecord
+from elasticps.daemon.rehearsals import Rehearsals
 from elasticps.daemon.view import ClusterView, JobView, local_servers
 from elasticps.errors import PeerUnavailable
 from elasticps.wire.connection import Connection
@@ -81,10 +82,13 @@ class _Link:
 class Links:
     """All control channels of one daemon (an ``on_connect`` for its control listener)."""
 
-    def __init__(self, view: ClusterView, machine: str, children: Children) -> None:
+    def __init__(
+        self, view: ClusterView, machine: str, children: Children, rehearsals: Rehearsals
+    ) -> None:
         self._view = view
         self._machine = machine
         self._children = children
+        self._rehearsals = rehearsals
         self._links: dict[Connection, _Link] = {}
         self._serve_until = 0.0
 
@@ -105,6 +109,7 @@ class Links:
 
     def sync(self) -> None:
         """Tell every child what has changed in the view since it was last told."""
+        self._rehearsals.keep_only({job.key for job in self._view.active_jobs})
         for link in self._links.values():
             self._sync(link)
 
@@ -180,10 +185,17 @@ class Links:
         for key in [key for key in link.jobs if key not in active]:
             _forget(link, key)
         for job in active.values():
-            if link.job in (None, job.key):
-                _sync_job(link, job)
+            refusal = self._refusal(link, job)
+            if link.job in (None, job.key) and refusal is not None:
+                _sync_job(link, job, refusal)
                 if link.job is None:
                     self._sync_alive(link, job)
+
+    def _refusal(self, link: _Link, job: JobView) -> str | None:
+        """Why the shard server must not serve the job; None: it hears of it once that is known."""
+        if link.job is not None or job.model is None:
+            return ""
+        return self._rehearsals.verdict(job.key, job.model)
 
     def _sync_alive(self, link: _Link, job: JobView) -> None:
         alive = tuple(life.worker for life in job.running)
@@ -192,7 +204,7 @@ class Links:
             link.tell(AliveWorkers(job.key, alive, self._view.revision))
 
 
-def _sync_job(link: _Link, job: JobView) -> None:
+def _sync_job(link: _Link, job: JobView, refusal: str) -> None:
     spec = job.spec
     assert spec is not None
     info = JobInfo(
@@ -207,6 +219,7 @@ def _sync_job(link: _Link, job: JobView) -> None:
         backup_workers=spec.backup_workers,
         data_policy=spec.data_policy,
         min_insync=spec.min_insync,
+        refusal=refusal,
         checkpoint_dir=spec.checkpoint_dir,
         checkpoint_every=spec.checkpoint_every,
         checkpoint_request=job.checkpoint_request,

@@ -22,6 +22,7 @@ from elasticps.daemon.links import Links
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.membership import Membership
 from elasticps.daemon.notify import Notifier
+from elasticps.daemon.rehearsals import Rehearsals
 from elasticps.daemon.reports import Reports
 from elasticps.daemon.shard_server import ShardServerChild
 from elasticps.daemon.supervisor import Supervisor
@@ -68,7 +69,8 @@ class Node:
         self._control = control
         self._changed = asyncio.Condition()
         self._nudge = asyncio.Event()
-        self._links = Links(self.view, self.machine, self)
+        self._rehearsals = Rehearsals(lambda: self._links.sync())
+        self._links = Links(self.view, self.machine, self, self._rehearsals)
         self._reports = Reports(store, self.view, self.name, self._links.tell_worker)
         self._leader = Leader(store, self.view, self._changed, config.lost_after_s)
         self.membership = Membership(
@@ -110,6 +112,7 @@ class Node:
                 self.server.start(self.supervisor)
                 self.workers.start(tasks)
                 tasks.create_task(self._mirror(), name="mirror")
+                tasks.create_task(self._rehearsals.run(), name="rehearsals")
                 member = tasks.create_task(self.membership.run(), name="membership")
                 tasks.create_task(self._detector.run(), name="failure detector")
                 tasks.create_task(self.server.end_when_stuck(self.supervisor), name="stuck server")

@@ -76,6 +76,9 @@ class Table:
         if info.model is None or job.blocks:
             return
         job.blocks = partition(info.model)
+        job.broken = info.refusal
+        if job.broken:
+            return
         try:
             job.plugin = load(OPTIMIZERS, info.model.optimizer, Optimizer)  # type: ignore[type-abstract]
             job.codec = load_codec(info.codec)

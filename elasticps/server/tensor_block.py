@@ -44,6 +44,10 @@ class TensorBlock:
         return self._plugin.create([group], self._options)
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the value alone."""
         return self.block.nbytes

@@ -164,7 +164,8 @@ class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """To a child: a job exists. ``model`` is None until its first worker has described it.
 
     ``checkpoint_request`` is the number of the newest checkpoint that a user asked for.
-    ``codec`` is what gradients are coded with on their way.
+    ``codec`` is what gradients are coded with on their way. ``refusal`` says why a shard server
+    must not load the job's optimizer, which did not do what it must when the daemon tried it.
     """
 
     job: JobKey
@@ -177,6 +178,7 @@ class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     backup_workers: int = 0
     data_policy: str = DYNAMIC
     min_insync: int = 1
+    refusal: str = ""
     checkpoint_dir: str = ""
     checkpoint_every: int = 0
     checkpoint_request: int = 0

@@ -21,10 +21,10 @@ from elasticps.checkpoint.snapshot import read
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import WorkerId
 from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
+from elasticps.testing.rig import Rig
 from elasticps.wire.messages import JobInfo, Welcome
 from elasticps.worker.checkpoints import Checkpoints
 from tests.support.processes import wait_until
-from tests.support.rig import Rig
 from tests.support.scripts import as_worker, as_workers, assert_equal, backward, dataset, network
 from tests.support.wire import PATIENCE_S
 

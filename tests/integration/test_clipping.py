@@ -8,7 +8,7 @@ from torch import nn, optim
 from torch.nn.utils import clip_grad_norm_
 
 import elasticps
-from tests.support.rig import Rig
+from elasticps.testing.rig import Rig
 from tests.support.scripts import (
     BATCH,
     as_worker,

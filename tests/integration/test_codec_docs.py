@@ -14,10 +14,10 @@ import torch
 
 from elasticps.api.job_codec import load_codec
 from elasticps.errors import CodecError
+from elasticps.testing.members import together
+from elasticps.testing.rig import Rig
 from tests.integration.test_coded_pushes import SGD
 from tests.support.distributions import Install, install
-from tests.support.members import together
-from tests.support.rig import Rig
 
 __all__ = ["install"]
 

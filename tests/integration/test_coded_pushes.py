@@ -13,6 +13,9 @@ import torch
 from elasticps.api.job_codec import load_codec
 from elasticps.core.ids import BlockId, Seq
 from elasticps.errors import JobFailed, PeerUnavailable, PluginError, UsageError
+from elasticps.testing.members import Blueprint, LocalRun, Member, together
+from elasticps.testing.rig import Rig
+from elasticps.testing.rig_server import JOB
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import PushMeta, RefusalMeta, decode, encode
 from elasticps.worker.encoder import Encoder
@@ -20,9 +23,6 @@ from elasticps.worker.parameters import memory_of
 from tests.support.bits import assert_equal, step_all
 from tests.support.counted import MODES
 from tests.support.distributions import Install, install
-from tests.support.members import Blueprint, LocalRun, Member, together
-from tests.support.rig import Rig
-from tests.support.rig_server import JOB
 from tests.support.wire import PATIENCE_S, eventually
 
 __all__ = ["install"]

@@ -13,10 +13,10 @@ from elasticps.core.commands import Ready
 from elasticps.core.ids import LEDGER, BlockId, ServerId
 from elasticps.core.replica import Commit
 from elasticps.errors import JobFailed
+from elasticps.testing.members import Member, together
+from elasticps.testing.rig import Rig
 from tests.support.bits import done
 from tests.support.counted import ASYNC, CLOCKS, MODES, CountedJob, bounded
-from tests.support.members import Member, together
-from tests.support.rig import Rig
 from tests.support.wire import eventually
 
 clocks = pytest.mark.parametrize("mode", CLOCKS)

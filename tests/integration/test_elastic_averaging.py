@@ -15,8 +15,8 @@ from torch.utils.data import TensorDataset
 import elasticps
 from elasticps.core.consistency import Consistency
 from elasticps.errors import UsageError
+from elasticps.testing.rig import Rig
 from tests.support.quadratic import Quadratic, Vector, centres
-from tests.support.rig import Rig
 from tests.support.scripts import (
     BATCH,
     as_worker,

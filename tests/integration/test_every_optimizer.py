@@ -18,9 +18,9 @@ from torch import nn
 import elasticps
 from elasticps.api.plugins import OPTIMIZERS, discover
 from elasticps.core.blocks import partition
+from elasticps.testing.members import Blueprint, LocalRun, Member, together
+from elasticps.testing.rig import Rig
 from elasticps.worker.optimizer_state import by_parameter
-from tests.support.members import Blueprint, LocalRun, Member, together
-from tests.support.rig import Rig
 from tests.support.scripts import (
     BATCH,
     as_worker,

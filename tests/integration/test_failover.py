@@ -11,11 +11,11 @@ import pytest
 from elasticps.core.ids import LEDGER, BlockId, ServerId
 from elasticps.core.ranges import DataSpec
 from elasticps.server.parameter_block import ParameterBlock
+from elasticps.testing.members import Member, together
+from elasticps.testing.rig import Rig
 from tests.support.bits import done
 from tests.support.checkers import bits_of_round
 from tests.support.counted import BLOCKS, COUNTED, CountedJob
-from tests.support.members import Member, together
-from tests.support.rig import Rig
 from tests.support.wire import eventually
 
 Left = list[Coroutine[Any, Any, Any]]

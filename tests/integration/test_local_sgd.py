@@ -18,9 +18,9 @@ from torch.utils.data import TensorDataset
 import elasticps
 from elasticps.core.consistency import Consistency
 from elasticps.strategies.local_sgd import LocalSGD
+from elasticps.testing.rig import Rig
 from tests.support.processes import wait_until
 from tests.support.quadratic import Quadratic, centres
-from tests.support.rig import Rig
 from tests.support.scripts import (
     BATCH,
     as_worker,

@@ -13,13 +13,13 @@ from elasticps.core.audit import Verdict
 from elasticps.core.ids import LEDGER, BlockId, PlanEpoch, ServerId
 from elasticps.core.stream import MAX_OPS_QUEUED
 from elasticps.server.parameter_block import ParameterBlock
+from elasticps.testing.members import Blueprint, Member, together
+from elasticps.testing.rig import Rig
+from elasticps.testing.rig_server import JOB, RigServer
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import PullMeta, encode
 from elasticps.worker.exchange import CALLS_IN_FLIGHT
 from tests.support.checkers import brought_up, digest
-from tests.support.members import Blueprint, Member, together
-from tests.support.rig import Rig
-from tests.support.rig_server import JOB, RigServer
 from tests.support.wire import PATIENCE_S, eventually
 
 MOMENTUM = Blueprint(options={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})

@@ -11,13 +11,13 @@ import torch
 
 from elasticps.core.ids import BlockId, ServerId
 from elasticps.errors import JobFailed
+from elasticps.testing.members import Blueprint, Member
+from elasticps.testing.rig import Rig
 from elasticps.wire.frame import Kind
 from elasticps.wire.messages import PushMeta, encode
 from elasticps.wire.tensors import bytes_of
 from elasticps.worker.client import Call
 from tests.support.checkers import OneHot, OneHotSet, brought_up, digest
-from tests.support.members import Blueprint, Member
-from tests.support.rig import Rig
 from tests.support.wire import eventually
 
 PLACES = 1024

@@ -9,13 +9,13 @@ from elasticps.core.commands import Admitted, Committed, Join, Leave, Vote
 from elasticps.core.ids import LEDGER, Round, Seq
 from elasticps.core.replica import Commit
 from elasticps.errors import JobFailed
+from elasticps.testing.members import Member, together
+from elasticps.testing.rig import Rig
 from elasticps.wire.frame import Kind, Status
 from elasticps.wire.messages import PullMeta, PushMeta, encode
 from elasticps.worker.client import Call
 from tests.support.bits import COUNTED, assert_equal, bits_of_step, done, hold
 from tests.support.checkers import bits_of_round, digest
-from tests.support.members import Member, together
-from tests.support.rig import Rig
 from tests.support.wire import eventually
 
 # -- the first values ---------------------------------------------------------------------------

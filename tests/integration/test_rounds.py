@@ -11,10 +11,10 @@ import torch
 from elasticps.core.ids import LEDGER
 from elasticps.core.ranges import DataSpec
 from elasticps.errors import JobFailed
+from elasticps.testing.members import Blueprint, Gradients, LocalRun, Member, together
+from elasticps.testing.rig import Rig
 from tests.support.bits import COUNTED, assert_equal, bits_of_step, done, hold, staged, step_all
 from tests.support.checkers import bits_of_round
-from tests.support.members import Blueprint, Gradients, LocalRun, Member, together
-from tests.support.rig import Rig
 from tests.support.wire import eventually
 
 

@@ -14,12 +14,12 @@ from elasticps.core.ids import LEDGER
 from elasticps.core.lending import DYNAMIC, STATIC
 from elasticps.core.ranges import DataSpec
 from elasticps.errors import JobFailed
+from elasticps.testing.members import Member, together
+from elasticps.testing.rig import Rig
 from tests.support.bits import done
 from tests.support.checkers import Outcome
 from tests.support.counted import BACKUP, CLOCKS, MODES, CountedJob
 from tests.support.distributions import Install, install
-from tests.support.members import Member, together
-from tests.support.rig import Rig
 from tests.support.wire import eventually
 
 __all__ = ["install"]

@@ -14,8 +14,8 @@ from torch.optim import lr_scheduler
 
 import elasticps
 from elasticps.core.consistency import Consistency
+from elasticps.testing.rig import Rig
 from tests.support.processes import wait_until
-from tests.support.rig import Rig
 from tests.support.schedulers import SCHEDULERS, Make
 from tests.support.scripts import (
     BATCH,

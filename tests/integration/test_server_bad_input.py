@@ -30,6 +30,9 @@ from elasticps.errors import JobFailed, PeerUnavailable
 from elasticps.server.session import Session
 from elasticps.server.staging import Staging
 from elasticps.server.tensor_block import MAX_STATE_FACTOR
+from elasticps.testing.members import Blueprint, LocalRun, Member, together
+from elasticps.testing.rig import Rig
+from elasticps.testing.rig_server import CLUSTER, JOB, RigServer
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status, pack
 from elasticps.wire.inflight import Reply
@@ -45,9 +48,6 @@ from elasticps.wire.messages import (
     encode,
 )
 from tests.support.checkers import brought_up, digest
-from tests.support.members import Blueprint, LocalRun, Member, together
-from tests.support.rig import Rig
-from tests.support.rig_server import CLUSTER, JOB, RigServer
 from tests.support.wire import PATIENCE_S, eventually, raw_stream
 
 BLUEPRINT = Blueprint(options={"lr": 0.1, "momentum": 0.9})

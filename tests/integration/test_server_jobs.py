@@ -11,11 +11,11 @@ import pytest
 
 from elasticps.core.ids import Round
 from elasticps.errors import JobFailed
+from elasticps.testing.members import Blueprint, Member, together
+from elasticps.testing.rig import Rig
+from elasticps.testing.rig_server import JOB
 from elasticps.wire.messages import DropJob
 from tests.support.distributions import Install, install
-from tests.support.members import Blueprint, Member, together
-from tests.support.rig import Rig
-from tests.support.rig_server import JOB
 from tests.support.wire import eventually
 
 __all__ = ["install"]

@@ -17,9 +17,9 @@ from torch.utils.data import TensorDataset
 import elasticps
 from elasticps.api.plugins import STRATEGIES
 from elasticps.errors import JobFailed, PluginError, UsageError
+from elasticps.testing.rig import Rig
 from tests.support.distributions import Install, install
 from tests.support.quadratic import Quadratic, Vector
-from tests.support.rig import Rig
 from tests.support.scripts import (
     BATCH,
     as_worker,

@@ -15,13 +15,13 @@ from torch.utils.data import IterableDataset
 
 import elasticps
 from elasticps.errors import ElasticError, JobFailed, PeerUnavailable, PluginError, UsageError
+from elasticps.testing.rig import Rig
 from elasticps.wire.address import Address
 from elasticps.wire.control import ControlEnd
 from elasticps.wire.listener import listen
 from elasticps.worker import agent
 from elasticps.worker.run import AGENT_VARIABLE, WORKER_VARIABLE
 from tests.support.processes import open_fds, wait_until
-from tests.support.rig import Rig
 from tests.support.scripts import (
     BATCH,
     Script,

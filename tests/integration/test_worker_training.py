@@ -17,8 +17,8 @@ from torch.utils.data import TensorDataset
 import elasticps
 from elasticps.core.audit import Verdict
 from elasticps.core.consistency import Consistency
+from elasticps.testing.rig import Rig
 from tests.support.processes import wait_until
-from tests.support.rig import Rig
 from tests.support.scripts import (
     BATCH,
     as_worker,

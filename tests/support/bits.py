@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from elasticps.testing.members import Blueprint, Gradients, Member, together
+from elasticps.testing.rig import Rig
 from elasticps.worker.parameters import BlockMemory
 from tests.support.checkers import bits_of_round
-from tests.support.members import Blueprint, Gradients, Member, together
-from tests.support.rig import Rig
 from tests.support.wire import eventually
 
 COUNTED = Blueprint(options={"lr": 1.0}, dtype=torch.float64)

@@ -11,9 +11,9 @@ from elasticps.core.consistency import Consistency
 from elasticps.core.ids import LEDGER, BlockId, WorkerId
 from elasticps.core.replica import Commit
 from elasticps.server.parameter_block import ParameterBlock
+from elasticps.testing.members import Blueprint, Member, together
+from elasticps.testing.rig import Rig
 from tests.support.checkers import OneHot, OneHotSet, brought_up, digest
-from tests.support.members import Blueprint, Member, together
-from tests.support.rig import Rig
 from tests.support.wire import eventually
 
 PLACES = 2048

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from elasticps.testing.waiting import open_fds as open_fds
 
 
 def runs(pid: int) -> bool:
@@ -32,19 +33,6 @@ def zombie_children() -> list[int]:
         if int(parent) == os.getpid() and state == "Z":
             found.append(int(entry.name))
     return found
-
-
-def open_fds() -> frozenset[tuple[str, str]]:
-    """Each descriptor of this process with what it is open on.
-
-    A test compares these, not their number: gRPC's channels of earlier tests close theirs whenever
-    the garbage collector finds them.
-    """
-    found = []
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the listing's own is closed by now
-            found.append((entry.name, str(entry.readlink())))
-    return frozenset(found)
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:

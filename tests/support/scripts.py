@@ -11,7 +11,7 @@ from torch import nn, optim
 from torch.utils.data import TensorDataset
 
 import elasticps
-from tests.support.rig import Rig
+from elasticps.testing.rig import Rig
 
 SIZE = 60
 BATCH = 8

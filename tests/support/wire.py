@@ -9,21 +9,14 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from elasticps.errors import ElasticError
+from elasticps.testing.waiting import PATIENCE_S as PATIENCE_S
+from elasticps.testing.waiting import eventually as eventually
+from elasticps.testing.waiting import open_fds
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, Dispatcher, connect
 from elasticps.wire.frame import FLAG_REPLY, Header, pack, unpack
 from elasticps.wire.listener import Listener, listen
 from tests.support.loops import on_both_loops
-from tests.support.processes import open_fds
-
-PATIENCE_S = 30.0
-"""How long a test waits for what must happen; it is only ever used up by a failing test."""
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def on_both_loops_without_leaks(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:

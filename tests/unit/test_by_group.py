@@ -12,8 +12,8 @@ from torch import nn, optim
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.errors import PluginError, UsageError
 from elasticps.optimizers.by_group import ByGroup, ByGroupOptimizer
+from elasticps.testing.blocks import BlockServers
 from elasticps.worker.optimizer_state import by_parameter
-from tests.support.blocks import BlockServers
 
 MATRICES = [(33, 65), (40, 30)]
 OTHERS = [(1500,), (), (3, 5, 7)]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from elasticps.api.job_codec import JobCodec, load_codec
 from elasticps.core.ids import Seq, WorkerId
+from elasticps.testing.members import Blueprint
 from elasticps.worker.encoder import Encoder
 from elasticps.worker.parameters import BlockMemory, memory_of
-from tests.support.members import Blueprint
 from tests.support.properties import REPRODUCIBLE
 from tests.unit.test_codecs import loaded
 

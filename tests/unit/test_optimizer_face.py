@@ -20,11 +20,11 @@ from elasticps.optimizers.ftrl import Ftrl
 from elasticps.optimizers.lamb import Lamb
 from elasticps.optimizers.lars import Lars
 from elasticps.optimizers.muon import muon
+from elasticps.testing.blocks import BlockServers
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.optimizer_state import by_block, by_parameter
 from elasticps.worker.parameters import BlockMemory, describe, memory_of
 from elasticps.worker.run import Run
-from tests.support.blocks import BlockServers
 
 Shapes = list[tuple[int, ...]]
 SHAPES: Shapes = [(1,), (1025,), (33, 65), (3, 5, 70), (), (1, 9), (9, 1)]

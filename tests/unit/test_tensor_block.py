@@ -16,8 +16,8 @@ from elasticps.optimizers import builtin
 from elasticps.optimizers.ftrl import Ftrl
 from elasticps.optimizers.lamb import Lamb
 from elasticps.optimizers.lars import Lars
+from elasticps.testing.blocks import BlockServers
 from elasticps.worker.optimizer_state import by_parameter
-from tests.support.blocks import BlockServers
 
 SHAPES = [(1,), (7,), (1023,), (1025,), (4097,), (33, 65), (3, 5, 70), (), (1, 9), (9, 1)]
 ODD_BYTES = 4124

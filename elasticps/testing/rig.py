@@ -35,6 +35,9 @@ from elasticps.core.plan import Entry
 from elasticps.core.planner import first_plan, next_plan
 from elasticps.errors import PeerUnavailable
 from elasticps.server.ledger_host import LedgerHost
+from elasticps.testing.members import Blueprint, Member, together
+from elasticps.testing.rig_server import CLUSTER, JOB, Child, Lag, RigServer, serve
+from elasticps.testing.waiting import eventually, open_fds
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection
 from elasticps.wire.control import ControlEnd, tell
@@ -55,10 +58,6 @@ from elasticps.wire.messages import (
     WorkerHello,
 )
 from elasticps.worker.run import AGENT_VARIABLE, WORKER_VARIABLE
-from tests.support.members import Blueprint, Member, together
-from tests.support.processes import open_fds
-from tests.support.rig_server import CLUSTER, JOB, Child, Lag, RigServer, serve
-from tests.support.wire import eventually
 
 LEASE_S = 3600.0
 
@@ -78,6 +77,7 @@ class Rig:
         local: bool = True,
         audit: bool = False,
         lag: Lag = lambda: 0.0,
+        strategy: str = "data-parallel",
         **job: Any,
     ) -> None:
         self.servers: dict[ServerId, RigServer] = {}
@@ -97,7 +97,7 @@ class Rig:
         self._replicas = replicas
         self._local = local
         self._audit = audit
-        self._job = job
+        self._job = {"strategy": strategy, **job}
         self._lag = lag
         self._pinned: dict[BlockId, tuple[ServerId, ...]] = {}
         self._children: dict[object, Child] = {}

@@ -18,12 +18,12 @@ from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.main import ShardServer
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.session import Session
+from elasticps.testing.waiting import PATIENCE_S, eventually
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
 from elasticps.wire.frame import Header, Kind
 from elasticps.wire.listener import Listener, listen
 from elasticps.wire.messages import Control, HelloMeta, encode
-from tests.support.wire import PATIENCE_S, eventually
 
 CLUSTER = "rig"
 JOB = JobKey(1)

@@ -1,0 +1,116 @@
+"""Does a plugin keep its contract? Found out in a process of its own, which may hang or die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+
+from elasticps.api.choice import parse_choice
+from elasticps.api.plugins import OPTIMIZERS, discover
+from elasticps.api.trial import Row
+from elasticps.core.blocks import Model
+from elasticps.core.rehearsal import in_small
+from elasticps.daemon.child import signal_name
+from elasticps.daemon.output import readable
+from elasticps.daemon.process import ProcessGroup
+
+START_LIMIT_S = 120.0
+"""Until the process has loaded torch and all of ours; that is no fault of the plugin."""
+CASE_LIMIT_S = 30.0
+CHUNK = 1 << 16
+
+
+class Findings(msgspec.Struct, frozen=True, kw_only=True):
+    """``passed`` are the cases that held, in order. ``reason`` is empty where all of them did,
+    else it names the plugin with its distribution and entry point, the case, and what was wrong.
+    """
+
+    passed: tuple[str, ...]
+    reason: str = ""
+
+
+async def check_plugin(group: str, text: str, *, limit_s: float = CASE_LIMIT_S) -> Findings:
+    """Run the quick cases of the plugin that ``text`` chooses; none may take over ``limit_s``.
+
+    Raises OSError where no process can be started.
+    """
+    where = _where(group, parse_choice(text, "name").name)
+    return await _tried(("elasticps.testing.check", group, text), where, limit_s)
+
+
+async def rehearse(model: Model, *, limit_s: float = CASE_LIMIT_S) -> Findings:
+    """Try a job's optimizer on its model in small; raises as ``check_plugin``."""
+    digits = msgspec.msgpack.encode(in_small(model)).hex()
+    where = _where(OPTIMIZERS, model.optimizer)
+    return await _tried(("elasticps.server.rehearsal", digits), where, limit_s)
+
+
+def _where(group: str, name: str) -> str:
+    return " and ".join(plugin.where for plugin in discover(group) if plugin.name == name)
+
+
+async def _tried(module: tuple[str, ...], where: str, limit_s: float) -> Findings:
+    group = ProcessGroup.spawn((sys.executable, "-m", *module), os.environ, None)
+    drain = asyncio.create_task(_drain(group.stderr))
+    try:
+        return await _listen(group, where, limit_s)
+    finally:
+        drain.cancel()
+        await asyncio.gather(drain, return_exceptions=True)
+        group.close()
+
+
+async def _drain(descriptor: int) -> None:
+    """What the plugin prints goes to our standard error; unread it would hold the process up."""
+    while text := await _read(descriptor):
+        sys.stderr.write(text.decode(errors="replace"))
+
+
+async def _read(descriptor: int) -> bytes:
+    """Some bytes; none at the end."""
+    await readable(descriptor)
+    try:
+        return os.read(descriptor, CHUNK)
+    except BlockingIOError:
+        return await _read(descriptor)
+
+
+async def _rows(group: ProcessGroup) -> AsyncGenerator[Row, None]:
+    """What the process says, until its end. Raises msgspec.DecodeError for what is no row."""
+    kept = b""
+    while some := await _read(group.stdout):
+        *lines, kept = (kept + some).split(b"\n")
+        for line in lines:
+            yield msgspec.json.decode(line, type=Row)
+
+
+async def _listen(group: ProcessGroup, where: str, limit_s: float) -> Findings:
+    begun: list[str] = []
+
+    def failed(reason: str) -> Findings:
+        at = begun[-1] if begun else "start"
+        reason = reason if reason.startswith(where) else f"{where}: {at}: {reason}"
+        return Findings(passed=tuple(begun[:-1]), reason=reason)
+
+    try:
+        async with asyncio.timeout(START_LIMIT_S) as limit, aclosing(_rows(group)) as rows:
+            async for row in rows:
+                if row.broken:
+                    return failed(row.broken)
+                if row.passed:
+                    return Findings(passed=tuple(begun))
+                begun.append(row.begins)
+                limit.reschedule(asyncio.get_running_loop().time() + limit_s)
+            await group.ended()
+    except msgspec.DecodeError:
+        return failed("it writes into what this process reads")
+    except TimeoutError:
+        return failed(f"did not end within {limit_s if begun else START_LIMIT_S:g} s")
+    code = group.reap()
+    how = f"was killed by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
+    return failed(f"its process {how}")

@@ -1,0 +1,37 @@
+"""Every plugin that is installed here keeps its contract: the kit on all of them, in one run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from elasticps.api.plugins import discover
+from elasticps.testing.kit import CASES_OF
+
+
+def kit(cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "elasticps.testing", "-q", *options],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+def test_every_installed_plugin_keeps_its_contract(tmp_path: Path) -> None:
+    names = [plugin.name for group in CASES_OF for plugin in discover(group)]
+    ran = kit(tmp_path, *(f"--elasticps-plugin={name}" for name in names))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    passed = re.search(r"(\d+) passed", ran.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 8 * len(names)
+
+
+def test_a_wrong_name_is_told_with_the_near_one(tmp_path: Path) -> None:
+    ran = kit(tmp_path, "--elasticps-plugin=adanw")
+    assert ran.returncode != 0
+    assert "did you mean adamw?" in ran.stdout + ran.stderr
