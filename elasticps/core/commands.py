@@ -62,7 +62,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Vote(msgspec.Struct, frozen=True, tag=True):
     """All pushes of this worker for the round are acknowledged (or it contributes none).
 
-    ``seq`` is its newest push, for the ledgers that keep clocks.
+    ``seq`` is its newest push, for the ledgers that keep clocks. ``pushed`` is False in a round
+    whose workers exchange what they contribute among themselves: then all of them say so.
     """
 
     worker: WorkerId
@@ -71,6 +72,7 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     contributes: bool = True
     leaving: bool = False
     seq: Seq = Seq(0)
+    pushed: bool = True
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
@@ -84,7 +86,22 @@ class Observe(msgspec.Struct, frozen=True, tag=True):
     revision: int
 
 
-Command = Join | Initialized | Register | Ready | Vote | Leave | Observe
+class Publish(msgspec.Struct, frozen=True, tag=True):
+    """Leave a note for the other workers; it goes with its worker. See ``core.bulletin``."""
+
+    worker: WorkerId
+    key: str
+    note: bytes
+
+
+class Regroup(msgspec.Struct, frozen=True, tag=True):
+    """What the members do together has failed although nobody died: begin the round anew."""
+
+    worker: WorkerId
+    generation: Generation
+
+
+Command = Join | Initialized | Register | Ready | Vote | Leave | Observe | Publish | Regroup
 
 
 # -- questions: they change nothing ---------------------------------------------------------------
@@ -103,7 +120,14 @@ class Inspect(msgspec.Struct, frozen=True, tag=True):
     worker: WorkerId
 
 
-Question = Attend | Inspect
+class Lookup(msgspec.Struct, frozen=True, tag=True):
+    """Who are the members, and what has each written under ``key``?"""
+
+    worker: WorkerId
+    key: str
+
+
+Question = Attend | Inspect | Lookup
 
 
 # -- answers --------------------------------------------------------------------------------------
@@ -113,6 +137,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is to do next: its place among the workers and its samples of the round.
 
     ``pushers``: how many workers contribute a gradient to the round; ``contributes``: one is this.
+    ``last``: nothing is left to lend after it, unless a worker dies.
     """
 
     round: Round
@@ -123,6 +148,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     contributes: bool = True
     samples: tuple[Range, ...] = ()
     exhausted: bool = False
+    last: bool = False
 
 
 Floor = dict[WorkerId, Seq]
@@ -174,6 +200,18 @@ class Inspected(msgspec.Struct, frozen=True, tag=True):
     cut: Cut
 
 
+class Published(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Found(msgspec.Struct, frozen=True, tag=True):
+    """``members`` in rank order; ``notes`` of those who have written one."""
+
+    generation: Generation
+    members: tuple[WorkerId, ...]
+    notes: dict[WorkerId, bytes]
+
+
 class Left(msgspec.Struct, frozen=True, tag=True):
     pass
 
@@ -182,5 +220,16 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Answer = Admitted | Called | Committed | Regenerated | Registered | Inspected | Left | Refused
+Answer = (
+    Admitted
+    | Called
+    | Committed
+    | Regenerated
+    | Registered
+    | Inspected
+    | Published
+    | Found
+    | Left
+    | Refused
+)
 Answers = list[tuple[WorkerId, Answer]]

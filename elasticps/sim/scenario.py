@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from elasticps.core.clock_ledger import ClockLedger
@@ -16,7 +16,11 @@ from elasticps.sim.clock import MS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a job's spec promises. ``blocks`` does not count the ledger."""
+    """What a job's spec promises. ``blocks`` does not count the ledger.
+
+    ``push_every``: the workers push for every so many rounds, and exchange among themselves for the
+    others.
+    """
 
     blocks: int
     replicas: int
@@ -26,6 +30,7 @@ class Job:
     backup_workers: int
     start_workers: int
     data: DataSpec | None
+    push_every: int = 1
 
     @property
     def in_rounds(self) -> bool:
@@ -66,7 +71,7 @@ def drawn(random: Random) -> Scenario:
     nodes = random.choice([2, 2, 3, 3, 3, 4])
     slots = random.choice([1, 1, 1, 2]) if nodes < 4 else 1
     job = _job(random, nodes, nodes * slots)
-    return Scenario(
+    scenario = Scenario(
         nodes=nodes,
         slots=slots,
         job=job,
@@ -80,6 +85,9 @@ def drawn(random: Random) -> Scenario:
         calm=random.choice([5, 20, 60]) * MS,
         spares=random.random() < 0.93,
     )
+    in_step = job.in_rounds and not job.backup_workers
+    push_every = random.choice([2, 3]) if in_step and random.random() < 0.3 else 1
+    return replace(scenario, job=replace(job, push_every=push_every))
 
 
 def _job(random: Random, nodes: int, workers: int) -> Job:
