@@ -31,7 +31,6 @@ from elasticps.core.placement import Site
 from elasticps.core.plan import Entry
 from elasticps.core.planner import first_plan, next_plan
 from elasticps.core.records import CaughtUpRow, ServerRecord
-from elasticps.strategies.data_parallel import DataParallel
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection
 from elasticps.wire.control import ControlEnd, tell
@@ -117,7 +116,7 @@ class Job:
 
     async def step(self) -> None:
         self.exchange.begin()
-        await DataParallel().step(self.exchange)
+        await self.exchange.round()
 
     async def aclose(self) -> None:
         await self.exchange.aclose()

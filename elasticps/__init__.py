@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elasticps.api.optimizer import Optimizer as Optimizer
     from elasticps.api.optimizer import TorchOptimizer as TorchOptimizer
-    from elasticps.api.strategy import Step as Step
+    from elasticps.api.strategy import Pending as Pending
+    from elasticps.api.strategy import ServedOptimizer as ServedOptimizer
     from elasticps.api.strategy import Strategy as Strategy
+    from elasticps.api.strategy import Worker as Worker
     from elasticps.errors import BlockUnavailable as BlockUnavailable
     from elasticps.errors import CheckpointError as CheckpointError
     from elasticps.errors import ElasticError as ElasticError
@@ -34,12 +36,14 @@ _HOMES = {
     "ElasticError": "elasticps.errors",
     "JobFailed": "elasticps.errors",
     "Optimizer": "elasticps.api.optimizer",
+    "Pending": "elasticps.api.strategy",
     "PluginError": "elasticps.errors",
     "Run": "elasticps.worker.run",
-    "Step": "elasticps.api.strategy",
+    "ServedOptimizer": "elasticps.api.strategy",
     "Strategy": "elasticps.api.strategy",
     "TorchOptimizer": "elasticps.api.optimizer",
     "UsageError": "elasticps.errors",
+    "Worker": "elasticps.api.strategy",
     "WorkerRetired": "elasticps.worker.run",
     "join": "elasticps.worker.run",
     "sample_order": "elasticps.worker.data",

@@ -1,35 +1,182 @@
-"""The contract of a communication strategy (entry-point group ``elasticps.strategies``)."""
+"""The contract of a communication strategy (entry-point group ``elasticps.strategies``).
+
+A strategy runs on the script's own thread, inside ``optimizer.step()``. What it calls on its
+``Worker`` blocks until that is done; what must overlap with computing goes by tickets, ``Pending``.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Protocol
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensors = Mapping[str, torch.Tensor]
+    """Tensors by the names of the parameters that they belong to, each in its shape and dtype."""
 
 
-class Step(Protocol):
-    """One step of one worker as a strategy sees it. All calls run on the worker's data loop."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedOptimizer:
+    """The optimizer that the shard servers run: a plugin's name, and its class's arguments."""
 
-    async def push(self) -> None:
-        """Stage this worker's gradient of every block at the block's primary.
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-        When the set of workers has changed meanwhile, it is the vote that says so.
+
+class Pending(Protocol):
+    """What goes on in the background while the script computes."""
+
+    @property
+    def done(self) -> bool:
+        """Would ``wait`` return, or raise, at once?"""
+
+    def wait(self) -> bool:
+        """Wait for the end, and take in what it brought: a new round, members, samples.
+
+        False when the round was made by others (backup workers): this worker's update does not
+        count, and its samples are lent again. Raises what went wrong, JobFailed for one.
         """
 
-    async def vote(self) -> Any:
-        """Tell the ledger that all is staged; returns its commit once the round is whole.
 
-        Returns None when the set of workers changed first: push and vote again.
+class Worker(Protocol):
+    """One worker's membership as its strategy sees it.
+
+    ``rank``, ``world``, ``generation`` and ``round`` change only in a call of this worker's or in a
+    ticket's ``wait``. Names are those of the model's parameters.
+    """
+
+    @property
+    def parameters(self) -> Tensors:
+        """What the script trains. Write in place, under ``torch.no_grad``."""
+
+    @property
+    def served(self) -> Tensors:
+        """What the shards held when they were read last: tensors apart from ``parameters``.
+
+        They cost a copy of the model from the first time that they are asked for.
         """
 
-    async def pull(self, commit: Any) -> None:
-        """Read every block as of ``commit`` into the model's parameters."""
+    @property
+    def local_optimizer(self) -> torch.optim.Optimizer:
+        """The script's choice over ``parameters``, here; it follows the script's param groups.
+
+        Its state is this worker's alone: no checkpoint has it, and who joins begins without.
+        """
+
+    @property
+    def rank(self) -> int:
+        """This worker's place among the members, from 0."""
+
+    @property
+    def world(self) -> int:
+        """How many members the round to come has."""
+
+    @property
+    def generation(self) -> int:
+        """A number for the set of members; it grows when that changes."""
+
+    @property
+    def round(self) -> int:
+        """How many rounds the job has finished, as far as this worker knows."""
+
+    @property
+    def weight(self) -> float:
+        """Samples behind the steps since the last exchange; 1 a step without run.data."""
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that the samples lent to this worker allow after this one.
+
+        At 0 the round must be ended: ``run.data`` has nothing more to give before that.
+        """
+
+    @property
+    def leaving(self) -> bool:
+        """Has this worker been asked to leave? Its next exchange is its last."""
+
+    @property
+    def consistency(self) -> str:
+        """``sync``, ``bounded`` or ``async``."""
+
+    @property
+    def backup_workers(self) -> int:
+        """How many of the slowest a round does not wait for."""
+
+    def exchange(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+        """One round, from the push to the pull: on return ``parameters`` are what the shards hold.
+
+        ``updates`` are what the served optimizer gets as gradients, the mean by ``weight`` over
+        the workers; None stands for ``.grad``. A parameter without one is not stepped. When the
+        set of members changes meanwhile all push again. Returns what ``Pending.wait`` does.
+        """
+
+    def start_exchange(
+        self,
+        updates: Tensors,
+        *,
+        weight: float | None = None,
+        pull: Collection[str] | None = None,
+    ) -> Pending:
+        """The same in the background: what it reads is for ``served``, ``parameters`` stay.
+
+        ``pull`` names what is read, None what has an update. ``updates`` must stay as they are
+        until the ticket is done; ``served`` changes in its ``wait``. One at a time.
+        """
+
+    def pull(self, names: Collection[str] | None = None) -> None:
+        """Read into ``served`` what the shards hold: in sync mode as of the last round."""
+
+    def await_change(self) -> None:
+        """Wait until the members are others than ``generation``'s, and take in who they are now.
+
+        For who has lost a peer in the middle of what the shards have no part in.
+        """
 
 
 class Strategy(ABC):
-    """How workers exchange what they have learned. Made anew in each worker."""
+    """How workers exchange what they have learned. Made anew in each worker.
 
-    api_version: ClassVar[int] = 1
+    The entry point names the class; its constructor's arguments are what a user may write behind
+    the name: ``--strategy name:h=16``. What a method raises fails its worker, and names the plugin.
+    """
+
+    api_version: ClassVar[int] = 2
+
+    @property
+    def steps_per_round(self) -> int:
+        """How many steps a worker takes for a round, and so for how many it is lent samples."""
+        return 1
+
+    def served_optimizer(self, chosen: ServedOptimizer) -> ServedOptimizer:
+        """What the shard servers run, given the script's choice: that, unless told otherwise.
+
+        Where it is another, the script's param groups and schedules are ``local_optimizer``'s
+        alone. All workers must give the same.
+        """
+        return chosen
+
+    def begin(self, worker: Worker) -> None:  # noqa: B027 - most have nothing to prepare
+        """``worker`` has become a member and its parameters are the job's.
+
+        Raises UsageError for a job that this strategy cannot serve.
+        """
 
     @abstractmethod
-    async def step(self, step: Step) -> None:
-        """Carry out one optimizer step; on return the parameters are the next round's."""
+    def step(self, worker: Worker) -> None:
+        """One optimizer step: gradients are in ``.grad``, as backward left them.
+
+        On return the parameters are what the next forward pass uses.
+        """
+
+    def membership_changed(self, worker: Worker) -> None:  # noqa: B027
+        """The set of members is another since the step before."""
+
+    def end(self, worker: Worker) -> None:  # noqa: B027
+        """No more steps come: the data are all read, or the worker is about to leave.
+
+        On return the parameters are the model to evaluate. It must not wait for other workers, and
+        no exchange is possible any more.
+        """

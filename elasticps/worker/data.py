@@ -37,7 +37,8 @@ def sample_order(size: int, seed: int, data_epoch: int, *, shuffle: bool = True)
 class ElasticData:
     """Iterates over this worker's share of every global batch, for all epochs, once.
 
-    The ledger lends the samples of a round to its workers and takes back what a dead worker held.
+    The ledger lends the samples of a round, one batch or as many as the strategy's round has
+    steps, to its workers, and takes back what a dead worker held.
     Each batch wants exactly one ``optimizer.step()``. ``epoch`` is the pass under way, from 0.
     """
 
@@ -59,16 +60,12 @@ class ElasticData:
         self._orders: dict[int, torch.Tensor] = {}
 
     def __iter__(self) -> Iterator[Any]:
-        turn = self._run.register(self._spec)
-        while not turn.exhausted:
-            if turn.samples:
-                self._run.weight = float(sum(len(part) for part in turn.samples))
-                before = self._run.steps
-                yield self._collate([self._dataset[index] for index in self._indices(turn.samples)])
-                _check_stepped_once(self._run.steps - before)
-            else:
-                self._run.abstain()
-            turn = self._run.turn
+        self._run.register(self._spec)
+        while (samples := self._run.next_samples()) is not None:
+            self._run.weight = float(sum(len(part) for part in samples))
+            before = self._run.steps
+            yield self._collate([self._dataset[index] for index in self._indices(samples)])
+            _check_stepped_once(self._run.steps - before)
 
     def _indices(self, samples: Sequence[Range]) -> list[int]:
         size = self._spec.size

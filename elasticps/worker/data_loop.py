@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import uvloop
@@ -31,15 +32,19 @@ class DataLoop:
 
         Raises UsageError once the loop is closed.
         """
-        if self._loop.is_closed():
-            coroutine.close()
-            raise UsageError("this worker's run is closed", hint="train inside the with-block")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self.start(coroutine)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Run ``coroutine`` there. Raises UsageError once the loop is closed."""
+        if self._loop.is_closed():
+            coroutine.close()
+            raise UsageError("this worker's run is closed", hint="train inside the with-block")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
         """Cancel what still runs, and end the thread. Idempotent."""

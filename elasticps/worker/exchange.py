@@ -1,10 +1,12 @@
-"""One worker's side of a job's rounds: join, push, vote, read; what a strategy drives."""
+"""One worker's side of a job's rounds on the data loop: join, push, vote, read."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from elasticps.core.audit import Tally, Verdict, compare
 from elasticps.core.blocks import Hyperparameters, Model
@@ -51,11 +53,16 @@ CALLS_IN_FLIGHT = 64
 """Blocks on their way at a time: enough to fill the pipe, few enough to bound what waits."""
 
 States = Sequence[tuple[StateMeta, memoryview]]
+Targets = Mapping[int, torch.Tensor]
+"""Contiguous tensors by the index of their parameter in the model."""
 Restore = Callable[[], tuple[States, Cut]]
 
 
 class Exchange:
-    """A member's traffic with servers and ledger (an ``api.strategy.Step`` for each step)."""
+    """A member's traffic with servers and ledger.
+
+    ``bytes_pushed``, ``bytes_pulled``: of gradients and values alone, what was sent again included.
+    """
 
     def __init__(
         self, client: Client, info: JobInfo, model: Model, memory: Sequence[BlockMemory]
@@ -65,6 +72,8 @@ class Exchange:
         self.leaving = False
         self.weight = 1.0
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
+        self.bytes_pushed = 0
+        self.bytes_pulled = 0
         self._client = client
         self._in_rounds = info.consistency is Consistency.SYNC
         self._called_together = info.backup_workers > 0
@@ -72,6 +81,7 @@ class Exchange:
         self._attendance = Attendance(client)
         self._floor: Floor = {}
         self._seq = Seq(0)
+        self._updates: Targets | None = None
         self._called: Called | None = None
         self._counted = False
         self._tally = Tally()
@@ -97,16 +107,24 @@ class Exchange:
         self.turn, self.commit, self._floor = admitted.turn, admitted.commit, admitted.floor
         await self.read()
 
-    async def read(self) -> None:
-        """Read every block as of the last round."""
+    async def read(self, into: Targets | None = None) -> None:
+        """Read blocks as of the last round, into ``into``; by default all into the parameters."""
 
-        async def one(memory: BlockMemory) -> None:
+        async def one(memory: BlockMemory, target: memoryview) -> None:
             block = memory.block.id
             meta = encode(self._proof())
-            call = Call(kind=Kind.PULL, block=block, meta=meta, into=memory.value, deadline_s=None)
+            call = Call(kind=Kind.PULL, block=block, meta=meta, into=target, deadline_s=None)
             await self._settled(call)
+            self.bytes_pulled += len(target)
 
-        await together(one(memory) for memory in self._memory)
+        def targets() -> Iterator[tuple[BlockMemory, memoryview]]:
+            for memory in self._memory:
+                if into is None:
+                    yield memory, memory.value
+                elif memory.block.parameter in into:
+                    yield memory, memory.of(into[memory.block.parameter])
+
+        await together(one(memory, target) for memory, target in targets())
 
     async def _admission(self, answer: Answer) -> Admitted:
         if not isinstance(answer, Admitted):
@@ -150,21 +168,37 @@ class Exchange:
         await self._client.ledger(Leave)
         self.turn = None
 
-    @property
-    def steps(self) -> int:
-        """How many steps this worker has begun."""
-        return self._seq
+    async def await_change(self) -> None:
+        """Wait until the workers are others than the turn's, and learn this one's new turn."""
+        turn = self._member_turn()
+        await self._attendance.until_regenerated(turn.generation)
+        if await self.vote() is not None:
+            raise JobFailed("a round was voted for whose workers had changed")
 
     async def aclose(self) -> None:
         """Wait for nothing any more. Idempotent."""
         await self._attendance.aclose()
 
-    # -- a step, as a strategy sees it ----------------------------------------------------------
+    # -- a round --------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Number the pushes of the step that follows."""
+    def begin(self, updates: Targets | None = None) -> None:
+        """Number the pushes of the round that follows: of ``updates``, or of the gradients."""
         self._seq = Seq(self._seq + 1)
         self._called = None
+        self._updates = updates
+
+    async def round(self, into: Targets | None = None) -> bool:
+        """Push, vote, again where the workers are others by then, and read as ``read`` does.
+
+        True when the round counts what this worker pushed.
+        """
+        commit = None
+        while commit is None:
+            await self.push()
+            commit = await self.vote()
+        counted = self._counted
+        await self.pull(commit, into)
+        return counted
 
     async def push(self) -> None:
         """Hand in this step's gradient; on return every counted replica of every block has it.
@@ -202,7 +236,7 @@ class Exchange:
         return False
 
     async def _push(self, memory: BlockMemory, turn: Turn) -> bool:
-        gradient = memory.gradient()
+        gradient = memory.outgoing(self._updates)
         pushers = self._called.pushers if self._called else turn.pushers
         meta = PushMeta(
             turn.generation,
@@ -223,6 +257,7 @@ class Exchange:
             deadline_s=None,
             timeout_s=HELD_TIMEOUT_S,
         )
+        self.bytes_pushed += len(gradient) if gradient is not None else 0
         return (await self._call(call)).header.status is Status.OK
 
     async def vote(self, *, contributes: bool = True) -> Commit | None:
@@ -245,11 +280,11 @@ class Exchange:
         self._counted = contributes and answer.counted
         return answer.commit
 
-    async def pull(self, commit: Commit) -> None:
+    async def pull(self, commit: Commit, into: Targets | None = None) -> None:
         if self._counted:
             self._tally = self._tally.plus(self._seq)
             self._counted = False
-        await self.read()
+        await self.read(into)
 
     async def abstain(self) -> None:
         """Take part in a round without a gradient: there were fewer samples than workers."""

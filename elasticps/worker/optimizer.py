@@ -21,14 +21,22 @@ class ElasticOptimizer(torch.optim.Optimizer):
 
     ``step`` pushes every gradient, waits until the round is whole, and reads the new parameters.
     The optimizer's state lives on the shard servers, beside its blocks: ``state`` stays empty, and
-    ``state_dict`` fetches it.
+    ``state_dict`` fetches it. ``local`` is given where the strategy has the servers run another:
+    the optimizer that steps in this worker, whose state then is the state.
     """
 
-    def __init__(self, run: Run, groups: Sequence[ParamGroup], defaults: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        groups: Sequence[ParamGroup],
+        defaults: dict[str, Any],
+        local: torch.optim.Optimizer | None = None,
+    ) -> None:
         self._sealed = False
         super().__init__(list(groups), dict(defaults))
         self._sealed = True
         self._run = run
+        self._local = local
         self._described = [plain(group) for group in groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -67,6 +75,8 @@ class ElasticOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the state fetched from the servers: it loads into the local class."""
+        if self._local is not None:
+            return self._local.state_dict()
         self.state.update(by_parameter(self._run.memory, self._run.fetch_states()))
         try:
             return super().state_dict()
@@ -82,6 +92,10 @@ class ElasticOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         state = dict(self.state)
         self.state.clear()
+        if self._local is not None:
+            self._local.load_state_dict(state_dict)
+            self._local.param_groups = self.param_groups
+            state = {}
         if self._run.round == 0:
             self._run.give_states(by_block(self._run.memory, state))
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +28,20 @@ class BlockMemory:
     @property
     def value(self) -> memoryview:
         """The block's bytes within the parameter, to be read and written in place."""
-        return self._slice(self.parameter)
+        return self.of(self.parameter)
 
-    def gradient(self) -> memoryview | None:
-        """The block's bytes within the gradient; None when backward made none."""
-        gradient = self.parameter.grad
-        if gradient is None:
+    def outgoing(self, updates: Mapping[int, torch.Tensor] | None) -> memoryview | None:
+        """The block's bytes within its parameter's update; None when there is none.
+
+        ``updates`` are by the parameter's index in the model, None stands for the gradients.
+        """
+        index = self.block.parameter
+        update = self.parameter.grad if updates is None else updates.get(index)
+        if update is None:
             return None
-        if gradient.is_sparse:
+        if update.is_sparse:
             raise UsageError("sparse gradients are not supported", field="grad")
-        return self._slice(gradient.contiguous())
+        return self.of(update.contiguous())
 
     def initial(self) -> tuple[StateMeta, memoryview]:
         """The block's present value as the first state of the block."""
@@ -46,7 +50,8 @@ class BlockMemory:
         rows = (TensorMeta("value", dtype, (self.block.numel,), self.block.nbytes),)
         return StateMeta(tensors=rows), value
 
-    def _slice(self, tensor: torch.Tensor) -> memoryview:
+    def of(self, tensor: torch.Tensor) -> memoryview:
+        """The block's bytes within a contiguous tensor like its parameter."""
         width = tensor.element_size()
         return bytes_of(tensor)[self.block.start * width : self.block.stop * width]
 

@@ -11,12 +11,9 @@ from typing import Any, Self
 
 import torch
 
-from elasticps.api.choice import load_choice
-from elasticps.api.optimizer import Optimizer
-from elasticps.api.plugins import OPTIMIZERS, STRATEGIES, load
-from elasticps.api.strategy import Strategy
+from elasticps.api.strategy import ServedOptimizer
 from elasticps.core.audit import Verdict
-from elasticps.core.blocks import Hyperparameters
+from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.commands import Turn
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec
@@ -25,12 +22,17 @@ from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Progress, StateMeta, Welcome
 from elasticps.worker.agent import Agent
 from elasticps.worker.checkpoints import Checkpoints
+from elasticps.worker.chosen_strategy import ChosenStrategy
 from elasticps.worker.client import Client
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
+from elasticps.worker.job_model import job_model
+from elasticps.worker.lease import Samples
 from elasticps.worker.optimizer import ElasticOptimizer
-from elasticps.worker.parameters import BlockMemory, ParamGroup, describe, fingerprint, memory_of
+from elasticps.worker.parameters import BlockMemory, ParamGroup, memory_of
+from elasticps.worker.served_model import ServedModel
+from elasticps.worker.stepping import Stepping
 
 AGENT_VARIABLE = "ELASTICPS_AGENT"
 WORKER_VARIABLE = "ELASTICPS_WORKER"
@@ -56,7 +58,7 @@ class Run:
         self._welcome = welcome
         self._exchange: Exchange | None = None
         self._client: Client | None = None
-        self._strategy: Strategy | None = None
+        self._stepping: Stepping | None = None
         self._checkpoints: Checkpoints | None = None
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -85,12 +87,11 @@ class Run:
     @property
     def round(self) -> int:
         """How many rounds the job has finished, as far as this worker has read."""
-        commit = self._member.commit
-        return commit.round if commit else 0
+        return self._member.round
 
     @property
     def steps(self) -> int:
-        """How many steps this worker has begun itself."""
+        """How many steps this worker has taken itself."""
         return self._member.steps
 
     @property
@@ -109,10 +110,10 @@ class Run:
         return self.rank == 0
 
     @property
-    def _member(self) -> Exchange:
-        if self._exchange is None:
+    def _member(self) -> Stepping:
+        if self._stepping is None:
             raise UsageError("call run.optimizer(...) first: it makes this worker a member")
-        return self._exchange
+        return self._stepping
 
     # -- what a script does ---------------------------------------------------------------------
 
@@ -134,25 +135,26 @@ class Run:
         """
         if self._exchange is not None:
             raise UsageError("a run has one optimizer", hint="use groups= for several param groups")
-        plugin = load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
-        self._strategy = load_choice(STRATEGIES, self._job.strategy, Strategy, "strategy")  # type: ignore[type-abstract]
-        trained = [(key, item) for key, item in model.named_parameters() if item.requires_grad]
-        wanted = groups or [{"params": [item for _, item in trained]}]
-        if not trained:
-            raise UsageError("no parameter of the model requires a gradient", field="model")
-        local = _local_optimizer(plugin, wanted, options)
-        _check_groups(model, local.param_groups)
-        described = describe(
-            trained,
-            local.param_groups,
-            optimizer=name,
-            options=options,
-            elementwise=plugin.elementwise,
-            block_bytes=self._welcome.block_bytes,
-            untrained=fingerprint(model, trained),
+        strategy = ChosenStrategy(self._job.strategy)
+        chosen = ServedOptimizer(name=name, options=options)
+        made = job_model(model, chosen, groups, strategy, self._welcome.block_bytes)
+        self.memory = memory_of(made.described, made.tensors)
+        member = self._stepping = Stepping(
+            self._loop,
+            self._become_member(made.described),
+            strategy,
+            ServedModel(made.described, made.tensors),
+            made.local,
+            self._job,
+            follows_script=made.follows_script,
+            is_retiring=lambda: self._agent.retiring is not None,
         )
-        tensors = dict(trained)
-        self.memory = memory_of(described, [tensors[row.name] for row in described.parameters])
+        member.begin()
+        self._stepped_at = time.monotonic()
+        stepping_here = None if made.follows_script else made.local
+        return ElasticOptimizer(self, made.local.param_groups, made.local.defaults, stepping_here)
+
+    def _become_member(self, described: Model) -> Exchange:
         welcome, job = self._welcome, self._job
         checkpoints = self._checkpoints = Checkpoints(described, self.memory)
 
@@ -163,10 +165,9 @@ class Run:
             await exchange.join(partial(checkpoints.resume, job) if job.resume else None)
             return exchange
 
-        self._exchange = self._loop.call(enter())
-        checkpoints.check(job, self._exchange)
-        self._stepped_at = time.monotonic()
-        return ElasticOptimizer(self, local.param_groups, local.defaults)
+        self._exchange = exchange = self._loop.call(enter())
+        checkpoints.check(job, exchange)
+        return exchange
 
     def data(
         self,
@@ -221,48 +222,54 @@ class Run:
     # -- what the optimizer and the data loader do ----------------------------------------------
 
     def step(self, changed_options: Sequence[Hyperparameters]) -> None:
-        """Carry out one round by the job's strategy."""
-        exchange, strategy = self._member, self._strategy
-        assert strategy is not None
-        exchange.hyper = changed_options
-        exchange.weight = self.weight
-        exchange.leaving = self._agent.retiring is not None
-        exchange.begin()
-        self._round(strategy.step(exchange))
+        """Carry out one step by the job's strategy."""
+        member = self._member
+        self._take_part(lambda: member.step(changed_options, self.weight))
 
-    def abstain(self) -> None:
-        """Take part in a round without samples."""
-        self._member.leaving = self._agent.retiring is not None
-        self._round(self._member.abstain())
+    def register(self, spec: DataSpec) -> None:
+        self._member.register(spec)
 
-    def register(self, spec: DataSpec) -> Turn:
-        return self._loop.call(self._member.register(spec))
+    def next_samples(self) -> Samples | None:
+        """This worker's samples of the next step; None when all have been read."""
+        member = self._member
+        while (samples := member.next_samples()) is None:
+            if self.turn.exhausted:
+                member.end()
+                return None
+            self._take_part(member.abstain)
+        return samples
 
     def fetch_states(self) -> Sequence[tuple[StateMeta, memoryview]]:
-        return self._loop.call(self._member.states())
+        exchange = self._exchange
+        assert exchange is not None
+        return self._loop.call(exchange.states())
 
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
-        self._loop.call(self._member.initialize(states, Round(self.round)))
+        self._member.initialize(states)
 
     def read_values(self) -> None:
-        self._loop.call(self._member.read())
+        self._member.read_values()
 
-    def _round(self, work: Any) -> None:
-        exchange = self._member
-        before = exchange.turn
-        self._loop.call(work)
-        self._keep_checkpoints(exchange)
+    def _take_part(self, act: Callable[[], None]) -> None:
+        """Do what may end a round, and what follows from that."""
+        member = self._member
+        before, round_ = member.generation, member.round
+        act()
+        if member.round != round_:
+            self._keep_checkpoints(member)
         self._tell_progress()
-        if before and exchange.turn and before.generation != exchange.turn.generation:
-            for listener in self._listeners:
-                listener()
-        if exchange.turn is None:
+        if member.turn is None:
             self._left = True
             raise WorkerRetired(self._agent.retiring or "asked to leave")
+        if before != member.generation:
+            for listener in self._listeners:
+                listener()
 
-    def _keep_checkpoints(self, exchange: Exchange) -> None:
-        checkpoints, job = self._checkpoints, self._job
-        if checkpoints is not None and checkpoints.due(job, exchange):
+    def _keep_checkpoints(self, member: Stepping) -> None:
+        checkpoints, exchange, job = self._checkpoints, self._exchange, self._job
+        assert checkpoints is not None
+        assert exchange is not None
+        if not member.is_exchanging and checkpoints.due(job, exchange):
             checkpoints.make(job, exchange, self._loop)
             self._told_at = 0.0
 
@@ -274,11 +281,12 @@ class Run:
             self._loop.call(self._progress())
 
     async def _progress(self) -> None:
-        turn, commit = self._member.turn, self._member.commit
-        if turn is not None and commit is not None:
+        member = self._member
+        turn, round_ = member.turn, Round(member.round)
+        if turn is not None and round_:
             self._agent.progress(
                 Progress(
-                    round=commit.round,
+                    round=round_,
                     generation=turn.generation,
                     rank=turn.rank,
                     world=turn.world,
@@ -300,9 +308,15 @@ class Run:
             return
         self._closed = True
         try:
-            self._loop.call(self._depart(failed=failed))
+            if self._stepping is not None and not failed:
+                failed = True
+                self._stepping.end()
+                failed = False
         finally:
-            self._loop.close()
+            try:
+                self._loop.call(self._depart(failed=failed))
+            finally:
+                self._loop.close()
 
     async def _depart(self, *, failed: bool) -> None:
         """Audit, leave the ledger, tell the daemon. A failed worker only closes: it is evicted."""
@@ -332,26 +346,6 @@ def _number(key: str, item: float | torch.Tensor) -> float:
         return float(item.detach()) if isinstance(item, torch.Tensor) else float(item)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"metric {key}: {error}", field=key, limit="one number") from error
-
-
-def _local_optimizer(
-    plugin: Optimizer, groups: Sequence[ParamGroup], options: Mapping[str, Any]
-) -> torch.optim.Optimizer:
-    """The optimizer that a single process would use, for its groups and defaults."""
-    try:
-        return plugin.create(groups, options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"the optimizer cannot be made: {error}", field="options") from error
-
-
-def _check_groups(model: torch.nn.Module, groups: Sequence[ParamGroup]) -> None:
-    """A parameter that is not the model's would never be trained."""
-    known = {id(item) for item in model.parameters()}
-    for index, group in enumerate(groups):
-        if any(id(item) not in known for item in group["params"]):
-            raise UsageError(
-                f"param group {index} has a parameter that is not the model's", field="groups"
-            )
 
 
 def join(environment: Mapping[str, str] | None = None) -> Run:

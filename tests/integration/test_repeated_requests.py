@@ -75,7 +75,7 @@ async def repeat_everything(member: Member, commit: Commit) -> set[Status]:
             kind=Kind.PUSH,
             block=memory.block.id,
             meta=encode(PushMeta(commit.generation, 1.0, {}, 2, None)),
-            payload=memory.gradient(),
+            payload=memory.outgoing(None),
             seq=member.exchange._seq,
             round=commit.round,
         )

@@ -66,7 +66,7 @@ class BlockServers:
         sent = [encode(PushMeta(Generation(1), 1.0, hyper, 1, None)) for hyper in changed]
         for block, item in zip(self.blocks, self.memory, strict=True):
             hyper = decode(sent[item.group], PushMeta).hyper
-            memory = item.gradient()
+            memory = item.outgoing(None)
             if memory is None:
                 block.step(None, hyper)
             else:

@@ -15,7 +15,6 @@ from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.ids import BlockId, WorkerId
-from elasticps.strategies.data_parallel import DataParallel
 from elasticps.wire.connection import Connection
 from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import Control, JobInfo
@@ -178,7 +177,7 @@ class Member:
     ) -> None:
         """Carry out one round as a worker of the data-parallel strategy does."""
         self.give(gradients, weight=weight, hyper=hyper, leaving=leaving)
-        await DataParallel().step(self.exchange)
+        await self.exchange.round()
 
     async def stage(self, memory: BlockMemory) -> bool:
         """Push the gradient in hand of one block alone; True once every replica holds the round."""

@@ -21,7 +21,7 @@ STRATEGY = """
                 raise ValueError("h counts steps")
             self.made_with = (h, outer)
 
-        async def step(self, step):
+        def step(self, worker):
             raise RuntimeError
 
     instance = Paced()

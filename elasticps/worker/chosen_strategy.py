@@ -1,0 +1,67 @@
+"""The strategy that a job chose: what it raises is told of it, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from elasticps.api.choice import load_choice
+from elasticps.api.plugins import STRATEGIES
+from elasticps.api.strategy import ServedOptimizer, Strategy, Worker
+from elasticps.errors import ElasticError, PluginError
+
+
+class ChosenStrategy(Strategy):
+    """Calls the plugin that ``text`` chooses.
+
+    Our own errors come out as they are, any other as a PluginError.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._plugin = load_choice(STRATEGIES, text, Strategy, "strategy")  # type: ignore[type-abstract]
+
+    @property
+    def steps_per_round(self) -> int:
+        with self._named("steps_per_round"):
+            span = self._plugin.steps_per_round
+        if not (isinstance(span, int) and span >= 1):
+            raise PluginError(
+                f"steps_per_round is {span!r}", where=self._where, limit="a whole number from 1"
+            )
+        return span
+
+    def served_optimizer(self, chosen: ServedOptimizer) -> ServedOptimizer:
+        with self._named("served_optimizer()"):
+            return self._plugin.served_optimizer(chosen)
+
+    def begin(self, worker: Worker) -> None:
+        with self._named("begin()"):
+            self._plugin.begin(worker)
+
+    def step(self, worker: Worker) -> None:
+        with self._named("step()"):
+            self._plugin.step(worker)
+
+    def membership_changed(self, worker: Worker) -> None:
+        with self._named("membership_changed()"):
+            self._plugin.membership_changed(worker)
+
+    def end(self, worker: Worker) -> None:
+        with self._named("end()"):
+            self._plugin.end(worker)
+
+    @property
+    def _where(self) -> str:
+        return f"strategy {self._text}"
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except ElasticError:
+            raise
+        except Exception as error:  # a plugin may raise anything; its worker alone fails
+            raise PluginError(
+                f"{what} failed: {type(error).__name__}: {error}", where=self._where
+            ) from error

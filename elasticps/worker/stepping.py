@@ -1,0 +1,301 @@
+"""A worker's steps: what its strategy may do (``api.strategy.Worker``), and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+import msgspec
+import torch
+
+from elasticps.api.strategy import Pending, Strategy
+from elasticps.core.blocks import Hyperparameters
+from elasticps.core.commands import Turn
+from elasticps.core.consistency import Consistency
+from elasticps.core.ids import Round
+from elasticps.core.ranges import DataSpec
+from elasticps.errors import JobFailed, UsageError
+from elasticps.wire.messages import JobInfo
+from elasticps.worker.data_loop import DataLoop
+from elasticps.worker.exchange import Exchange, States
+from elasticps.worker.lease import Lease, Samples
+from elasticps.worker.served_model import ServedModel
+
+if TYPE_CHECKING:
+    from elasticps.api.strategy import Tensors
+
+
+class Stepping:
+    """One worker's membership on the script's thread (an ``api.strategy.Worker``).
+
+    ``follows_script``: the servers run the script's optimizer, so that its schedules are theirs.
+    ``turn`` is this worker's part in the round to come, None once it has left.
+    """
+
+    def __init__(
+        self,
+        loop: DataLoop,
+        exchange: Exchange,
+        strategy: Strategy,
+        model: ServedModel,
+        local_optimizer: torch.optim.Optimizer,
+        job: JobInfo,
+        *,
+        follows_script: bool,
+        is_retiring: Callable[[], bool],
+    ) -> None:
+        self.turn = exchange.turn
+        self.round = 0
+        self.steps = 0
+        self.weight = 0.0
+        self.local_optimizer = local_optimizer
+        self.follows_script = follows_script
+        self._loop = loop
+        self._exchange = exchange
+        self._strategy = strategy
+        self._model = model
+        self._job = job
+        self._is_retiring = is_retiring
+        self._lease = Lease(strategy.steps_per_round)
+        self._last_turn: Turn | None = None
+        self._ticket: _Ticket | None = None
+        self._ended = False
+
+    # -- what a strategy reads ------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> Tensors:
+        return self._model.parameters
+
+    @property
+    def served(self) -> Tensors:
+        if not self._model.is_kept:
+            self._model.install(self._model.fresh(self.parameters))
+            if self.steps:
+                self.pull()
+            else:
+                self._model.refresh()
+        return self._model.served
+
+    @property
+    def rank(self) -> int:
+        return self._known_turn.rank
+
+    @property
+    def world(self) -> int:
+        return self._known_turn.world
+
+    @property
+    def generation(self) -> int:
+        return self._known_turn.generation
+
+    @property
+    def steps_left(self) -> int:
+        return self._lease.steps_left
+
+    @property
+    def leaving(self) -> bool:
+        return self._is_retiring()
+
+    @property
+    def consistency(self) -> str:
+        return self._job.consistency.value
+
+    @property
+    def backup_workers(self) -> int:
+        return self._job.backup_workers
+
+    @property
+    def is_exchanging(self) -> bool:
+        """Is a round under way in the background?"""
+        return self._ticket is not None
+
+    # -- what a strategy does -------------------------------------------------------------------
+
+    def exchange(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+        kept = self._begin_round(updates, weight)
+        counted = self._loop.call(self._exchange.round())
+        self._model.refresh()
+        self._settle(kept, counted=counted)
+        return counted
+
+    def start_exchange(
+        self,
+        updates: Tensors,
+        *,
+        weight: float | None = None,
+        pull: Collection[str] | None = None,
+    ) -> Pending:
+        names = tuple(updates) if pull is None else tuple(pull)
+        fresh = self._model.fresh(names)
+        into = self._model.by_index(fresh)
+        if names and not self._model.is_kept:
+            raise UsageError("ask for served in begin(): the reading is to be kept", field="pull")
+        kept = self._begin_round(updates, weight)
+        work = self._loop.start(self._exchange.round(into))
+
+        def take_in(*, counted: bool) -> None:
+            self._ticket = None
+            self._model.install(fresh)
+            self._settle(kept, counted=counted)
+
+        self._ticket = _Ticket(work, take_in)
+        return self._ticket
+
+    def pull(self, names: Collection[str] | None = None) -> None:
+        self._be_alone()
+        served = self.served
+        wanted = served if names is None else {name: served[name] for name in names}
+        self._loop.call(self._exchange.read(self._model.by_index(wanted)))
+
+    def await_change(self) -> None:
+        self._be_alone()
+        if self._job.consistency is not Consistency.SYNC:
+            raise UsageError("only synchronous rounds have a set of workers", field="consistency")
+        self._loop.call(self._exchange.await_change())
+        self._adopt_turn()
+
+    def _begin_round(self, updates: Tensors | None, weight: float | None) -> int:
+        """Number the pushes of a round; returns how many samples are lent and not read yet."""
+        self._be_alone()
+        if self.turn is None:
+            raise JobFailed("this worker has left the job")
+        exchange, unread = self._exchange, self._lease.unread
+        exchange.weight = (self.weight or 1.0) if weight is None else weight
+        exchange.leaving = self.leaving
+        exchange.begin(None if updates is None else self._model.by_index(updates))
+        self.weight = 0.0
+        return sum(len(part) for part in unread)
+
+    def _be_alone(self) -> None:
+        if self._ticket is not None:
+            raise UsageError("a round is under way: wait for its ticket first", field="strategy")
+
+    def _settle(self, kept: int, *, counted: bool) -> None:
+        """A round is over: this worker's next turn is known, and its samples."""
+        if not counted:  # what was lent is lent again, read or not
+            self._lease.clear()
+        self._adopt_turn()
+        if self.turn is not None:
+            self._lease.add(self.turn, kept if counted else 0)
+
+    def _adopt_turn(self) -> None:
+        exchange = self._exchange
+        self.turn = exchange.turn
+        self._last_turn = self.turn or self._last_turn
+        self.round = exchange.commit.round if exchange.commit else self.round
+
+    @property
+    def _known_turn(self) -> Turn:
+        assert self._last_turn is not None
+        return self._last_turn
+
+    # -- what the run does ----------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """This worker has become a member."""
+        self._adopt_turn()
+        assert self.turn is not None
+        self._lease.add(self.turn)
+        self._strategy.begin(self)
+
+    def step(self, changed_options: Sequence[Hyperparameters], weight: float) -> None:
+        """One optimizer step on ``weight`` samples."""
+        if self.turn is None:
+            raise JobFailed("this worker has left the job")
+        before = self.generation
+        if self.follows_script:
+            self._exchange.hyper = changed_options
+        self.steps += 1
+        self.weight += weight
+        self._ended = False
+        self._lease.stepped()
+        self._strategy.step(self)
+        self._tell_change(before)
+
+    def _tell_change(self, before: int) -> None:
+        if self.turn is not None and self.generation != before:
+            self._strategy.membership_changed(self)
+
+    def end(self) -> None:
+        """No more steps come. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            if self._ticket is not None:
+                self._ticket.wait()
+            self._strategy.end(self)
+
+    # -- what the data loader and the optimizer do ----------------------------------------------
+
+    def register(self, spec: DataSpec) -> None:
+        """Say what is read; the ledger lends for as many steps as the strategy's round has."""
+        span = self._strategy.steps_per_round
+        wider = msgspec.structs.replace(spec, batch_size=spec.batch_size * span)
+        self._loop.call(self._exchange.register(wider))
+        self._model.refresh()
+        self._lease.clear()
+        self._lease.read_data(spec.batch_size)
+        self._adopt_turn()
+        assert self.turn is not None
+        self._lease.add(self.turn)
+
+    def next_samples(self) -> Samples | None:
+        """The samples of the next step; None when there are none in this turn, or any more."""
+        samples = self._lease.take()
+        if samples is None and self._ticket is not None:
+            self._ticket.wait()
+            samples = self._lease.take()
+        return samples
+
+    def abstain(self) -> None:
+        """Take part in a round without samples."""
+        assert self.turn is not None
+        if self.turn.samples:
+            raise UsageError(
+                "the strategy ended no round, and the samples that were lent for it are all read",
+                field="strategy",
+                hint="exchange at the latest when worker.steps_left is 0",
+            )
+        before = self.generation
+        self._exchange.leaving = self.leaving
+        self._loop.call(self._exchange.abstain())
+        self._model.refresh()
+        self._settle(0, counted=True)
+        self._tell_change(before)
+
+    def initialize(self, states: States) -> None:
+        """Give the blocks their values and states, where the job has not begun to train."""
+        self._be_alone()
+        self._loop.call(self._exchange.initialize(states, Round(self.round)))
+        self._model.refresh()
+
+    def read_values(self) -> None:
+        """Read the parameters from the shards."""
+        self._be_alone()
+        self._loop.call(self._exchange.read())
+        self._model.refresh()
+
+
+class _Ticket:
+    """A round in the background; what it brought is taken in by the script's own thread."""
+
+    def __init__(self, work: Future[bool], take_in: Callable[..., None]) -> None:
+        self._work = work
+        self._take_in = take_in
+        self._is_taken_in = False
+
+    @property
+    def done(self) -> bool:
+        return self._work.done()
+
+    def wait(self) -> bool:
+        try:
+            counted = self._work.result()
+        except BaseException:
+            self._work.cancel()
+            raise
+        if not self._is_taken_in:
+            self._is_taken_in = True
+            self._take_in(counted=counted)
+        return counted
