@@ -18,6 +18,7 @@ from typing import Any, Self, cast
 import uvloop
 
 from elasticps.core.blocks import LEDGER_BYTES, Model, partition
+from elasticps.core.chosen import DEFAULT_STRATEGY
 from elasticps.core.ids import (
     LEDGER,
     BlockId,
@@ -354,9 +355,8 @@ class Rig:
             job=JOB,
             name=JobName("job"),
             start_workers=self._start_workers,
-            strategy="data-parallel",
             model=self.model,
-            **self._job,
+            **{"strategy": DEFAULT_STRATEGY, **self._job},
         )
 
     def _servers_message(self) -> Servers:
