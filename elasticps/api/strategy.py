@@ -54,9 +54,9 @@ class Peers(Protocol):
         """The members' ids in rank order. An id is one life of a worker: it does not come again."""
 
     def put(self, key: str, tensor: torch.Tensor) -> None:
-        """Hold ``tensor`` ready for the peers, until something of a later round is put.
+        """Hold ``tensor`` ready for the peers until the round is over.
 
-        It is not copied: its values must stay as they are meanwhile, or until the round is over.
+        It is not copied: its values must stay as they are meanwhile.
         """
 
     def fetch(self, rank: int, key: str) -> torch.Tensor:

@@ -49,6 +49,10 @@ class PeerCalls:
     def sum(self, tensor: torch.Tensor) -> None:
         self._group_now().sum(tensor)
 
+    def begin_round(self) -> None:
+        """A round is over: what was put for it is not kept any longer."""
+        self._loop.start(self._begin(self._turn.round))
+
     def close(self) -> None:
         """Let go of the group, and wait a little for that. Idempotent."""
         self._drop()
@@ -61,6 +65,9 @@ class PeerCalls:
 
     async def _put(self, round_: Round, key: str, tensor: torch.Tensor) -> None:
         self._peers.shelf.put(round_, key, tensor)
+
+    async def _begin(self, round_: Round) -> None:
+        self._peers.shelf.begin(round_)
 
     async def _fetched(self, wanted: Mapping[int, str]) -> dict[int, torch.Tensor]:
         peers, round_ = self._peers, self._turn.round

@@ -1,7 +1,7 @@
 """A worker's shelf: tensors of a round that it holds ready, for its peers to fetch.
 
 A fetch of what is not there yet waits for it. What belongs to an earlier round than the newest that
-was put here is gone, and who asks for it is told so.
+has begun here is gone, and who asks for it is told so.
 """
 
 from __future__ import annotations
@@ -45,12 +45,17 @@ class Shelf:
         """
         if round_ < self._round:
             raise UsageError(f"round {round_} is over", field="round", limit=f"{self._round}")
-        if round_ > self._round:
-            self._round, self._entries = round_, {}
+        self.begin(round_)
         if len(self._entries) >= MAX_ENTRIES:
             raise UsageError(f"{key} is one too many", field="key", limit=f"{MAX_ENTRIES} a round")
         self._entries[key] = tensor.detach().contiguous()
         self._look_again()
+
+    def begin(self, round_: Round) -> None:
+        """The rounds before ``round_`` are over: nothing of them is kept, nobody waits for it."""
+        if round_ > self._round:
+            self._round, self._entries = round_, {}
+            self._look_again()
 
     def ask(self, connection: Connection, header: Header, fetch: FetchMeta) -> None:
         """Answer a peer's fetch, now or when what it wants is here."""

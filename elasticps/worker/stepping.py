@@ -222,6 +222,8 @@ class Stepping:
         self._adopt_turn()
         if self.turn is not None:
             self._lease.add(self.turn, kept if counted else 0)
+            if self._peers is not None:
+                self._peers.begin_round()
 
     def _adopt_turn(self) -> None:
         exchange = self._exchange

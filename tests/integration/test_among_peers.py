@@ -179,7 +179,7 @@ async def accuracy(strategy: str, workers: int) -> float:
     def script(run: elasticps.Run) -> float:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
-        optimizer = run.optimizer(model, "adamw", lr=2e-3)
+        optimizer = run.optimizer(model, "sgd", lr=0.1, momentum=0.9)
         for pixels, targets in run.data(train_set, batch_size=96, epochs=10):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(pixels), targets).backward()  # type: ignore[no-untyped-call]
@@ -195,10 +195,10 @@ async def accuracy(strategy: str, workers: int) -> float:
 
 async def test_gossip_comes_within_a_point_of_synchronous_training() -> None:
     sync = await accuracy("data-parallel", 3)
-    assert sync > 0.9
-    for strategy in ("gossip:topology=ring,publish_every=0", "gossip:topology=random"):
-        assert await accuracy(strategy, 3) > sync - 0.01
-    assert await accuracy("all-reduce", 3) == pytest.approx(sync, abs=0.005)
+    assert sync > 0.97
+    assert await accuracy("all-reduce", 3) == pytest.approx(sync, abs=0.003)
+    assert await accuracy("gossip:topology=ring", 3) > sync - 0.01
+    assert await accuracy("gossip:topology=ring,publish_every=0", 5) > sync - 0.01
 
 
 async def test_gossips_mixing_is_that_of_its_weights() -> None:
