@@ -107,6 +107,10 @@ class Worker(Protocol):
         """How many members the round to come has."""
 
     @property
+    def pushers(self) -> int:
+        """How many of them have samples to contribute to it."""
+
+    @property
     def generation(self) -> int:
         """A number for the set of members; it grows when that changes."""
 
@@ -122,19 +126,17 @@ class Worker(Protocol):
     def steps_left(self) -> int:
         """Steps that the samples lent to this worker allow after this one.
 
-        At 0 the round must be ended: ``run.data`` has nothing more to give before that.
+        At 0 the round must be ended: ``run.data`` has nothing more to give before that. Samples
+        that are unread when a round begins are this worker's in the next one as well.
         """
+
+    @property
+    def ends_data(self) -> bool:
+        """Are there no samples left to lend after these, unless a worker dies?"""
 
     @property
     def leaving(self) -> bool:
         """Has this worker been asked to leave? Its next exchange is its last."""
-
-    @property
-    def is_last_round(self) -> bool:
-        """Are the samples lent for this round the last ones? All members see the same.
-
-        Where a member dies there may yet be more. Always False where no data are read.
-        """
 
     @property
     def peers(self) -> Peers:
@@ -208,7 +210,10 @@ class Strategy(ABC):
 
     @property
     def steps_per_round(self) -> int:
-        """How many steps a worker takes for a round, and so for how many it is lent samples."""
+        """For how many steps a worker is lent samples at most: those of a round, usually.
+
+        With exchanges in the background: those of a round, and the steps that go on meanwhile.
+        """
         return 1
 
     def served_optimizer(self, chosen: ServedOptimizer) -> ServedOptimizer:

@@ -12,9 +12,9 @@ from msgspec import field
 
 from elasticps.core.commands import Answers, Committed, Floor, Ready, Refused, Vote
 from elasticps.core.ids import Round, Seq, WorkerId
-from elasticps.core.ranges import take
+from elasticps.core.ranges import count_of, take
 from elasticps.core.replica import Commit
-from elasticps.core.roster import NOT_ALL_READ, Roster
+from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
 
 
 class ClockLedger(Roster, kw_only=True):
@@ -47,12 +47,16 @@ class ClockLedger(Roster, kw_only=True):
             return [(worker, Refused(f"round {vote.round} is not the next after {clock}"))]
         if self._is_no_reader(worker):
             return [(worker, Refused(NOT_ALL_READ))]
+        if not self._keeps_what_it_has(vote):
+            return [(worker, Refused(NOT_LENT))]
         self.clocks[worker] = vote.round
         if vote.contributes:
             self.seqs[worker] = vote.seq
-        unread = () if vote.contributes else self.leases.get(worker, ())
-        self.supply = self.supply.returned(unread)
-        self.leases.pop(worker, None)
+        lent = self._taken_back(worker)
+        if not vote.contributes:
+            self.supply = self.supply.returned(lent)
+        elif vote.keeps:
+            self.kept[worker] = vote.keeps
         return self._farewell(worker) if vote.leaving else self._await(worker)
 
     def _await(self, worker: WorkerId) -> Answers:
@@ -81,8 +85,13 @@ class ClockLedger(Roster, kw_only=True):
         return self.staleness is None or ahead <= self.staleness
 
     def _may_go_on(self, worker: WorkerId) -> bool:
-        has_work = self.data is None or bool(self.leases.get(worker)) or self._exhausted
-        return has_work and self._in_bound(worker)
+        has_work = self.data is None or bool(self._lent(worker)) or self._exhausted
+        return (has_work or self._is_waited_for) and self._in_bound(worker)
+
+    @property
+    def _is_waited_for(self) -> bool:
+        """Do samples that were kept wait for who is slower, and may have none to go on with?"""
+        return any(self.kept.get(worker) and not self._in_bound(worker) for worker in self.waiting)
 
     def _commit_of(self, worker: WorkerId) -> Commit:
         return Commit(self.clocks[worker], self.generation, (worker,))
@@ -128,5 +137,7 @@ class ClockLedger(Roster, kw_only=True):
             due = worker not in self.waiting or self._in_bound(worker)
             if self.leases.get(worker) or not due:
                 continue
-            share = msgspec.structs.replace(self.data, batch_size=max(1, each + (rank < over)))
+            kept = count_of(self.kept.get(worker, ()))
+            wanted = max(0, max(1, each + (rank < over)) - kept)
+            share = msgspec.structs.replace(self.data, batch_size=wanted)
             self.leases[worker], self.supply = take(share, self.supply)

@@ -62,8 +62,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Vote(msgspec.Struct, frozen=True, tag=True):
     """All pushes of this worker for the round are acknowledged (or it contributes none).
 
-    ``seq`` is its newest push, for the ledgers that keep clocks. ``pushed`` is False in a round
-    whose workers exchange what they contribute among themselves: then all of them say so.
+    ``seq`` is its newest push, for the ledgers that keep clocks. ``keeps`` are samples that it was
+    lent and has not read: they stay lent to it, and are read for a later round. ``pushed`` is False
+    in a round whose workers exchange what they contribute among themselves: all of them say so.
     """
 
     worker: WorkerId
@@ -72,6 +73,7 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     contributes: bool = True
     leaving: bool = False
     seq: Seq = Seq(0)
+    keeps: tuple[Range, ...] = ()
     pushed: bool = True
 
 
@@ -137,7 +139,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is to do next: its place among the workers and its samples of the round.
 
     ``pushers``: how many workers contribute a gradient to the round; ``contributes``: one is this.
-    ``last``: nothing is left to lend after it, unless a worker dies.
+    The samples that it kept come first. ``last``: none are left to lend after these.
     """
 
     round: Round

@@ -9,6 +9,7 @@ calls those whose gradients were ready first, before any of them pushes.
 from __future__ import annotations
 
 from msgspec import field
+from msgspec.structs import replace
 
 from elasticps.core.bulletin import without
 from elasticps.core.commands import (
@@ -21,9 +22,9 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Round, WorkerId
-from elasticps.core.ranges import divide, take
+from elasticps.core.ranges import Range, count_of, divide, take
 from elasticps.core.replica import Commit
-from elasticps.core.roster import NOT_ALL_READ, Roster
+from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
 
 NOT_ALL_PUSHED = "some workers of this round pushed to the shards, and others did not"
 
@@ -32,7 +33,7 @@ class Ledger(Roster, kw_only=True):
     """``called``: who makes the round under way; empty where it is everybody, or not known yet.
 
     ``apart``: who votes for a round without pushes. ``counted``: the newest round that counts each
-    member's gradient.
+    member's gradient; ``keeping``: what the votes of the round under way keep.
     """
 
     backup_workers: int = 0
@@ -42,6 +43,7 @@ class Ledger(Roster, kw_only=True):
     ready: list[WorkerId] = field(default_factory=list)
     called: list[WorkerId] = field(default_factory=list)
     counted: dict[WorkerId, Round] = field(default_factory=dict)
+    keeping: dict[WorkerId, tuple[Range, ...]] = field(default_factory=dict)
 
     # -- rounds ---------------------------------------------------------------------------------
 
@@ -84,7 +86,10 @@ class Ledger(Roster, kw_only=True):
             return [(worker, Refused(NOT_ALL_READ))]
         if vote.contributes and self._is_odd(vote):
             return [(worker, Refused(NOT_ALL_PUSHED))]
+        if not self._keeps_what_it_has(vote):
+            return [(worker, Refused(NOT_LENT))]
         self.votes[worker] = vote.contributes
+        self.keeping[worker] = vote.keeps
         if vote.contributes and not vote.pushed and worker not in self.apart:
             self.apart.append(worker)
         if vote.leaving and worker not in self.leaving:
@@ -119,8 +124,13 @@ class Ledger(Roster, kw_only=True):
         self.round = round_
         self.last = self._commit_of(contributors)
         for worker in self.members:
+            lent, keeping = self._taken_back(worker), self.keeping.get(worker, ())
             if worker not in contributors:
-                self.supply = self.supply.returned(self.leases.pop(worker, ()))
+                self.supply = self.supply.returned(lent)
+            elif worker in self.leaving:
+                self.supply = self.supply.returned(keeping)
+            elif keeping:
+                self.kept[worker] = keeping
         self.departed += self.leaving
         self.readers = [worker for worker in self.readers if worker not in self.leaving]
         self.notes = without(self.notes, self.leaving)
@@ -153,7 +163,7 @@ class Ledger(Roster, kw_only=True):
 
     def _forget_votes(self) -> None:
         self.leaving, self.votes, self.ready, self.called = [], {}, [], []
-        self.apart = []
+        self.apart, self.keeping = [], {}
 
     # -- what the roster asks -------------------------------------------------------------------
 
@@ -181,13 +191,18 @@ class Ledger(Roster, kw_only=True):
     def _lend(self) -> None:
         """Lend the next global batch to the members, in rank order, in near-equal slices.
 
+        What some have kept is a part of it.
+
         Whom the last round went on without comes last, or its samples would come back to it.
         """
         if self.data is None or not self.members:
             self.leases = {}
             return
-        self.drawn_from = self.supply
-        batch, self.supply = take(self.data, self.supply)
+        self.drawn_from = self.supply.returned(
+            tuple(part for member in self.members for part in self.kept.get(member, ()))
+        )
+        wanted = max(0, self.data.batch_size - sum(map(count_of, self.kept.values())))
+        batch, self.supply = take(replace(self.data, batch_size=wanted), self.supply)
         fast = self.last.contributors if self.backup_workers and self.last else self.members
         order = sorted(self.members, key=lambda member: member not in fast)
         slices = divide(batch, len(self.members))

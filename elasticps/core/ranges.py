@@ -72,6 +72,16 @@ def take(data: DataSpec, supply: Supply) -> tuple[tuple[Range, ...], Supply]:
     return tuple(batch), Supply(stop, tuple(given_back))
 
 
+def count_of(ranges: tuple[Range, ...]) -> int:
+    """How many samples they have."""
+    return sum(len(part) for part in ranges)
+
+
+def within(part: Range, whole: tuple[Range, ...]) -> bool:
+    """Do all positions of ``part`` lie in one range of ``whole``?"""
+    return any(one.start <= part.start < part.stop <= one.stop for one in whole)
+
+
 def divide(batch: tuple[Range, ...], shares: int) -> list[tuple[Range, ...]]:
     """Cut a batch into ``shares`` slices whose sizes differ by at most one sample.
 
@@ -79,6 +89,11 @@ def divide(batch: tuple[Range, ...], shares: int) -> list[tuple[Range, ...]]:
     """
     each, over = divmod(sum(len(part) for part in batch), shares)
     bounds = [each * share + min(share, over) for share in range(shares + 1)]
+    return cut_at(batch, bounds)
+
+
+def cut_at(batch: tuple[Range, ...], bounds: list[int]) -> list[tuple[Range, ...]]:
+    """The samples of ``batch`` between each two of ``bounds``, which count from its first."""
     return [_cut(batch, start, stop) for start, stop in pairwise(bounds)]
 
 

@@ -30,9 +30,10 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Generation, Round, WorkerId
-from elasticps.core.ranges import DataSpec, Range, Supply
+from elasticps.core.ranges import DataSpec, Range, Supply, within
 from elasticps.core.replica import Commit
 
+NOT_LENT = "only samples that were lent can be kept"
 NOT_ALL_READ = "every worker must take its samples from run.data, or none"
 
 
@@ -41,7 +42,9 @@ class Roster(msgspec.Struct, kw_only=True):
 
     A ledger adds what a vote does, and what a change of the members means for those who wait.
     ``begun`` is the round that the job began with, ``resumed`` what a checkpoint's job read;
-    ``drawn_from`` the supply before the round under way was lent; ``notes`` the bulletin.
+    ``drawn_from`` the supply before the round under way was lent, with what was kept from the one
+    before. ``kept`` are samples of an earlier turn that a member has yet to read; ``notes`` are the
+    bulletin.
     """
 
     start_workers: int
@@ -63,6 +66,7 @@ class Roster(msgspec.Struct, kw_only=True):
     supply: Supply = Supply()
     drawn_from: Supply = Supply()
     leases: dict[WorkerId, tuple[Range, ...]] = {}
+    kept: dict[WorkerId, tuple[Range, ...]] = {}
     notes: Notes = {}
 
     def apply(self, command: Command) -> Answers:
@@ -95,7 +99,7 @@ class Roster(msgspec.Struct, kw_only=True):
             world=len(self.members),
             pushers=len(self._able),
             contributes=worker in self._able,
-            samples=self.leases.get(worker, ()),
+            samples=self._lent(worker),
             exhausted=self._exhausted,
             last=self.data is not None and self.supply.spent(self.data),
         )
@@ -140,7 +144,7 @@ class Roster(msgspec.Struct, kw_only=True):
         """The members that have something to contribute to what comes next."""
         if self.data is None:
             return self.members
-        return [member for member in self.members if self.leases.get(member)]
+        return [member for member in self.members if self._lent(member)]
 
     def _is_no_reader(self, worker: WorkerId) -> bool:
         """Does this member not take the samples that it is lent?"""
@@ -242,7 +246,7 @@ class Roster(msgspec.Struct, kw_only=True):
             return []
         self.members = [worker for worker in self.members if worker not in gone]
         for worker in gone:
-            self.supply = self.supply.returned(self.leases.pop(worker, ()))
+            self.supply = self.supply.returned(self._taken_back(worker))
         self.generation = Generation(self.generation + 1)
         answers = self._went(gone)
         if not self.members:
@@ -276,10 +280,24 @@ class Roster(msgspec.Struct, kw_only=True):
 
     # -- data -----------------------------------------------------------------------------------
 
+    def _lent(self, worker: WorkerId) -> tuple[Range, ...]:
+        """All that a worker has to read, what it kept first."""
+        return self.kept.get(worker, ()) + self.leases.get(worker, ())
+
+    def _taken_back(self, worker: WorkerId) -> tuple[Range, ...]:
+        """What a worker was lent: it has it no more."""
+        lent = self._lent(worker)
+        self.kept.pop(worker, None)
+        self.leases.pop(worker, None)
+        return lent
+
+    def _keeps_what_it_has(self, vote: Vote) -> bool:
+        return all(within(part, self._lent(vote.worker)) for part in vote.keeps)
+
     @property
     def _exhausted(self) -> bool:
         """None lent and none left: where a worker died, none may be lent while some are left."""
-        lent = any(self.leases.values())
+        lent = any(self.leases.values()) or any(self.kept.values())
         return self.data is not None and not lent and self.supply.spent(self.data)
 
     def _register(self, command: Register) -> Answers:

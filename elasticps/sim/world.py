@@ -315,7 +315,8 @@ class World:
         self.check.finished(logs)
         if isinstance(ledger, LedgerHost) and self.job.in_rounds and self.job.data is not None:
             state = ledger.ledger
-            lent = [part for lease in state.leases.values() for part in lease]
+            leases = (*state.leases.values(), *state.kept.values())
+            lent = [part for lease in leases for part in lease]
             kept = [*lent, *state.supply.given_back]
             self.check.samples(logs[BlockId(1)], kept, state.supply.position, state.last)
 

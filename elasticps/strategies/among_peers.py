@@ -90,7 +90,7 @@ class AmongPeers(Strategy):
         every = self._publish_every
         is_due = every > 0 and (worker.round + 1) % every == 0
         is_left_by_all = worker.leaving and worker.world == 1
-        return is_due or is_left_by_all or worker.is_last_round
+        return is_due or is_left_by_all or worker.ends_data
 
     # -- members --------------------------------------------------------------------------------
 

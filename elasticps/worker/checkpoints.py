@@ -26,7 +26,12 @@ from elasticps.errors import BlockUnavailable, CheckpointError
 from elasticps.wire.messages import CheckpointReport, JobInfo
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
-from elasticps.worker.optimizer_state import States, by_block, by_parameter
+from elasticps.worker.optimizer_state import (
+    States,
+    by_block,
+    by_parameter,
+    values_by_parameter,
+)
 from elasticps.worker.parameters import BlockMemory
 
 log = logging.getLogger(__name__)
@@ -114,12 +119,13 @@ class Checkpoints:
 
     def _snapshot(self, job: JobInfo, states: States, cut: Cut) -> Snapshot:
         state = by_parameter(self._memory, states)
+        served = values_by_parameter(self._memory, states)
         return Snapshot(
             job=job.name,
             round=cut.round,
             model=self._model,
             data=DataPosition.at(cut.data, cut.supply) if cut.data else None,
-            values=self._parameters,
+            values={name: served[parameter] for name, parameter in self._parameters.items()},
             state={
                 name: state[parameter]
                 for name, parameter in self._parameters.items()

@@ -33,7 +33,7 @@ from elasticps.core.commands import (
 )
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import BlockId, Round, Seq, WorkerId
-from elasticps.core.ranges import DataSpec
+from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 from elasticps.errors import BlockUnavailable, JobFailed, UsageError
 from elasticps.wire.frame import FLAG_EMPTY, Kind, Status
@@ -73,6 +73,7 @@ class Exchange:
         self.turn: Turn | None = None
         self.commit: Commit | None = None
         self.leaving = False
+        self.keeps: tuple[Range, ...] = ()
         self.weight = 1.0
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
         self.bytes_pushed = 0
@@ -313,8 +314,9 @@ class Exchange:
                 turn.generation,
                 contributes,
                 self.leaving,
-                self._seq,
-                pushed,
+                seq=self._seq,
+                keeps=self.keeps if contributes else (),
+                pushed=pushed,
             )
 
         answer = await self._client.ledger(ballot)

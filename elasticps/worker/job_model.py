@@ -49,7 +49,7 @@ def job_model(
     local = _made(plugin, wanted, chosen.options)
     _check_groups(model, local.param_groups)
     served, served_groups = strategy.served_optimizer(chosen), local.param_groups
-    if served != chosen:
+    if served is not chosen:
         plugin = _plugin(served.name)
         bare = [{"params": group["params"]} for group in local.param_groups]
         served_groups = _made(plugin, bare, served.options).param_groups
@@ -67,7 +67,7 @@ def job_model(
         described=described,
         tensors=[by_name[row.name] for row in described.parameters],
         local=local,
-        follows_script=served == chosen,
+        follows_script=served is chosen,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from elasticps.core.commands import Turn
-from elasticps.core.ranges import Range, divide
+from elasticps.core.ranges import Range, count_of, cut_at
 
 Samples = tuple[Range, ...]
 
@@ -22,30 +23,38 @@ class Lease:
         self._batch_size: int | None = None
         self._batches: deque[Samples] = deque()
         self._steps = 0
+        self._kept: Samples = ()
+        self._steps_kept = 0
 
     @property
     def steps_left(self) -> int:
         return len(self._batches) if self._batch_size else self._steps
 
-    @property
-    def unread(self) -> Samples:
-        """The samples of the batches that nobody has taken."""
-        return tuple(part for batch in self._batches for part in batch)
+    def hand_in(self) -> Samples:
+        """A round begins: what is left unread is returned, to be kept for the next."""
+        self._kept = tuple(part for batch in self._batches for part in batch)
+        self._steps_kept = self._steps
+        return self._kept
 
     def read_data(self, batch_size: int) -> None:
         """From now on samples are read, in global batches of ``batch_size``."""
         self._batch_size = batch_size
 
-    def add(self, turn: Turn, kept: int = 0) -> None:
-        """A new turn has begun; its first ``kept`` samples are of the turn before."""
+    def add(self, turn: Turn) -> None:
+        """A new turn has begun, first of all with what was kept.
+
+        The rest is cut into this worker's shares of global batches, the last one what is left.
+        """
+        kept = count_of(self._kept)
+        self._kept, steps_kept, self._steps_kept = (), self._steps_kept, 0
         if self._batch_size is None:
-            self._steps += self._span
+            self._steps += max(0, self._span - steps_kept)
             return
-        fresh = _after(turn.samples, kept)
-        count = sum(len(part) for part in fresh)
-        if count:
-            steps = round(count * turn.world / self._batch_size)
-            self._batches.extend(divide(fresh, max(1, min(steps, self._span, count))))
+        count = count_of(turn.samples)
+        each = max(1.0, self._batch_size / turn.world)
+        steps = min(self._span, math.ceil((count - kept) / each))
+        bounds = [kept + int(step * each) for step in range(steps)]
+        self._batches.extend(cut_at(turn.samples, [*bounds, count]))
 
     def take(self) -> Samples | None:
         """The next step's batch; None when the turn has no more."""
@@ -58,15 +67,5 @@ class Lease:
     def clear(self) -> None:
         """Nothing of what was lent is to be read any more."""
         self._batches.clear()
-        self._steps = 0
-
-
-def _after(samples: Samples, skipped: int) -> Samples:
-    """``samples`` without the first ``skipped``."""
-    rest: list[Range] = []
-    for part in samples:
-        start = min(part.start + skipped, part.stop)
-        skipped -= start - part.start
-        if start < part.stop:
-            rest.append(Range(start, part.stop))
-    return tuple(rest)
+        self._steps = self._steps_kept = 0
+        self._kept = ()

@@ -39,6 +39,19 @@ def by_parameter(memory: Sequence[BlockMemory], states: States) -> dict[torch.Te
     return {parameter: state for parameter, state in whole.items() if state}
 
 
+def values_by_parameter(
+    memory: Sequence[BlockMemory], states: States
+) -> dict[torch.Tensor, torch.Tensor]:
+    """Each parameter's value as its blocks hold it, whatever the parameter itself is by now."""
+    whole: dict[torch.Tensor, torch.Tensor] = {}
+    for item, (meta, payload) in zip(memory, states, strict=True):
+        full = whole.setdefault(item.parameter, torch.empty_like(item.parameter.detach()))
+        for row, tensor in _tensors(meta, payload):
+            if row.key == VALUE:
+                full.view(-1)[item.block.start : item.block.stop] = tensor.view(-1)
+    return whole
+
+
 def by_block(memory: Sequence[BlockMemory], state: Mapping[torch.Tensor, Any]) -> States:
     """Cut each parameter's state into its blocks', each with the parameter's present value."""
     return [_block_state(item, state.get(item.parameter, {})) for item in memory]

@@ -296,9 +296,9 @@ class Run:
             self._loop.call(self._progress())
 
     async def _progress(self) -> None:
-        member = self._member
-        turn, round_ = member.turn, Round(member.round)
-        if turn is not None and round_:
+        member = self._stepping
+        if member is not None and member.turn is not None and member.round:
+            turn, round_ = member.turn, Round(member.round)
             self._agent.progress(
                 Progress(
                     round=round_,

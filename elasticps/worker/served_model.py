@@ -48,7 +48,8 @@ class ServedModel:
 
     def by_index(self, tensors: Tensors) -> Targets:
         """The same by the parameters' places. Raises UsageError for what does not fit its own."""
-        return {self._index[name]: self._fitting(name, item) for name, item in tensors.items()}
+        fitting = {name: self._fitting(name, item) for name, item in tensors.items()}
+        return {self._index[name]: item for name, item in fitting.items()}
 
     def _fitting(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         parameter = self._known(name)

@@ -93,6 +93,10 @@ class Stepping:
         return self._known_turn.world
 
     @property
+    def pushers(self) -> int:
+        return self._known_turn.pushers
+
+    @property
     def generation(self) -> int:
         return self._known_turn.generation
 
@@ -101,12 +105,12 @@ class Stepping:
         return self._lease.steps_left
 
     @property
-    def leaving(self) -> bool:
-        return self._is_retiring()
+    def ends_data(self) -> bool:
+        return self._known_turn.last
 
     @property
-    def is_last_round(self) -> bool:
-        return self._known_turn.last
+    def leaving(self) -> bool:
+        return self._is_retiring()
 
     @property
     def peers(self) -> PeerCalls:
@@ -130,10 +134,10 @@ class Stepping:
     # -- what a strategy does -------------------------------------------------------------------
 
     def exchange(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
-        kept = self._begin_round(updates, weight)
+        self._begin_round(updates, weight)
         counted = self._loop.call(self._exchange.round())
         self._model.refresh()
-        self._settle(kept, counted=counted)
+        self._settle(counted=counted)
         return counted
 
     def start_exchange(
@@ -148,13 +152,13 @@ class Stepping:
         into = self._model.by_index(fresh)
         if names and not self._model.is_kept:
             raise UsageError("ask for served in begin(): the reading is to be kept", field="pull")
-        kept = self._begin_round(updates, weight)
+        self._begin_round(updates, weight)
         work = self._loop.start(self._exchange.round(into))
 
         def take_in(*, counted: bool) -> None:
             self._ticket = None
             self._model.install(fresh)
-            self._settle(kept, counted=counted)
+            self._settle(counted=counted)
 
         self._ticket = _Ticket(work, take_in)
         return self._ticket
@@ -168,10 +172,10 @@ class Stepping:
     def agree(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
         self._be_in_rounds()
         samples = self.weight
-        kept = self._begin_round(updates, weight)
+        self._begin_round(updates, weight)
         whole = self._loop.call(self._exchange.agree(pushes=updates is not None))
         if whole:
-            self._settle(kept, counted=True)
+            self._settle(counted=True)
         else:
             self.weight = samples
             self._adopt_turn()
@@ -197,31 +201,31 @@ class Stepping:
         self._exchange.leaving = self.leaving
         self._loop.call(self._exchange.abstain())
         self._model.refresh()
-        self._settle(0, counted=True)
+        self._settle(counted=True)
 
-    def _begin_round(self, updates: Tensors | None, weight: float | None) -> int:
-        """Number the pushes of a round; returns how many samples are lent and not read yet."""
+    def _begin_round(self, updates: Tensors | None, weight: float | None) -> None:
+        """Number the pushes of a round, and say what of the samples is not read yet."""
         self._be_alone()
         if self.turn is None:
             raise JobFailed("this worker has left the job")
-        exchange, unread = self._exchange, self._lease.unread
+        exchange = self._exchange
+        exchange.keeps = self._lease.hand_in()
         exchange.weight = (self.weight or 1.0) if weight is None else weight
         exchange.leaving = self.leaving
         exchange.begin(None if updates is None else self._model.by_index(updates))
         self.weight = 0.0
-        return sum(len(part) for part in unread)
 
     def _be_alone(self) -> None:
         if self._ticket is not None:
             raise UsageError("a round is under way: wait for its ticket first", field="strategy")
 
-    def _settle(self, kept: int, *, counted: bool) -> None:
+    def _settle(self, *, counted: bool) -> None:
         """A round is over: this worker's next turn is known, and its samples."""
         if not counted:  # what was lent is lent again, read or not
             self._lease.clear()
         self._adopt_turn()
         if self.turn is not None:
-            self._lease.add(self.turn, kept if counted else 0)
+            self._lease.add(self.turn)
             if self._peers is not None:
                 self._peers.begin_round()
 
