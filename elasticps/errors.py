@@ -52,6 +52,10 @@ class PeerUnavailable(ElasticError):
     """A peer refused the connection, reset it, or did not answer in time."""
 
 
+class MembershipChanged(ElasticError):
+    """The set of workers changed in the middle of what they did together: begin that anew."""
+
+
 class StoreError(ElasticError):
     """etcd answered with an error, or holds a value that is not ours."""
 

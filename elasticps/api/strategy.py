@@ -41,6 +41,38 @@ class Pending(Protocol):
         """
 
 
+class Peers(Protocol):
+    """The other workers of the job. For a strategy that says ``uses_peers``, in sync mode alone.
+
+    Every call is of the round under way and of the worker's ``generation``. It raises
+    MembershipChanged when that is over, PeerUnavailable when a peer is gone, both at once: then
+    ``Worker.regroup``, and begin the round anew with who is left.
+    """
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The members' ids in rank order. An id is one life of a worker: it does not come again."""
+
+    def put(self, key: str, tensor: torch.Tensor) -> None:
+        """Hold ``tensor`` ready for the peers until the round is over.
+
+        It is not copied: its values must stay as they are meanwhile.
+        """
+
+    def fetch(self, rank: int, key: str) -> torch.Tensor:
+        """What the peer has put in this round, once it has. A tensor of this worker's own."""
+
+    def fetch_all(self, wanted: Mapping[int, str]) -> dict[int, torch.Tensor]:
+        """The same of several peers at a time, by rank."""
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """Replace ``tensor`` by the sum of all members' in its place, the same in each to the bit.
+
+        It must be contiguous. When this raises, leave it to the garbage collector: it may be
+        written to yet.
+        """
+
+
 class Worker(Protocol):
     """One worker's membership as its strategy sees it.
 
@@ -107,6 +139,10 @@ class Worker(Protocol):
         """Has this worker been asked to leave? Its next exchange is its last."""
 
     @property
+    def peers(self) -> Peers:
+        """The other workers. Raises UsageError where the strategy does not say ``uses_peers``."""
+
+    @property
     def consistency(self) -> str:
         """``sync``, ``bounded`` or ``async``."""
 
@@ -138,6 +174,22 @@ class Worker(Protocol):
     def pull(self, names: Collection[str] | None = None) -> None:
         """Read into ``served`` what the shards hold: in sync mode as of the last round."""
 
+    def agree(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+        """One round without reading: on True all members have said so, and its samples count.
+
+        On False the members changed first: nothing counts, and ``generation`` is another. All must
+        give ``updates`` or none: they go to the shards as in ``exchange``, in the same round.
+        """
+
+    def regroup(self) -> None:
+        """An exchange among peers has failed: learn who is left.
+
+        Where nobody is gone after a moment the round begins anew with the same members.
+        """
+
+    def abstain(self) -> None:
+        """Take part in a round without samples, and read ``parameters`` from the shards."""
+
     def await_change(self) -> None:
         """Wait until the members are others than ``generation``'s, and take in who they are now.
 
@@ -153,6 +205,8 @@ class Strategy(ABC):
     """
 
     api_version: ClassVar[int] = 2
+    uses_peers: ClassVar[bool] = False
+    """Does it exchange tensors among the workers? They listen for each other then."""
 
     @property
     def steps_per_round(self) -> int:
@@ -182,6 +236,10 @@ class Strategy(ABC):
 
         On return the parameters are what the next forward pass uses.
         """
+
+    def abstain(self, worker: Worker) -> None:
+        """A round in which this worker has no samples, while others have."""
+        worker.abstain()
 
     def membership_changed(self, worker: Worker) -> None:  # noqa: B027
         """The set of members is another since the step before."""

@@ -63,7 +63,8 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     """All pushes of this worker for the round are acknowledged (or it contributes none).
 
     ``seq`` is its newest push, for the ledgers that keep clocks. ``keeps`` are samples that it was
-    lent and has not read: they stay lent to it, and are read for a later round.
+    lent and has not read: they stay lent to it, and are read for a later round. ``pushed`` is False
+    in a round whose workers exchange what they contribute among themselves: all of them say so.
     """
 
     worker: WorkerId
@@ -73,6 +74,7 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     leaving: bool = False
     seq: Seq = Seq(0)
     keeps: tuple[Range, ...] = ()
+    pushed: bool = True
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
@@ -86,7 +88,22 @@ class Observe(msgspec.Struct, frozen=True, tag=True):
     revision: int
 
 
-Command = Join | Initialized | Register | Ready | Vote | Leave | Observe
+class Publish(msgspec.Struct, frozen=True, tag=True):
+    """Leave a note for the other workers; it goes with its worker. See ``core.bulletin``."""
+
+    worker: WorkerId
+    key: str
+    note: bytes
+
+
+class Regroup(msgspec.Struct, frozen=True, tag=True):
+    """What the members do together has failed although nobody died: begin the round anew."""
+
+    worker: WorkerId
+    generation: Generation
+
+
+Command = Join | Initialized | Register | Ready | Vote | Leave | Observe | Publish | Regroup
 
 
 # -- questions: they change nothing ---------------------------------------------------------------
@@ -105,7 +122,14 @@ class Inspect(msgspec.Struct, frozen=True, tag=True):
     worker: WorkerId
 
 
-Question = Attend | Inspect
+class Lookup(msgspec.Struct, frozen=True, tag=True):
+    """Who are the members, and what has each written under ``key``?"""
+
+    worker: WorkerId
+    key: str
+
+
+Question = Attend | Inspect | Lookup
 
 
 # -- answers --------------------------------------------------------------------------------------
@@ -178,6 +202,18 @@ class Inspected(msgspec.Struct, frozen=True, tag=True):
     cut: Cut
 
 
+class Published(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Found(msgspec.Struct, frozen=True, tag=True):
+    """``members`` in rank order; ``notes`` of those who have written one."""
+
+    generation: Generation
+    members: tuple[WorkerId, ...]
+    notes: dict[WorkerId, bytes]
+
+
 class Left(msgspec.Struct, frozen=True, tag=True):
     pass
 
@@ -186,5 +222,16 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Answer = Admitted | Called | Committed | Regenerated | Registered | Inspected | Left | Refused
+Answer = (
+    Admitted
+    | Called
+    | Committed
+    | Regenerated
+    | Registered
+    | Inspected
+    | Published
+    | Found
+    | Left
+    | Refused
+)
 Answers = list[tuple[WorkerId, Answer]]

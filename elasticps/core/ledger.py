@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from msgspec import field
 
+from elasticps.core.bulletin import without
 from elasticps.core.commands import (
     Answers,
     Called,
@@ -24,17 +25,20 @@ from elasticps.core.ranges import Range, count_of
 from elasticps.core.replica import Commit
 from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
 
+NOT_ALL_PUSHED = "some workers of this round pushed to the shards, and others did not"
+
 
 class Ledger(Roster, kw_only=True):
     """``called``: who makes the round under way; empty where it is everybody, or not known yet.
 
-    ``counted``: the newest round that counts each member's gradient; ``keeping``: what the votes of
-    the round under way keep.
+    ``apart``: who votes for a round without pushes. ``counted``: the newest round that counts each
+    member's gradient; ``keeping``: what the votes of the round under way keep.
     """
 
     backup_workers: int = 0
     leaving: list[WorkerId] = field(default_factory=list)
     votes: dict[WorkerId, bool] = field(default_factory=dict)
+    apart: list[WorkerId] = field(default_factory=list)
     ready: list[WorkerId] = field(default_factory=list)
     called: list[WorkerId] = field(default_factory=list)
     counted: dict[WorkerId, Round] = field(default_factory=dict)
@@ -69,7 +73,8 @@ class Ledger(Roster, kw_only=True):
         worker = vote.worker
         farewell = self.farewells.get(worker)
         if farewell is not None and vote.round == farewell.round:
-            return [(worker, Committed(farewell, None, worker in farewell.contributors))]
+            counted = farewell.apart or worker in farewell.contributors
+            return [(worker, Committed(farewell, None, counted))]
         objection = self._out_of_turn(worker, vote.round)
         if objection:
             return objection
@@ -78,13 +83,22 @@ class Ledger(Roster, kw_only=True):
         may = worker in (self.called if self.backup_workers else self._able)
         if vote.contributes != may or self._is_no_reader(worker):
             return [(worker, Refused(NOT_ALL_READ))]
+        if vote.contributes and self._is_odd(vote):
+            return [(worker, Refused(NOT_ALL_PUSHED))]
         if not self._keeps_what_it_has(vote):
             return [(worker, Refused(NOT_LENT))]
         self.votes[worker] = vote.contributes
         self.keeping[worker] = vote.keeps
+        if vote.contributes and not vote.pushed and worker not in self.apart:
+            self.apart.append(worker)
         if vote.leaving and worker not in self.leaving:
             self.leaving.append(worker)
         return self._commit() if self._is_whole() else []
+
+    def _is_odd(self, vote: Vote) -> bool:
+        """Has it pushed where another has not, or the other way round?"""
+        others = [name for name in self.votes if self.votes[name] and name != vote.worker]
+        return any((name in self.apart) == vote.pushed for name in others)
 
     def _out_of_turn(self, worker: WorkerId, round_: Round) -> Answers:
         """The answer to a worker that does not speak of the round under way."""
@@ -107,7 +121,7 @@ class Ledger(Roster, kw_only=True):
         voters = [member for member in self.members if member in self.votes]
         contributors = tuple(worker for worker in voters if self.votes[worker])
         self.round = round_
-        self.last = Commit(self.round, self.generation, contributors)
+        self.last = self._commit_of(contributors)
         for worker in self.members:
             lent, keeping = self._taken_back(worker), self.keeping.get(worker, ())
             if worker not in contributors:
@@ -118,6 +132,7 @@ class Ledger(Roster, kw_only=True):
                 self.kept[worker] = keeping
         self.departed += self.leaving
         self.readers = [worker for worker in self.readers if worker not in self.leaving]
+        self.notes = without(self.notes, self.leaving)
         self.farewells.update((worker, self.last) for worker in self.leaving)
         changed = bool(self.joining or self.leaving)
         self.members = [worker for worker in self.members if worker not in self.leaving]
@@ -131,6 +146,15 @@ class Ledger(Roster, kw_only=True):
         }
         return answers + self._admissions(joiners)
 
+    def _commit_of(self, contributors: tuple[WorkerId, ...]) -> Commit:
+        """Without pushes a round is apart, and so is an empty one that follows such a round."""
+        last = self.last
+        follows = last is not None and last.apart
+        if not self.apart and (contributors or not follows):
+            return Commit(self.round, self.generation, contributors)
+        base = last.base if last is not None and follows else last
+        return Commit(self.round, self.generation, (), apart=True, base=base)
+
     def _committed(self, worker: WorkerId, round_: Round) -> Committed:
         assert self.last is not None
         turn = self.turn(worker) if worker in self.members else None
@@ -138,7 +162,7 @@ class Ledger(Roster, kw_only=True):
 
     def _forget_votes(self) -> None:
         self.leaving, self.votes, self.ready, self.called = [], {}, [], []
-        self.keeping = {}
+        self.apart, self.keeping = [], {}
 
     # -- what the roster asks -------------------------------------------------------------------
 

@@ -28,11 +28,17 @@ class Applied(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True):
-    """The ledger's word that a round is whole, and whose gradients count in it, in rank order."""
+    """The ledger's word that a round is whole, and whose gradients count in it, in rank order.
+
+    ``apart``: its workers exchanged among themselves and pushed nothing. ``base`` is then the last
+    round that they pushed for, None where there is none.
+    """
 
     round: Round
     generation: Generation
     contributors: tuple[WorkerId, ...]
+    apart: bool = False
+    base: Commit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,8 @@ class Settled(Enum):
     """Apply the prepared round now."""
     PREPARE_EMPTY = "prepare-empty"
     """Nobody contributed: prepare a round without pushes."""
+    SKIP = "skip"
+    """Nobody pushed for it: count it."""
     MISSING = "missing"
     """What was committed is not prepared here: this replica has been left behind."""
 
@@ -174,7 +182,10 @@ class Replica:
         return RoundOp(Round(self.round + 1), self.generation, tuple(sorted(self.staged.items())))
 
     def empty_round(self, commit: Commit) -> RoundOp:
-        """The op of a round to which nobody contributed."""
+        """The op of a round to which nobody contributed: the one before those without pushes."""
+        if commit.apart:
+            assert commit.base is not None
+            commit = commit.base
         return RoundOp(commit.round, commit.generation, ())
 
     def prepare(self, op: RoundOp, *, following: bool = False) -> int:
@@ -198,10 +209,13 @@ class Replica:
     def settle(self, commit: Commit | None) -> Settled:
         """What does a proof that ``commit`` was made (None: no round yet) ask for next?
 
-        Ask again when that is done: it takes up to three steps until DONE or MISSING.
+        Ask again when that is done: it takes up to four steps until DONE or MISSING.
         """
         if commit is None or commit.round <= self.round:
             return Settled.DONE
+        if commit.apart:
+            before = self.settle(commit.base)
+            return Settled.SKIP if before is Settled.DONE else before
         if self.prepared is None or not self._is_prepared(commit.round, commit.generation):
             return self._settle_unprepared(commit)
         whole = set(self.prepared.workers) == set(commit.contributors)
@@ -226,6 +240,12 @@ class Replica:
         self._tally(op)
         self.drop_staged()
         return op
+
+    def skip(self, commit: Commit) -> None:
+        """The rounds up to ``commit``'s asked nothing of this block; what it holds is void."""
+        self.prepared = None
+        self.round, self.last = commit.round, commit
+        self.drop_staged()
 
     def _tally(self, op: RoundOp) -> None:
         for worker, seq in op.pushes:

@@ -7,6 +7,7 @@ from typing import Self
 
 import msgspec
 
+from elasticps.core.bulletin import Notes, objection, under, without, written
 from elasticps.core.commands import (
     LARGEST,
     Admitted,
@@ -14,15 +15,20 @@ from elasticps.core.commands import (
     Command,
     Cut,
     Floor,
+    Found,
     Initialized,
     Join,
     Leave,
     Left,
     Observe,
+    Publish,
+    Published,
     Ready,
     Refused,
+    Regenerated,
     Register,
     Registered,
+    Regroup,
     Turn,
     Vote,
 )
@@ -41,9 +47,9 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
     A ledger adds what a vote does, and what a change of the members means for those who wait.
     ``begun`` is the round that the job began with, ``resumed`` what a checkpoint's job read;
     ``drawn_from`` the supply before the round under way was lent, with what was kept from the one
-    before. ``kept`` are samples of an earlier turn that a member has yet to read. ``data_policy``
-    names who shares samples out, ``owned`` is what it is told of its last answer, and ``failed``
-    why the job cannot go on: then everybody is refused.
+    before. ``kept`` are samples of an earlier turn that a member has yet to read; ``notes`` are the
+    bulletin. ``data_policy`` names who shares samples out, ``owned`` is what it is told of its last
+    answer, and ``failed`` why the job cannot go on: then everybody is refused.
     """
 
     start_workers: int
@@ -66,6 +72,7 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
     drawn_from: Supply = Supply()
     leases: dict[WorkerId, tuple[Range, ...]] = {}
     kept: dict[WorkerId, tuple[Range, ...]] = {}
+    notes: Notes = {}
     data_policy: str = DYNAMIC
     owned: dict[WorkerId, tuple[Range, ...]] = {}
     failed: str = ""
@@ -101,6 +108,10 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
                 return [*self._remove([command.worker]), (command.worker, Left())]
             case Observe():
                 return self._observe(command)
+            case Publish():
+                return self._publish(command)
+            case Regroup():
+                return self._regroup(command)
 
     def turn(self, worker: WorkerId) -> Turn:
         """A member's part in what comes next."""
@@ -119,6 +130,10 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
     def cut(self) -> Cut:
         """Where the job stands: what is lent for the round under way counts as not read."""
         return Cut(self.round, self.data, self.drawn_from)
+
+    def found(self, key: str) -> Found:
+        """The members, and what each has written under ``key``."""
+        return Found(self.generation, tuple(self.members), under(self.notes, key, self.members))
 
     # -- what each kind of ledger adds ----------------------------------------------------------
 
@@ -239,6 +254,7 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
         self.farewells = {
             worker: commit for worker, commit in self.farewells.items() if self._may_ask(worker)
         }
+        self.notes = without(self.notes, [name for name in self.notes if self._is_gone(name)])
         return self._remove([worker for worker in known if self._is_gone(worker)])
 
     def _remove(self, workers: list[WorkerId]) -> Answers:
@@ -247,6 +263,7 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
         self.joining = [worker for worker in self.joining if worker not in workers]
         self.departed += [worker for worker in workers if not self._is_gone(worker)]
         self.readers = [worker for worker in self.readers if worker not in workers]
+        self.notes = without(self.notes, workers)
         gone = [worker for worker in self.members if worker in workers]
         if not gone:
             return []
@@ -260,6 +277,29 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
         if not self.initialized:
             return self._admissions(self.members) if self.members[:1] != first else []
         return answers
+
+    # -- what members do together -----------------------------------------------------------------
+
+    def _publish(self, command: Publish) -> Answers:
+        worker, key, note = command.worker, command.key, command.note
+        reason = "this worker has left the job or was declared dead"
+        if not self._is_gone(worker):
+            reason = objection(self.notes, worker, key, note)
+        if reason:
+            return [(worker, Refused(reason))]
+        self.notes = written(self.notes, worker, key, note)
+        return [(worker, Published())]
+
+    def _regroup(self, command: Regroup) -> Answers:
+        """Whoever says so first opens a generation of the same members; the rest hear of it."""
+        worker = command.worker
+        if worker not in self.members:
+            return [(worker, Refused("this worker is not a member of the job any more"))]
+        if command.generation != self.generation:
+            return [(worker, Regenerated(self.turn(worker)))]
+        self.generation = Generation(self.generation + 1)
+        others = [answer for answer in self._went([]) if answer[0] != worker]
+        return [*others, (worker, Regenerated(self.turn(worker)))]
 
     # -- data -----------------------------------------------------------------------------------
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from importlib.metadata import version
-from pathlib import Path
 
 from elasticps.core.ids import JobName, NodeId
 from elasticps.core.proposal import Placed
@@ -32,6 +30,7 @@ from elasticps.errors import StoreError, StoreRolledBack
 from elasticps.store import Keys, Lease, Store, check_format, watch_prefix
 from elasticps.wire.address import Address
 from elasticps.wire.listener import listen
+from elasticps.wire.machine import this_machine
 from elasticps.wire.messages import (
     Describe,
     Finished,
@@ -60,7 +59,7 @@ class Node:
         self.view = ClusterView(self.keys)
         self.logs = LogBuffer(max_lines=LOG_LINES, max_bytes=LOG_BYTES)
         self.http_url = ""
-        self.machine = _machine()
+        self.machine = this_machine()
         self.supervisor = Supervisor(config.log_dir)
         control = Address.unix(config.runtime_dir / "control.sock")
         self.server = ShardServerChild(config, control, self._server_changed)
@@ -261,10 +260,3 @@ ServeHttp = Callable[[Node], AbstractAsyncContextManager[str]]
 
 class _Left(Exception):
     """Ends the node's task group: it has left."""
-
-
-def _machine() -> str:
-    """What two daemons share exactly when a Unix socket of one can be reached by the other."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    mounts = os.stat("/proc/self/ns/mnt").st_ino  # noqa: PTH116 - the link's target is the point
-    return f"{boot}:{mounts}"

@@ -15,6 +15,7 @@ from elasticps.core.commands import (
     Command,
     Inspect,
     Inspected,
+    Lookup,
     Observe,
     Question,
     Refused,
@@ -81,7 +82,7 @@ class LedgerHost(Hosted):
         worker = request.header.worker
         if isinstance(word, Observe) or word.worker != worker:
             raise WireError("a worker may speak for itself alone", field="worker")
-        if isinstance(word, Attend | Inspect):
+        if isinstance(word, Question):
             self._asked(request, word)
             return
         _replace(self._waiting, worker, request)
@@ -93,6 +94,8 @@ class LedgerHost(Hosted):
             self._tell(request, Refused("this worker is not a member of the job any more"))
         elif isinstance(question, Inspect):
             self._tell(request, Inspected(ledger.cut()))
+        elif isinstance(question, Lookup):
+            self._tell(request, ledger.found(question.key))
         elif question.generation != ledger.generation:
             self._tell(request, Regenerated(ledger.turn(worker)))
         else:
@@ -194,7 +197,7 @@ def _decoded(body: bytes) -> Command | Question:
 
 def _command(body: bytes) -> Command:
     word = _decoded(body)
-    if isinstance(word, Attend | Inspect):
+    if isinstance(word, Question):
         raise WireError("a question is no op", field="command")
     return word
 

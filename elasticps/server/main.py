@@ -50,7 +50,9 @@ class ShardServer:
         self.stopped = asyncio.Event()
         self.promises: asyncio.Queue[Promises] = asyncio.Queue(MAX_PROMISES_QUEUED)
         self._addresses: dict[ServerId, Address] = {}
-        self.peers = ConnectionPool(cluster, me, lambda server: self._addresses.get(server))
+        self.peers: ConnectionPool[ServerId] = ConnectionPool(
+            cluster, me, lambda server: self._addresses.get(server)
+        )
         self.table = Table(me, tasks, self.peers, self.promises)
 
     def on_message(self, conn: Connection, message: Control) -> None:

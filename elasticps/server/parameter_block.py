@@ -227,9 +227,16 @@ class ParameterBlock(Hosted):
         while (settled := self._replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
             if settled is Settled.APPLY:
                 self._apply_prepared()
+            elif settled is Settled.SKIP and commit is not None:
+                self._skip(commit)
             elif commit is not None:
                 self._publish(self._replica.empty_round(commit), PreparedGradient(None, {}))
         return settled
+
+    def _skip(self, commit: Commit) -> None:
+        self._replica.skip(commit)
+        self._prepared = PreparedGradient(None, {})
+        self._staging.refuse(Status.STALE_GENERATION)
 
     def _prepare(self) -> None:
         """The round's last gradient has come: hold their mean here and at every replica."""
@@ -327,12 +334,10 @@ class ParameterBlock(Hosted):
             self._replica.initialized, self._replica.round = True, op.initial.round
             self.replication.follow(_digest_of(payload))
             return
-        settled = self._replica.settle(op.commit)
-        if op.op is None or settled not in (Settled.DONE, Settled.APPLY):
-            raise WireError(f"an op that does not follow on block {self.id}", field="op")
+        if op.op is None:
+            raise WireError(f"no op for block {self.id}", field="op")
         received = self._received(payload, op.hyper)
-        if settled is Settled.APPLY:
-            self._apply_prepared()
+        self._catch_up(op.commit)
         if op.at_once:
             self._step(received.gradient, received.hyper)
         if self._broken:  # not to be promoted: it gets a snapshot instead
@@ -342,6 +347,16 @@ class ParameterBlock(Hosted):
         else:
             self._replica.prepare(op.op, following=True)
             self._prepared = received
+
+    def _catch_up(self, commit: Commit | None) -> None:
+        """Apply what the primary had applied before an op. Raises WireError where it is missing."""
+        while (settled := self._replica.settle(commit)) is not Settled.DONE:
+            if settled is Settled.APPLY:
+                self._apply_prepared()
+            elif settled is Settled.SKIP and commit is not None:
+                self._skip(commit)
+            else:
+                raise WireError(f"an op that does not follow on block {self.id}", field="op")
 
     def _received(self, payload: memoryview | None, hyper: dict[str, object]) -> PreparedGradient:
         self._tensor.check_options(hyper)

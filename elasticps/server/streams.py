@@ -31,7 +31,7 @@ class _Broken(ElasticError):
 class _Stream:
     """One block's way to one peer."""
 
-    def __init__(self, hosted: Hosted, peer: ServerId, peers: ConnectionPool) -> None:
+    def __init__(self, hosted: Hosted, peer: ServerId, peers: ConnectionPool[ServerId]) -> None:
         self._hosted = hosted
         self._peer = peer
         self._peers = peers
@@ -106,7 +106,7 @@ class ReplicaStreams:
     def __init__(
         self,
         tasks: asyncio.TaskGroup,
-        peers: ConnectionPool,
+        peers: ConnectionPool[ServerId],
         promises_changed: Callable[[JobKey], None],
     ) -> None:
         self._tasks = tasks

@@ -59,7 +59,7 @@ class Table:
         self,
         me: ServerId,
         tasks: asyncio.TaskGroup,
-        peers: ConnectionPool,
+        peers: ConnectionPool[ServerId],
         outbox: asyncio.Queue[Promises],
     ) -> None:
         self._me = me

@@ -19,7 +19,7 @@ from elasticps.core.ledger import Ledger
 from elasticps.core.plan import Entry
 from elasticps.core.planner import _Steps
 from elasticps.core.records import CaughtUpRow
-from elasticps.core.replica import Push, PushOutcome, Replica
+from elasticps.core.replica import Commit, Push, PushOutcome, Replica, Settled
 from elasticps.core.replication import Action, Answer, Check, Replication, Role
 from elasticps.sim.block import Block
 from elasticps.sim.checkers import Checkers
@@ -140,6 +140,18 @@ def _too_early_values() -> list[Place]:
     return [(Block, "as_of_request", False)]
 
 
+def _no_base_of_rounds_apart() -> list[Place]:
+    """A replica that is shown a round without pushes does not look at the one before it."""
+    original = Replica.settle
+
+    def settle(self: Replica, commit: Commit | None) -> Settled:
+        if commit is not None and commit.apart and commit.round > self.round:
+            return Settled.SKIP
+        return original(self, commit)
+
+    return [(Replica, "settle", settle)]
+
+
 def _no_directory_fsync() -> list[Place]:
     """A checkpoint's names are left to the page cache; the content of its files is not."""
     return [(Disk, "sync_directory", lambda self, path: None)]
@@ -157,6 +169,7 @@ ABLATIONS: dict[str, Callable[[], list[Place]]] = {
     "staleness-at-admission": _no_staleness_check,
     "floor-at-read": _no_floor,
     "durable-reads": _too_early_values,
+    "base-of-rounds-apart": _no_base_of_rounds_apart,
     "directory-fsync": _no_directory_fsync,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from elasticps.core.audit import Tally, mix
-from elasticps.core.ids import BlockId, Round, WorkerId
+from elasticps.core.ids import BlockId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
@@ -60,10 +60,9 @@ class Block(Hosted):
             self._prepared,
         )
 
-    def settled_log(self, round_: Round) -> tuple[Pushes, ...]:
-        """The log as of ``round_``: with the prepared round, if that is the one."""
-        prepared = self.replica.prepared
-        due = prepared is not None and prepared.round <= round_
+    def settled_log(self, last: Commit | None) -> tuple[Pushes, ...]:
+        """The log as of ``last``: with the prepared round, if that is one that it proves."""
+        due = self.replica.settle(last) is Settled.APPLY
         return (*self.log, self._prepared) if due else self.log
 
     # -- a worker's requests --------------------------------------------------------------------
@@ -164,11 +163,20 @@ class Block(Hosted):
         while (settled := self.replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
             if settled is Settled.APPLY:
                 self._apply_prepared()
+            elif settled is Settled.SKIP and commit is not None:
+                self._skip(commit)
             elif commit is not None:
                 self._publish(self.replica.empty_round(commit), ())
         if settled is Settled.MISSING:
             request.answer(Status.BEHIND)
         return settled is Settled.DONE
+
+    def _skip(self, commit: Commit) -> None:
+        self.replica.skip(commit)
+        self._prepared = ()
+        for request in self._held.values():
+            request.answer(Status.STALE_GENERATION)
+        self._held, self._gradients = {}, {}
 
     def _prepare(self) -> None:
         gradient = tuple(
@@ -233,10 +241,7 @@ class Block(Hosted):
             self.replica.initialized = True
             self.replication.follow(FIRST_VALUE)
             return True
-        settled = self.replica.settle(op.commit)
-        if settled is Settled.APPLY:
-            self._apply_prepared()
-        if op.op is None or settled not in (Settled.DONE, Settled.APPLY):
+        if op.op is None or not self._catch_up(op.commit):
             return False
         if op.at_once:
             self.log = (*self.log, op.gradient)
@@ -244,6 +249,16 @@ class Block(Hosted):
         else:
             self.replica.prepare(op.op, following=True)
             self._prepared = op.gradient
+        return True
+
+    def _catch_up(self, commit: Commit | None) -> bool:
+        while (settled := self.replica.settle(commit)) is not Settled.DONE:
+            if settled is Settled.APPLY:
+                self._apply_prepared()
+            elif settled is Settled.SKIP and commit is not None:
+                self._skip(commit)
+            else:
+                return False
         return True
 
     def adopt(self, entry: Entry) -> None:

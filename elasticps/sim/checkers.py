@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from elasticps.core.audit import Tally, compare
 from elasticps.core.clock_ledger import ClockLedger
 from elasticps.core.commands import Admitted, Answers, Command, Committed, Turn, Vote
-from elasticps.core.ids import BlockId, PlanEpoch, Round, Seq, ServerId, WorkerId
+from elasticps.core.ids import BlockId, Generation, PlanEpoch, Round, Seq, ServerId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.ranges import Range
 from elasticps.core.replica import Commit
@@ -47,6 +47,8 @@ class Checkers:
         self._own: dict[tuple[WorkerId, BlockId], list[Push]] = {}
         self._world = world
         self._commits: dict[Round, tuple[WorkerId, ...]] = {}
+        self._apart: dict[tuple[Round, Generation], dict[WorkerId, tuple[Range, ...]]] = {}
+        self._ended_apart: dict[Round, Generation] = {}
         self._applied: dict[Round, Pushes] = {}
         self._primaries: dict[tuple[BlockId, PlanEpoch], ServerId] = {}
         self._serving: dict[BlockId, PlanEpoch] = {}
@@ -184,8 +186,16 @@ class Checkers:
         if commit is not None and worker.job.in_rounds:
             known = self._commits.setdefault(commit.round, commit.contributors)
             self._hold(known == commit.contributors, "whole-rounds", f"{commit}, and {known}")
+            if commit.apart:
+                first = self._ended_apart.setdefault(commit.round, commit.generation)
+                self._hold(first == commit.generation, "whole-rounds", f"{commit}, and {first}")
 
     # -- pushes ---------------------------------------------------------------------------------
+
+    def attempted_apart(self, worker: Worker, turn: Turn) -> None:
+        """A round without pushes counts the samples of all who vote for it, if it is whole."""
+        votes = self._apart.setdefault((turn.round, turn.generation), {})
+        votes[worker.id] = turn.samples
 
     def attempted(self, worker: Worker, seq: Seq, turn: Turn) -> None:
         self.attempts[worker.id, seq] = turn.samples
@@ -298,9 +308,16 @@ class Checkers:
             for push in self.acknowledged.get(block, {}):
                 self._hold(push in counts, "one-hot", f"{push} is lost in block {block}")
 
-    def samples(self, log: tuple[Pushes, ...], kept: list[Range], position: int) -> None:
-        """Every sample that was lent is in one push that counts, or is lent or given back."""
+    def samples(self, log: Log, kept: list[Range], position: int, last: Commit | None) -> None:
+        """Every sample that was lent is in one push that counts, or is lent or given back.
+
+        Those of a round without pushes are in a vote for it in place of a push.
+        """
         ranges = [part for each in log for push in each for part in self.attempts[push]]
+        if last is not None and last.apart:
+            self._ended_apart.setdefault(last.round, last.generation)
+        for key in self._ended_apart.items():
+            ranges += [part for samples in self._apart.get(key, {}).values() for part in samples]
         counts = Counter(at for part in [*ranges, *kept] for at in range(part.start, part.stop))
         self._hold(
             counts == Counter(range(position)),

@@ -14,6 +14,7 @@ from elasticps.core.commands import (
     Command,
     Inspect,
     Inspected,
+    Lookup,
     Observe,
     Question,
     Refused,
@@ -52,7 +53,7 @@ class LedgerHost(Hosted):
 
     def ask(self, request: Request) -> None:
         word = request.message.body
-        if isinstance(word, Attend | Inspect):
+        if isinstance(word, Question):
             self._asked(request, word)
             return
         _replace(self._waiting, word.worker, request)
@@ -64,6 +65,8 @@ class LedgerHost(Hosted):
             self._tell(request, Refused("this worker is not a member of the job any more"))
         elif isinstance(question, Inspect):
             self._tell(request, Inspected(ledger.cut()))
+        elif isinstance(question, Lookup):
+            self._tell(request, ledger.found(question.key))
         elif question.generation != ledger.generation:
             self._tell(request, Regenerated(ledger.turn(worker)))
         else:

@@ -17,7 +17,11 @@ from elasticps.sim.clock import MS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a job's spec promises. ``blocks`` does not count the ledger."""
+    """What a job's spec promises. ``blocks`` does not count the ledger.
+
+    ``push_every``: the workers push for every so many rounds, and exchange among themselves for the
+    others.
+    """
 
     blocks: int
     replicas: int
@@ -28,6 +32,7 @@ class Job:
     start_workers: int
     data: DataSpec | None
     data_policy: str = DYNAMIC
+    push_every: int = 1
 
     @property
     def in_rounds(self) -> bool:
@@ -84,7 +89,10 @@ def drawn(random: Random) -> Scenario:
         calm=random.choice([5, 20, 60]) * MS,
         spares=random.random() < 0.93,
     )
-    return replace(scenario, job=replace(job, data_policy=random.choice([DYNAMIC, STATIC])))
+    data_policy = random.choice([DYNAMIC, STATIC])
+    in_step = job.in_rounds and not job.backup_workers
+    push_every = random.choice([2, 3]) if in_step and random.random() < 0.3 else 1
+    return replace(scenario, job=replace(job, data_policy=data_policy, push_every=push_every))
 
 
 def _job(random: Random, nodes: int, workers: int) -> Job:

@@ -23,6 +23,7 @@ from elasticps.core.commands import (
     Regenerated,
     Register,
     Registered,
+    Regroup,
     Turn,
     Vote,
 )
@@ -171,10 +172,14 @@ class Worker(Caller):
     # -- a step ---------------------------------------------------------------------------------
 
     def _step(self) -> None:
+        assert self.turn is not None
+        if self.turn.round % self.job.push_every:
+            self._leaving = self.retiring
+            self._vote_apart()
+            return
         self._seq = Seq(self._seq + 1)
         self._called = None
         self._leaving = self.retiring
-        assert self.turn is not None
         self._world.check.attempted(self, self._seq, self.turn)
         self._push()
 
@@ -266,6 +271,31 @@ class Worker(Caller):
             self._read()
 
         self._say(ballot, told)
+
+    def _vote_apart(self) -> None:
+        """End a round for which the workers have exchanged among themselves."""
+        turn = self.turn
+        assert turn is not None
+        ballot = Vote(self.id, turn.round, turn.generation, leaving=self._leaving, pushed=False)
+
+        def told(answer: Answer) -> None:
+            if isinstance(answer, Regenerated):
+                self.turn = answer.turn
+                self._vote_apart()
+                return
+            assert isinstance(answer, Committed)
+            self.turn, self.commit = answer.turn, answer.commit
+            self._world.check.voted(self, ballot, answer, None)
+            if self.turn is None:
+                self._end("left")
+            else:
+                self._go_on(self.turn)
+
+        if self._world.exchange_fails():
+            self._say(Regroup(self.id, turn.generation), told)
+        else:
+            self._world.check.attempted_apart(self, turn)
+            self._say(ballot, told)
 
     @property
     def round(self) -> Round:

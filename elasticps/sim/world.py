@@ -67,6 +67,7 @@ class World:
         self.done = False
         self._lives: dict[NodeId, int] = {}
         self._rates = Random(f"{seed}:rates")
+        self._exchanges = Random(f"{seed}:exchanges")
         self._enough = -1
         self._healed_at = -1
         self.faults = Faults(
@@ -158,6 +159,10 @@ class World:
         self.faults.saw_plan(old, new)
 
     # -- rates ----------------------------------------------------------------------------------
+
+    def exchange_fails(self) -> bool:
+        """Does what a worker exchanges with its peers fail, although all of them live?"""
+        return self._exchanges.random() < 0.1
 
     def pace(self) -> float:
         """How slow a worker is: now and then one is a straggler."""
@@ -313,7 +318,7 @@ class World:
             leases = (*state.leases.values(), *state.kept.values())
             lent = [part for lease in leases for part in lease]
             kept = [*lent, *state.supply.given_back]
-            self.check.samples(logs[BlockId(1)], kept, state.supply.position)
+            self.check.samples(logs[BlockId(1)], kept, state.supply.position, state.last)
 
     def _value_of(
         self,
@@ -324,7 +329,7 @@ class World:
         """The value that all replicas have; a backup may have its newest round prepared only."""
         blocks = [each for each in held if isinstance(each, Block)]
         assert isinstance(ledger, LedgerHost)
-        values = [each.settled_log(ledger.ledger.round) for each in blocks]
+        values = [each.settled_log(ledger.ledger.last) for each in blocks]
         if values[1:] != values[:-1]:
             self.check.fail("replica-equality", f"block {block} at rest: {values}")
         return values[0]

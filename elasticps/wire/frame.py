@@ -63,6 +63,8 @@ class Kind(IntEnum):
     """A word between a daemon and its child process."""
     STATUS = 10
     """A probe: is this server alive, and what does it serve."""
+    FETCH = 11
+    """A read of a tensor that another worker holds ready, or a part of it."""
 
 
 class Status(IntEnum):

@@ -141,6 +141,30 @@ class AuditMeta(msgspec.Struct, frozen=True, array_like=True):
     applied: Tally
 
 
+class FetchMeta(msgspec.Struct, frozen=True, array_like=True):
+    """Which tensor of a peer's shelf, and which bytes of it. The round is in the header."""
+
+    key: str
+    start: int
+    stop: int
+
+
+class ShelfMeta(msgspec.Struct, frozen=True, array_like=True):
+    """The tensor that a fetch has found."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class PeerNote(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker writes on the bulletin: where its peers find it. ``machine``: of ``unix``."""
+
+    tcp: str
+    unix: str
+    machine: str
+
+
 class RefusalMeta(msgspec.Struct, frozen=True):
     reason: str
 

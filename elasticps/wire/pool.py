@@ -1,9 +1,10 @@
-"""Connections to shard servers, one a server, made when asked for and made anew when lost."""
+"""Connections, one a server or peer, made when asked for and made anew when lost."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 from elasticps.core.ids import ServerId
 from elasticps.errors import PeerUnavailable
@@ -14,41 +15,43 @@ from elasticps.wire.messages import HelloMeta, Servers, encode
 
 CONNECT_TIMEOUT_S = 2.0
 
+Name = TypeVar("Name", bound=Hashable)
 
-class ConnectionPool:
-    """Open connections that have said hello as ``caller``."""
+
+class ConnectionPool(Generic[Name]):
+    """Open connections that have said hello as ``caller``; ``Name`` names the other ends."""
 
     def __init__(
-        self, cluster: str, caller: str, address_of: Callable[[ServerId], Address | None]
+        self, cluster: str, caller: str, address_of: Callable[[Name], Address | None]
     ) -> None:
         self._hello = encode(HelloMeta(cluster=cluster, caller=caller))
         self._address_of = address_of
-        self._connections: dict[ServerId, Connection] = {}
-        self._connecting: dict[ServerId, asyncio.Lock] = {}
+        self._connections: dict[Name, Connection] = {}
+        self._connecting: dict[Name, asyncio.Lock] = {}
 
-    async def connection(self, server: ServerId) -> Connection:
-        """An open connection to ``server``. Raises PeerUnavailable."""
-        async with self._connecting.setdefault(server, asyncio.Lock()):
-            known = self._connections.get(server)
+    async def connection(self, name: Name) -> Connection:
+        """An open connection to ``name``. Raises PeerUnavailable."""
+        async with self._connecting.setdefault(name, asyncio.Lock()):
+            known = self._connections.get(name)
             if known is not None and not known.closed:
                 return known
-            address = self._address_of(server)
+            address = self._address_of(name)
             if address is None:
-                raise PeerUnavailable("this server is not registered", where=server)
+                raise PeerUnavailable("nobody of this name is registered", where=str(name))
             made = await connect(address, timeout_s=CONNECT_TIMEOUT_S)
             try:
                 await made.request(Header(Kind.HELLO), self._hello, timeout_s=CONNECT_TIMEOUT_S)
             except BaseException:
                 made.abort()
                 raise
-            self._connections[server] = made
+            self._connections[name] = made
             return made
 
     def forget_unlisted(self) -> None:
-        """Drop the connections to servers that have no address any more."""
-        for server in [name for name in self._connections if self._address_of(name) is None]:
-            self._connections.pop(server).abort()
-            self._connecting.pop(server, None)
+        """Drop the connections to those that have no address any more."""
+        for name in [name for name in self._connections if self._address_of(name) is None]:
+            self._connections.pop(name).abort()
+            self._connecting.pop(name, None)
 
     async def aclose(self) -> None:
         connections, self._connections = self._connections, {}

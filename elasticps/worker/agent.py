@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from elasticps.core.blocks import Model
@@ -34,7 +36,10 @@ Found = TypeVar("Found")
 
 
 class Agent:
-    """The control channel to the daemon, and the latest of all that it said."""
+    """The control channel to the daemon, and the latest of all that it said.
+
+    ``host`` is where other machines reach this one, ``directory`` the one of the daemon's sockets.
+    """
 
     def __init__(self) -> None:
         self.welcome: Welcome | None = None
@@ -42,6 +47,8 @@ class Agent:
         self.retiring: str | None = None
         self.on_servers: Callable[[], None] = lambda: None
         self.on_plan: Callable[[PlanUpdate], None] = lambda _: None
+        self.host = "127.0.0.1"
+        self.directory = Path(tempfile.gettempdir())
         self._connection: Connection | None = None
         self._closed = False
         self._rejection: str | None = None
@@ -51,6 +58,7 @@ class Agent:
 
     async def connect(self, address: Address, uid: str) -> Welcome:
         """Say hello and wait for the daemon's answer. Raises PeerUnavailable."""
+        self.directory = Path(address.path).parent if address.path else self.directory
         end = ControlEnd(self._on_message, self._on_closed)
         self._connection = await connect(address, timeout_s=CONNECT_TIMEOUT_S, dispatcher=end)
         tell(self._connection, WorkerHello(uid))
@@ -127,6 +135,7 @@ class Agent:
                 self.on_plan(message)
             case Servers():
                 self._addresses = addresses_of(message)
+                self.host = _host_of(message) or self.host
                 self.on_servers()
             case Retire():
                 self.retiring = message.reason
@@ -137,6 +146,14 @@ class Agent:
     def _on_closed(self, conn: Connection) -> None:
         self._closed = True
         self._changed.set()
+
+
+def _host_of(servers: Servers) -> str:
+    """Where this machine's shard server listens for others, if there is one."""
+    hosts = [
+        Address.parse(each.tcp).host for each in servers.servers if each.server in servers.local
+    ]
+    return hosts[0] if hosts else ""
 
 
 def _first_difference(known: Model, model: Model) -> str:

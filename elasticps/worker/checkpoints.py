@@ -84,8 +84,13 @@ class Checkpoints:
             check_unused(Path(job.checkpoint_dir), Round(0))
 
     def due(self, job: JobInfo, exchange: Exchange) -> bool:
-        """Is it for this worker to make one now, between two rounds?"""
+        """Is it for this worker to make one now, between two rounds?
+
+        After a round for which nothing was pushed the shards have not what the workers have.
+        """
         if not job.checkpoint_dir or not _is_main(exchange) or exchange.commit is None:
+            return False
+        if exchange.commit.apart:
             return False
         answered = self.report.request if self.report else 0
         every = job.checkpoint_every

@@ -22,6 +22,11 @@ class ChosenStrategy(Strategy):
         self._plugin = load_choice(STRATEGIES, text, Strategy, "strategy")  # type: ignore[type-abstract]
 
     @property
+    def wants_peers(self) -> bool:
+        """The plugin's ``uses_peers``."""
+        return self._plugin.uses_peers
+
+    @property
     def steps_per_round(self) -> int:
         with self._named("steps_per_round"):
             span = self._plugin.steps_per_round
@@ -42,6 +47,10 @@ class ChosenStrategy(Strategy):
     def step(self, worker: Worker) -> None:
         with self._named("step()"):
             self._plugin.step(worker)
+
+    def abstain(self, worker: Worker) -> None:
+        with self._named("abstain()"):
+            self._plugin.abstain(worker)
 
     def membership_changed(self, worker: Worker) -> None:
         with self._named("membership_changed()"):

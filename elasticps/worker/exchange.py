@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +28,7 @@ from elasticps.core.commands import (
     Regenerated,
     Register,
     Registered,
+    Regroup,
     Turn,
     Vote,
 )
@@ -54,6 +56,7 @@ from elasticps.worker.parameters import BlockMemory
 CALLS_IN_FLIGHT = 64
 """Blocks on their way at a time: enough to fill the pipe, few enough to bound what waits."""
 
+Result = TypeVar("Result")
 States = Sequence[tuple[StateMeta, memoryview]]
 Targets = Mapping[int, torch.Tensor]
 """Contiguous tensors by the index of their parameter in the model."""
@@ -174,10 +177,34 @@ class Exchange:
 
     async def await_change(self) -> None:
         """Wait until the workers are others than the turn's, and learn this one's new turn."""
-        turn = self._member_turn()
+        turn = self.member_turn
         await self._attendance.until_regenerated(turn.generation)
         if await self.vote() is not None:
             raise JobFailed("a round was voted for whose workers had changed")
+
+    async def regroup(self, patience_s: float) -> None:
+        """What the members do together has failed: learn this worker's new turn.
+
+        Mostly a member has died, of which the ledger hears soon; where it does not within
+        ``patience_s`` it is asked to begin the round anew with the same members.
+        """
+        turn = self.member_turn
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._attendance.until_regenerated(turn.generation)
+        answer = await self._client.ledger(lambda worker: Regroup(worker, turn.generation))
+        if not isinstance(answer, Regenerated):
+            raise _unexpected(answer)
+        self.turn, self._called = answer.turn, None
+
+    async def until_regenerated(self) -> None:
+        """Wait until the workers are others than the turn's."""
+        await self._attendance.until_regenerated(self.member_turn.generation)
+
+    async def unless_regenerated(self, work: Coroutine[Any, Any, Result]) -> Result | None:
+        """The work's result; None, and the work cancelled, when the turn's generation is over."""
+        generation = self.member_turn.generation
+        return await self._attendance.unless_regenerated(generation, work)
 
     async def aclose(self) -> None:
         """Wait for nothing any more. Idempotent."""
@@ -205,13 +232,27 @@ class Exchange:
         await self.pull(commit, into)
         return counted
 
+    async def agree(self, *, pushes: bool) -> bool:
+        """End the round with this worker's vote alone, or with what ``begin`` was given as well.
+
+        False when the members changed first. Nothing is read.
+        """
+        contributes = self.member_turn.contributes
+        if pushes and contributes:
+            await self.push()
+        commit = await self.vote(contributes=contributes, pushed=pushes)
+        if self._counted:
+            self._tally = self._tally.plus(self._seq)
+            self._counted = False
+        return commit is not None
+
     async def push(self) -> None:
         """Hand in this step's gradient; on return every counted replica of every block has it.
 
         It returns early when the set of workers has changed, or the round goes on without this one:
         the vote says so.
         """
-        turn = self._member_turn()
+        turn = self.member_turn
         if self._in_rounds and not turn.contributes:
             raise UsageError(
                 "a step without samples, where other workers read run.data",
@@ -265,8 +306,8 @@ class Exchange:
         )
         return (await self._call(call)).header.status is Status.OK
 
-    async def vote(self, *, contributes: bool = True) -> Commit | None:
-        turn = self._member_turn()
+    async def vote(self, *, contributes: bool = True, pushed: bool = True) -> Commit | None:
+        turn = self.member_turn
         if self._called is not None:
             contributes = contributes and self._called.contributes
 
@@ -279,6 +320,7 @@ class Exchange:
                 self.leaving,
                 seq=self._seq,
                 keeps=self.keeps if contributes else (),
+                pushed=pushed,
             )
 
         answer = await self._client.ledger(ballot)
@@ -288,7 +330,7 @@ class Exchange:
         if not isinstance(answer, Committed):
             raise _unexpected(answer)
         self.turn, self.commit, self._floor = answer.turn, answer.commit, answer.floor
-        self._counted = contributes and answer.counted
+        self._counted = contributes and pushed and answer.counted
         self.encoder.settle(counted=self._counted)
         return answer.commit
 
@@ -376,6 +418,11 @@ class Exchange:
     async def _call(self, call: Call) -> Reply:
         async with self._window:
             return await self._client.call(call)
+
+    @property
+    def member_turn(self) -> Turn:
+        """This worker's part in the round to come. Raises JobFailed once it has left."""
+        return self._member_turn()
 
     def _member_turn(self) -> Turn:
         if self.turn is None:

@@ -31,6 +31,8 @@ from elasticps.worker.job_model import job_model
 from elasticps.worker.lease import Samples
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.parameters import BlockMemory, ParamGroup, memory_of
+from elasticps.worker.peer_calls import PeerCalls
+from elasticps.worker.peers import Peers, Place
 from elasticps.worker.served_model import ServedModel
 from elasticps.worker.stepping import Stepping
 
@@ -60,6 +62,8 @@ class Run:
         self._client: Client | None = None
         self._stepping: Stepping | None = None
         self._checkpoints: Checkpoints | None = None
+        self._peers: Peers | None = None
+        self._peer_calls: PeerCalls | None = None
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
         self._metrics: dict[str, float] = {}
@@ -139,22 +143,24 @@ class Run:
         chosen = ServedOptimizer(name=name, options=options)
         made = job_model(model, chosen, groups, strategy, self._welcome.block_bytes)
         self.memory = memory_of(made.described, made.tensors)
+        exchange = self._become_member(made.described, with_peers=strategy.wants_peers)
         member = self._stepping = Stepping(
             self._loop,
-            self._become_member(made.described),
+            exchange,
             strategy,
             ServedModel(made.described, made.tensors),
             made.local,
             self._job,
             follows_script=made.follows_script,
             is_retiring=lambda: self._agent.retiring is not None,
+            peers=self._peer_calls,
         )
         member.begin()
         self._stepped_at = time.monotonic()
         stepping_here = None if made.follows_script else made.local
         return ElasticOptimizer(self, made.local.param_groups, made.local.defaults, stepping_here)
 
-    def _become_member(self, described: Model) -> Exchange:
+    def _become_member(self, described: Model, *, with_peers: bool) -> Exchange:
         welcome, job = self._welcome, self._job
         checkpoints = self._checkpoints = Checkpoints(described, self.memory)
 
@@ -162,12 +168,21 @@ class Run:
             await self._agent.describe(described)
             self._client = Client(self._agent, welcome.cluster, welcome.job, welcome.worker)
             exchange = Exchange(self._client, job, described, self.memory)
+            if with_peers:
+                self._peers = await self._listen(self._client).__aenter__()
             await exchange.join(partial(checkpoints.resume, job) if job.resume else None)
             return exchange
 
         self._exchange = exchange = self._loop.call(enter())
         checkpoints.check(job, exchange)
+        if self._peers is not None:
+            self._peer_calls = PeerCalls(self._loop, exchange, self._peers)
         return exchange
+
+    def _listen(self, client: Client) -> Peers:
+        welcome, agent = self._welcome, self._agent
+        place = Place(agent.host, agent.directory)
+        return Peers(client, welcome.cluster, welcome.job, welcome.worker, place)
 
     def data(
         self,
@@ -236,7 +251,7 @@ class Run:
             if self.turn.exhausted:
                 member.end()
                 return None
-            self._take_part(member.abstain)
+            self._take_part(member.sit_out)
         return samples
 
     def fetch_states(self) -> Sequence[tuple[StateMeta, memoryview]]:
@@ -323,6 +338,8 @@ class Run:
             try:
                 self._loop.call(self._depart(failed=failed))
             finally:
+                if self._peer_calls is not None:
+                    self._peer_calls.close()
                 self._loop.close()
 
     async def _depart(self, *, failed: bool) -> None:
@@ -333,6 +350,8 @@ class Run:
         finally:
             if self._exchange is not None:
                 await self._exchange.aclose()
+            if self._peers is not None:
+                await self._peers.__aexit__()
             if self._client is not None:
                 await self._client.aclose()
             await self._agent.aclose()

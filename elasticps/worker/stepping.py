@@ -20,7 +20,11 @@ from elasticps.wire.messages import JobInfo
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange, States
 from elasticps.worker.lease import Lease, Samples
+from elasticps.worker.peer_calls import PeerCalls
 from elasticps.worker.served_model import ServedModel
+
+PATIENCE_S = 1.0
+"""How long the ledger may take to hear of a death, before a round begins anew with all members."""
 
 if TYPE_CHECKING:
     from elasticps.api.strategy import Tensors
@@ -44,6 +48,7 @@ class Stepping:
         *,
         follows_script: bool,
         is_retiring: Callable[[], bool],
+        peers: PeerCalls | None = None,
     ) -> None:
         self.turn = exchange.turn
         self.round = 0
@@ -57,6 +62,7 @@ class Stepping:
         self._model = model
         self._job = job
         self._is_retiring = is_retiring
+        self._peers = peers
         self._lease = Lease(strategy.steps_per_round)
         self._last_turn: Turn | None = None
         self._ticket: _Ticket | None = None
@@ -105,6 +111,12 @@ class Stepping:
     @property
     def leaving(self) -> bool:
         return self._is_retiring()
+
+    @property
+    def peers(self) -> PeerCalls:
+        if self._peers is None:
+            raise UsageError("this strategy does not say uses_peers", field="uses_peers")
+        return self._peers
 
     @property
     def consistency(self) -> str:
@@ -157,12 +169,39 @@ class Stepping:
         wanted = served if names is None else {name: served[name] for name in names}
         self._loop.call(self._exchange.read(self._model.by_index(wanted)))
 
+    def agree(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+        self._be_in_rounds()
+        samples = self.weight
+        self._begin_round(updates, weight)
+        whole = self._loop.call(self._exchange.agree(pushes=updates is not None))
+        if whole:
+            self._settle(counted=True)
+        else:
+            self.weight = samples
+            self._adopt_turn()
+        return whole
+
+    def regroup(self) -> None:
+        self._be_in_rounds()
+        self._be_alone()
+        self._loop.call(self._exchange.regroup(PATIENCE_S))
+        self._adopt_turn()
+
     def await_change(self) -> None:
         self._be_alone()
-        if self._job.consistency is not Consistency.SYNC:
-            raise UsageError("only synchronous rounds have a set of workers", field="consistency")
+        self._be_in_rounds()
         self._loop.call(self._exchange.await_change())
         self._adopt_turn()
+
+    def _be_in_rounds(self) -> None:
+        if self._job.consistency is not Consistency.SYNC:
+            raise UsageError("only synchronous rounds have a set of workers", field="consistency")
+
+    def abstain(self) -> None:
+        self._exchange.leaving = self.leaving
+        self._loop.call(self._exchange.abstain())
+        self._model.refresh()
+        self._settle(counted=True)
 
     def _begin_round(self, updates: Tensors | None, weight: float | None) -> None:
         """Number the pushes of a round, and say what of the samples is not read yet."""
@@ -187,6 +226,8 @@ class Stepping:
         self._adopt_turn()
         if self.turn is not None:
             self._lease.add(self.turn)
+            if self._peers is not None:
+                self._peers.begin_round()
 
     def _adopt_turn(self) -> None:
         exchange = self._exchange
@@ -256,8 +297,8 @@ class Stepping:
             samples = self._lease.take()
         return samples
 
-    def abstain(self) -> None:
-        """Take part in a round without samples."""
+    def sit_out(self) -> None:
+        """A round without samples."""
         assert self.turn is not None
         if self.turn.samples:
             raise UsageError(
@@ -266,10 +307,7 @@ class Stepping:
                 hint="exchange at the latest when worker.steps_left is 0",
             )
         before = self.generation
-        self._exchange.leaving = self.leaving
-        self._loop.call(self._exchange.abstain())
-        self._model.refresh()
-        self._settle(counted=True)
+        self._strategy.abstain(self)
         self._tell_change(before)
 
     def initialize(self, states: States) -> None:

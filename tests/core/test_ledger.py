@@ -19,10 +19,12 @@ from elasticps.core.commands import (
     Leave,
     Left,
     Observe,
+    Publish,
     Refused,
     Regenerated,
     Register,
     Registered,
+    Regroup,
     Vote,
 )
 from elasticps.core.ids import Generation, Round, WorkerId
@@ -298,6 +300,8 @@ ACTS = {
     "observe": 3,
     "receive_a_late_copy": 2,
     "fail_over": 1,
+    "regroup": 1,
+    "leave_a_note": 1,
 }
 
 
@@ -319,6 +323,7 @@ class Walk:
         self.world = World(
             Ledger(start_workers=start_workers, data_policy=data_policy),
             self._random.choice([None, data]),
+            push_every=self._random.choice([1, 1, 3]),
         )
         self._lists: list[tuple[tuple[WorkerId, ...], int]] = [((), 0)]
         for _ in range(start_workers):
@@ -400,6 +405,18 @@ class Walk:
 
     def fail_over(self) -> None:
         self.world.fail_over()
+
+    def regroup(self) -> None:
+        """A worker that has not voted yet says so; its vote is told who takes part now."""
+        for worker in self._some([one for one in self.idle if one.turn]):
+            assert worker.turn is not None
+            self.world.apply(Regroup(worker.id, worker.turn.generation))
+
+    def leave_a_note(self) -> None:
+        for worker in self._some(self.idle):
+            self.world.apply(Publish(worker.id, "address", b"at %d" % worker.id))
+            gone = [name for name in self.world.ledger.notes if self.world.ledger._is_gone(name)]
+            assert gone == []
 
 
 @pytest.mark.parametrize("data_policy", [DYNAMIC, STATIC])

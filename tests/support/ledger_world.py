@@ -26,6 +26,7 @@ from elasticps.core.commands import (
     Regenerated,
     Register,
     Registered,
+    Regroup,
     Turn,
     Vote,
 )
@@ -64,6 +65,7 @@ class Worker:
     unheard: bool = False
     """Its answer was lost: it will ask again."""
     over: bool = False
+    push_every: int = 1
 
     @property
     def idle(self) -> bool:
@@ -84,6 +86,7 @@ class Worker:
             self.turn.generation,
             contributes=self.data is None or bool(self.turn.samples),
             leaving=self.retiring,
+            pushed=self.turn.round % self.push_every == 0,
         )
 
     def hear(self, answer: Answer) -> None:
@@ -99,7 +102,9 @@ class Worker:
             case Committed():
                 assert isinstance(asked, Vote)
                 assert answer.commit.round == asked.round
-                assert (self.id in answer.commit.contributors) == asked.contributes
+                assert answer.commit.apart or asked.pushed or not answer.commit.contributors
+                counts = asked.contributes and not answer.commit.apart
+                assert (self.id in answer.commit.contributors) == counts
                 self.turn, self.over = answer.turn, answer.turn is None
                 assert self.over == asked.leaving
             case Regenerated():
@@ -129,13 +134,14 @@ class World:
     commits: dict[Round, Commit] = field(default_factory=dict)
     committed: Counter[int] = field(default_factory=Counter)
     removals: int = 0
+    push_every: int = 1
 
     def __post_init__(self) -> None:
         self.follower = copied(self.ledger)
 
     def spawn(self) -> Worker:
         self.revision += 1
-        worker = Worker(WorkerId(self.revision), self.data)
+        worker = Worker(WorkerId(self.revision), self.data, push_every=self.push_every)
         self.workers[worker.id] = worker
         return worker
 
@@ -180,7 +186,7 @@ class World:
         self._check_state()
         known = (self.ledger.members, self.ledger.data)
         same = known == (before.members, before.data)
-        assert same == (self.ledger.generation == before.generation)
+        assert same == (self.ledger.generation == before.generation) or isinstance(command, Regroup)
         self.check_repeat(command)
         for name, answer in answers:
             worker = self.workers[name]
@@ -222,7 +228,11 @@ class World:
         assert last.generation == before.generation
         votes = self.votes[last.round, last.generation]
         assert set(before.members) <= set(votes)
-        assert last.contributors == tuple(name for name in before.members if votes[name])
+        contributors = tuple(name for name in before.members if votes[name])
+        if last.apart:
+            assert last.round % self.push_every or not contributors
+            assert last.base is None or not last.base.apart
+        assert last.contributors == (() if last.apart else contributors)
         self.commits[last.round] = last
         for lease in before.leases.values():
             self.committed.update(positions(lease))
