@@ -12,6 +12,7 @@ from elasticps.core.blocks import Hyperparameters
 from elasticps.core.ids import Generation
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.messages import PushMeta, StateMeta, decode, encode
+from elasticps.wire.tensors import bytes_of
 from elasticps.worker.parameters import BlockMemory, describe, memory_of, plain
 
 State = tuple[StateMeta, memoryview]
@@ -66,11 +67,11 @@ class BlockServers:
         sent = [encode(PushMeta(Generation(1), 1.0, hyper, 1, None)) for hyper in changed]
         for block, item in zip(self.blocks, self.memory, strict=True):
             hyper = decode(sent[item.group], PushMeta).hyper
-            memory = item.outgoing(None)
-            if memory is None:
+            update = item.outgoing(None)
+            if update is None:
                 block.step(None, hyper)
             else:
-                received = torch.frombuffer(bytearray(memory), dtype=torch.uint8)
+                received = torch.frombuffer(bytearray(bytes_of(update)), dtype=torch.uint8)
                 block.step(block.gradient_from(received), hyper)
         self.round += 1
 

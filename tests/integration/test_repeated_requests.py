@@ -13,6 +13,7 @@ from elasticps.testing.members import Member, together
 from elasticps.testing.rig import Rig
 from elasticps.wire.frame import Kind, Status
 from elasticps.wire.messages import PullMeta, PushMeta, encode
+from elasticps.wire.tensors import bytes_of
 from elasticps.worker.client import Call
 from tests.support.bits import COUNTED, assert_equal, bits_of_step, done, hold
 from tests.support.checkers import bits_of_round, digest
@@ -71,11 +72,13 @@ async def repeat_everything(member: Member, commit: Commit) -> set[Status]:
     """Ask again all that the member asked in the round of ``commit``; the values stay unread."""
     statuses: set[Status] = set()
     for memory in member.exchange._memory:
+        gradient = memory.outgoing(None)
+        assert gradient is not None
         push = Call(
             kind=Kind.PUSH,
             block=memory.block.id,
             meta=encode(PushMeta(commit.generation, 1.0, {}, 2, None)),
-            payload=memory.outgoing(None),
+            payload=bytes_of(gradient),
             seq=member.exchange._seq,
             round=commit.round,
         )
