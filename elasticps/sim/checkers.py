@@ -197,6 +197,13 @@ class Checkers:
         votes = self._apart.setdefault((turn.round, turn.generation), {})
         votes[worker.id] = turn.samples
 
+    def went_on(self) -> None:
+        """Something was acknowledged: a push, or a round without pushes."""
+        now = self._world.clock.now
+        if self.first_ack < 0:
+            self.first_ack = now
+        self.last_ack = now
+
     def attempted(self, worker: Worker, seq: Seq, turn: Turn) -> None:
         self.attempts[worker.id, seq] = turn.samples
 
@@ -207,10 +214,7 @@ class Checkers:
             self._acknowledge(block, (worker.id, seq))
 
     def _acknowledge(self, block: BlockId, push: Push) -> None:
-        now = self._world.clock.now
-        if self.first_ack < 0:
-            self.first_ack = now
-        self.last_ack = now
+        self.went_on()
         self.acknowledged.setdefault(block, {})[push] = True
         self._own.setdefault((push[0], block), []).append(push)
 

@@ -286,6 +286,7 @@ class Worker(Caller):
             assert isinstance(answer, Committed)
             self.turn, self.commit = answer.turn, answer.commit
             self._world.check.voted(self, ballot, answer, None)
+            self._world.check.went_on()
             if self.turn is None:
                 self._end("left")
             else:

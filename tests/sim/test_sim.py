@@ -37,6 +37,7 @@ CAUGHT_AT = {
     "staleness-at-admission": (5, "staleness"),
     "floor-at-read": (4, "counter-bounds"),
     "durable-reads": (4, "durable-reads"),
+    "base-of-rounds-apart": (18, "replica-equality"),
     "directory-fsync": (0, "checkpoint-kept"),
 }
 """For each part the first seed at which its absence shows, and to which checker."""
