@@ -153,7 +153,7 @@ def test_a_well_formed_lie_is_refused_or_waited_for(
         *(b"EPS1", 1, kind, flags, status, 0, 0, 0, 0, 3, len(meta), 0, 0, 0, length, digest),
     )
     stream = fixed + struct.pack("<Q", checksum(fixed + meta)) + meta + payload
-    known = 1 <= kind <= 10 and flags < 8 and status <= 7
+    known = kind in set(Kind) and flags < 8 and status <= 7
     empty = length == 0 or not flags & FLAG_EMPTY
     whole = length == len(payload) and (digest == checksum(payload) or not flags & 2)
     tray = Tray()
