@@ -4,6 +4,7 @@
 # make sim SEEDS=2000       the core in a simulated cluster under seeded faults
 # make ablations            the same with one safeguard taken out at a time: each must be caught
 # make chaos MINUTES=30     real processes under kill -9, cut links, a paused etcd and more
+# make compare              every strategy on two tasks, calm and with a node killed and one joined
 # make bench                the data plane beside a bare socket, two copies beside one, codecs beside a copy
 #
 # A fresh machine needs Python >= 3.11 and make; the rest comes from pip into .venv.
@@ -19,7 +20,7 @@ FIRST ?= 0
 MINUTES ?= 5
 SEED ?= 1
 
-.PHONY: demo test lint sim ablations chaos bench clean setup
+.PHONY: demo test lint sim ablations chaos compare bench clean setup
 
 setup: $(READY)
 
@@ -47,6 +48,9 @@ ablations: $(READY)
 
 chaos: $(READY)
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
+
+compare: $(READY)
+	@$(BIN)/python benchmarks/compare/compare.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/wire.py

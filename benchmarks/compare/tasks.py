@@ -1,0 +1,110 @@
+"""What is trained to compare strategies: handwritten digits, and a small character model.
+
+Both in double precision, so that a difference between a strategy and a local run is the strategy's
+and not the rounding's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+import charlm
+import digits
+
+HELD_OUT_WINDOWS = 64
+WINDOWS = 1600
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """``batch`` is the global batch; ``least_accuracy`` what the local run must reach to count."""
+
+    model: Callable[[], nn.Module]
+    datasets: Callable[[], tuple[TensorDataset, TensorDataset]]
+    loss: Callable[[nn.Module, Batch], torch.Tensor]
+    batch: int
+    epochs: int
+    lr: float
+
+    @property
+    def rounds(self) -> int:
+        """How many global batches all epochs have."""
+        return self.epochs * -(-len(self.datasets()[0]) // self.batch)
+
+    def evaluated(self, model: nn.Module) -> dict[str, float]:
+        """Loss and accuracy on what was held out."""
+        inputs, targets = self.datasets()[1].tensors
+        with torch.no_grad():
+            scores = model(inputs)
+            loss = functional.cross_entropy(scores.flatten(0, -2), targets.flatten())
+            right = scores.argmax(-1) == targets
+        return {"loss": float(loss), "accuracy": float(right.double().mean())}
+
+    def batches(self) -> Iterator[Batch]:
+        """Every global batch, in the order that ``run.data`` has too."""
+        inputs, targets = self.datasets()[0].tensors
+        for epoch in itertools.count():
+            order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(epoch))
+            for rows in order.split(self.batch):
+                yield inputs[rows], targets[rows]
+
+
+def _digits() -> tuple[TensorDataset, TensorDataset]:
+    train, held_out = digits.datasets()
+    return _double(train), _double(held_out)
+
+
+def _double(dataset: TensorDataset) -> TensorDataset:
+    inputs, targets = dataset.tensors
+    return TensorDataset(inputs.double(), targets)
+
+
+def _text() -> tuple[TensorDataset, TensorDataset]:
+    text = charlm.Text()
+    windows = [text[index] for index in range(WINDOWS + HELD_OUT_WINDOWS)]
+    inputs, targets = (torch.stack(part) for part in zip(*windows, strict=True))
+    return (
+        TensorDataset(inputs[:WINDOWS], targets[:WINDOWS]),
+        TensorDataset(inputs[WINDOWS:], targets[WINDOWS:]),
+    )
+
+
+def _characters() -> nn.Module:
+    torch.manual_seed(0)
+    return charlm.CharacterModel(layers=1, width=48, heads=2).double()
+
+
+def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    scores = model(batch[0])
+    return functional.cross_entropy(scores.flatten(0, -2), batch[1].flatten())
+
+
+TASKS: dict[str, Task] = {
+    "digits": Task(
+        model=lambda: digits.network().double(),
+        datasets=_digits,
+        loss=_loss,
+        batch=96,
+        epochs=30,
+        lr=1e-3,
+    ),
+    "characters": Task(model=_characters, datasets=_text, loss=_loss, batch=24, epochs=4, lr=3e-3),
+}
+
+
+def weights(model: nn.Module) -> dict[str, Any]:
+    """The parameters by name, as arrays."""
+    return {name: item.detach().numpy() for name, item in model.named_parameters()}

@@ -1,0 +1,108 @@
+"""One worker of one cell, or the local run: training.py TASK REPORT [--local] [--rounds N].
+
+Every worker writes what it saw to REPORT/<life>.json when it ends, the main one the model's quality
+to REPORT/final.json and its parameters to REPORT/final.npz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tasks import TASKS, Task, weights
+from torch import nn
+
+import elasticps
+
+WARM_UP_STEPS = 5
+
+
+def sent_bytes() -> int:
+    """What this process has written so far, to sockets for the most part."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["wchar"])
+
+
+class Meter:
+    """Steps, their times and the bytes sent, from the end of the warm-up on."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._times: list[float] = []
+        self._sent = 0
+
+    def stepped(self) -> None:
+        self.steps += 1
+        if self.steps == WARM_UP_STEPS:
+            self._sent = sent_bytes()
+        if self.steps >= WARM_UP_STEPS:
+            self._times.append(time.monotonic())
+
+    def report(self) -> dict[str, float]:
+        pauses = [after - before for before, after in itertools.pairwise(self._times)]
+        taken = len(pauses)
+        return {
+            "steps": self.steps,
+            "seconds": sum(pauses),
+            "measured_steps": taken,
+            "bytes_a_step": (sent_bytes() - self._sent) / taken if taken else 0.0,
+            "longest_pause_s": max(pauses, default=0.0),
+        }
+
+
+def train(task: Task, report: Path) -> None:
+    meter = Meter()
+    with elasticps.join() as run:
+        model = task.model()
+        optimizer = run.optimizer(model, "adamw", lr=task.lr)
+        for batch in run.data(task.datasets()[0], batch_size=task.batch, epochs=task.epochs):
+            optimizer.zero_grad()
+            loss = task.loss(model, batch)
+            loss.backward()
+            optimizer.step()
+            meter.stepped()
+            run.log(loss=loss, steps=meter.steps)
+        was_main = run.is_main
+        write(report / f"{os.environ['ELASTICPS_WORKER']}.json", meter.report())
+    if was_main:
+        finish(task, model, report)
+
+
+def train_local(task: Task, report: Path, rounds: int) -> None:
+    model = task.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=task.lr)
+    for batch in itertools.islice(task.batches(), rounds):
+        optimizer.zero_grad()
+        task.loss(model, batch).backward()
+        optimizer.step()
+    finish(task, model, report)
+
+
+def finish(task: Task, model: nn.Module, report: Path) -> None:
+    np.savez(report / "final.npz", **weights(model))
+    write(report / "final.json", task.evaluated(model))
+
+
+def write(path: Path, figures: dict[str, float]) -> None:
+    fresh = path.with_suffix(".fresh")
+    fresh.write_text(json.dumps(figures))
+    fresh.rename(path)
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("task", choices=TASKS)
+    options.add_argument("report", type=Path)
+    options.add_argument("--local", action="store_true")
+    chosen = options.parse_args()
+    wanted = TASKS[chosen.task]
+    if chosen.local:
+        train_local(wanted, chosen.report, wanted.rounds)
+    else:
+        train(wanted, chosen.report)
