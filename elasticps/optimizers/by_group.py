@@ -18,9 +18,10 @@ KEY = "optimizer"
 class ByGroup(torch.optim.Optimizer):
     """Steps each param group with the optimizer that ``groups[...]["optimizer"]`` names.
 
-    ``options`` go to all of them, a group's own options to its own, as torch's param groups do: so
-    Adagrad's ``initial_accumulator_value`` counts in ``options`` alone. Raises UsageError for a
-    group without a name, PluginError for a name that is no plugin's.
+    ``options["optimizer"]`` is that of groups that name none. The other options go to all, a group's
+    own ones to its own, as torch's param groups do: so Adagrad's ``initial_accumulator_value``
+    counts in ``options`` alone. Raises UsageError for a group without a name, PluginError for a
+    name that is no plugin's.
     """
 
     def __init__(self, groups: Sequence[ParamGroup], options: Mapping[str, Any]) -> None:
@@ -54,7 +55,7 @@ class ByGroupOptimizer(Optimizer):
 
 
 def _part(group: ParamGroup, options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    name = group.get(KEY)
+    name = group.get(KEY, options.get(KEY))
     if not isinstance(name, str) or name == NAME:
         raise UsageError(
             f"a param group of {NAME} names {name!r} as its optimizer",
@@ -63,4 +64,4 @@ def _part(group: ParamGroup, options: Mapping[str, Any]) -> torch.optim.Optimize
             hint='groups=[{"params": ..., "optimizer": "adamw", "lr": 1e-3}, ...]',
         )
     plugin = load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
-    return plugin.create([group], options)
+    return plugin.create([group], {key: item for key, item in options.items() if key != KEY})

@@ -10,6 +10,9 @@ from pathlib import Path
 from elasticps.api.plugins import discover
 from elasticps.testing.kit import CASES_OF
 
+CHOICE = {"by-group": "by-group:optimizer=adamw"}
+"""Of those that cannot be chosen by their name alone."""
+
 
 def kit(cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -24,7 +27,7 @@ def kit(cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_installed_plugin_keeps_its_contract(tmp_path: Path) -> None:
     names = [plugin.name for group in CASES_OF for plugin in discover(group)]
-    ran = kit(tmp_path, *(f"--elasticps-plugin={name}" for name in names))
+    ran = kit(tmp_path, *(f"--elasticps-plugin={CHOICE.get(name, name)}" for name in names))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     passed = re.search(r"(\d+) passed", ran.stdout)
     assert passed is not None

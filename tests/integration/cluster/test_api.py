@@ -11,11 +11,13 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from elasticps.api.plugins import STRATEGIES, discover
 from tests.integration.cluster.acts import SCRIPTS, Cluster
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 MIB = 1 << 20
+STRATEGY_NAMES = ", ".join(plugin.name for plugin in discover(STRATEGIES))
 JOB: dict[str, Any] = {"argv": ["train.py"], "cwd": str(SCRIPTS)}
 
 
@@ -159,7 +161,7 @@ async def test_body_that_is_no_job_is_refused(
         ({"start_workers": 0}, "start_workers", "1 to 10000"),
         ({"start_workers": 10**6}, "start_workers", "1 to 10000"),
         ({"start_workers": 3, "max_workers": 2}, "max_workers", "3 to 10000"),
-        ({"strategy": "telepathy"}, "strategy", "data-parallel"),
+        ({"strategy": "telepathy"}, "strategy", STRATEGY_NAMES),
         ({"name": "Grand"}, "name", None),
         ({"name": "<script>"}, "name", None),
         ({"name": "a\r\nb"}, "name", None),
