@@ -106,6 +106,7 @@ def _advanced(
         job.status,
         slots=slots,
         workers=list(job.workers.values()),
+        revision=view.revision,
         cancelled=job.cancelled,
         now_unix=now.unix,
     )
