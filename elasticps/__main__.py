@@ -1,5 +1,5 @@
 import sys
 
-from elasticps.cli.main import main
+from elasticps.cli.entry import main
 
 sys.exit(main())

@@ -73,11 +73,16 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What an audit of the job's pushes found."""
+    """What an audit of the job's pushes found, by the word of ``workers`` of its workers.
+
+    ``unaudited`` others run, or have ended without: killed, failed, or gone with their node.
+    """
 
     acknowledged: int
     lost: int
     duplicated: int
+    workers: int = 0
+    unaudited: int = 0
 
     @property
     def broken(self) -> bool:

@@ -214,7 +214,10 @@ def job_options(command: Command) -> Command:
             help="The largest block, the unit that is placed and moved.",
         ),
         click.option(
-            "--audit", is_flag=True, help="Count every push, to prove that none is lost or doubled."
+            "--audit",
+            is_flag=True,
+            help="Count pushes: each worker that ends in order holds those that it was told were"
+            " applied against what the blocks applied. One that is killed is named as not counted.",
         ),
     )
     for option in reversed(options):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from elasticps.cli.answers import Failure, Job, Jobs, Line, Moves, Nodes, Status, Verdict
+from elasticps.cli.answers import Failure, Job, Jobs, Line, Moves, Nodes, Status
 
 
 def print_answer(answer: Status | Nodes | Jobs | Moves, *, as_json: bool) -> None:
@@ -49,11 +49,20 @@ def metric(metrics: Mapping[str, float | None]) -> str:
     return ""
 
 
-def audit(verdict: Verdict) -> str:
-    return (
-        f"audit: {verdict.acknowledged} pushes acknowledged, {verdict.lost} lost, "
-        f"{verdict.duplicated} duplicated"
+def audit(job: Job) -> str:
+    """What was counted and of whom; nothing that sounds well of a job that did not succeed."""
+    verdict = job.verdict
+    found = (
+        f"{verdict.acknowledged} pushes of {count(verdict.workers, 'worker')} acknowledged, "
+        f"{verdict.lost} lost, {verdict.duplicated} duplicated"
     )
+    if not job.final:
+        return f"audit: {found} so far"
+    workers = count(verdict.workers + verdict.unaudited, "worker")
+    incomplete = f"audit incomplete: {verdict.unaudited} of {workers} did not end in order"
+    if job.state != "SUCCEEDED" and not verdict.broken:
+        return f"{incomplete}; no verdict" if verdict.unaudited else "audit: no verdict"
+    return f"{incomplete}; {found}" if verdict.unaudited else f"audit: {found}"
 
 
 def traffic(job: Job) -> str:

@@ -116,7 +116,7 @@ def _print_jobs(jobs: Iterable[Job]) -> None:
         if job.checkpoint is not None:
             _print_checkpoint(job.job, job.checkpoint)
         if job.verdict.broken:
-            _console().print(Text(f"{printable(job.job)}: {audit(job.verdict)}", style="red"))
+            _console().print(Text(f"{printable(job.job)}: {audit(job)}", style="red"))
 
 
 def _print_checkpoint(job: str, checkpoint: Checkpoint) -> None:

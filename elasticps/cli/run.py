@@ -175,6 +175,7 @@ async def _follow(api: Api, name: str, progress: Progress) -> Job:
 
     async with asyncio.TaskGroup() as group, aclosing(watch(api.status)) as statuses:
         lines = _Lines(api, name, progress, group)
+        furthest: int | None = None
         async for status in statuses:
             job = next((each for each in status.jobs if each.job == name), None)
             if job is None:  # asked of a daemon that has not heard of it yet
@@ -183,7 +184,9 @@ async def _follow(api: Api, name: str, progress: Progress) -> Job:
             if job.final:
                 await lines.aclose()
                 return job
-            progress.show(_progress(job, status))
+            # The newest worker's word may be missing, or that of one which has begun to catch up.
+            furthest = max(furthest or 0, job.round) if job.round is not None else furthest
+            progress.show(_progress(job, status, furthest))
     raise AssertionError("a watch ends by an error alone")
 
 
@@ -224,12 +227,12 @@ class _Lines:
                 click.echo(f"warning: node {node.node} is gone, its lines end here", err=True)
 
 
-def _progress(job: Job, status: Status) -> str:
+def _progress(job: Job, status: Status, furthest: int | None) -> str:
     ready = sum(node.state == "ready" and node.reachable for node in status.nodes)
     parts = [f"{job.job} {job.state.lower()}"]
-    if job.round is not None:
-        parts += [f"round {job.round}", output.metric(job.metrics)]
-    if job.round is None or "waiting" in job.reason or "fewer than" in job.reason:
+    if furthest is not None:
+        parts += [f"round {furthest}", output.metric(job.metrics)]
+    if furthest is None or "waiting" in job.reason or "fewer than" in job.reason:
         parts.append(output.printable(job.reason))
     parts.append(f"{ready} of {len(status.nodes)} nodes ready")
     if job.pending_moves:
@@ -248,7 +251,7 @@ async def _cancel(api: Api, name: str, progress: Progress) -> None:
 def _conclude(job: Job, wanted: Run) -> None:
     """Say how it ended. Raises JobFailed, with the worker's traceback, when it ended badly."""
     if wanted.submission.audit:
-        click.echo(output.audit(job.verdict), err=True)
+        click.echo(output.audit(job), err=True)
     if job.codec != DEFAULT_CODEC:
         click.echo(output.traffic(job), err=True)
     if wanted.as_json:

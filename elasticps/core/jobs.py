@@ -19,6 +19,9 @@ from elasticps.core.records import (
     WorkerState,
 )
 
+BROKEN_OFF = (WorkerState.KILLED, WorkerState.LEFT)
+"""Ends after which a worker's part of the training is for others to do."""
+
 
 def next_status(
     spec: JobSpec,
@@ -26,19 +29,24 @@ def next_status(
     *,
     slots: Mapping[NodeId, int],
     workers: Sequence[LivingWorker],
+    revision: int,
     cancelled: bool,
     now_unix: float,
 ) -> JobStatus:
     """The status that follows; equal to ``status`` when nothing changes.
 
-    ``slots`` are the nodes that may run workers, and how many; ``workers`` the known lives.
+    ``slots`` are the nodes that may run workers, and how many; ``workers`` the known lives, as they
+    stand in etcd at ``revision``.
     """
     if status is not None and status.state.final:
         return status
     status = status or JobStatus(state=JobState.PENDING, reason="")
+    status = _with_endings(status, workers, revision)
     status = msgspec.structs.replace(
         status,
         verdict=_verdict(workers),
+        audited=sum(life.record.verdict is not None for life in workers) if spec.audit else 0,
+        unaudited=_unaudited(status, workers) if spec.audit else 0,
         pushed_bytes=sum(life.record.pushed_bytes for life in workers),
         gradient_bytes=sum(life.record.gradient_bytes for life in workers),
     )
@@ -49,6 +57,12 @@ def next_status(
         return _failed(status, min(failed, key=lambda life: life.worker), now_unix)
     running = [life for life in workers if life.record.state is WorkerState.RUNNING]
     succeeded = [life for life in workers if life.record.state is WorkerState.SUCCEEDED]
+    if succeeded and not running and is_unfinished(status, succeeded):
+        wanted = _one(slots, status.workers)
+        if not wanted:
+            return _without_node(status)
+        reason = "the last worker did not end in order: one is started to go on in its place"
+        return _running(status, wanted, reason)
     if succeeded and not running:
         furthest = max(succeeded, key=lambda life: (life.record.round, bool(life.record.metrics)))
         status = msgspec.structs.replace(
@@ -61,8 +75,7 @@ def next_status(
         return _running(status, wanted, reason)
     wanted = _share(slots, spec.max_workers)
     if not wanted:
-        reason = "waiting for a node that may run workers"
-        return msgspec.structs.replace(status, state=JobState.PENDING, reason=reason, workers={})
+        return _without_node(status)
     started = status.started or status.state is JobState.RUNNING
     if len(running) < spec.start_workers and not started:
         reason = f"waiting for workers: {len(running)} of {spec.start_workers} started"
@@ -70,6 +83,15 @@ def next_status(
             status, state=JobState.PENDING, reason=reason, workers=wanted
         )
     return _running(status, wanted, "1 worker" if len(running) == 1 else f"{len(running)} workers")
+
+
+def is_unfinished(status: JobStatus, workers: Iterable[LivingWorker]) -> bool:
+    """Was the last end of a worker none in order, as far as ``status`` knows?
+
+    True too while none of ``workers`` has ended in order: nobody has come to the training's end.
+    """
+    succeeded = (life for life in workers if life.record.state is WorkerState.SUCCEEDED)
+    return max((life.revision for life in succeeded), default=-1) <= status.last_broken_off
 
 
 def lost(spec: JobSpec, status: JobStatus, reason: str, now_unix: float) -> JobStatus:
@@ -108,6 +130,35 @@ def with_copies(
     return msgspec.structs.replace(status, reason="; ".join(told))
 
 
+def _with_endings(status: JobStatus, workers: Sequence[LivingWorker], revision: int) -> JobStatus:
+    """Note who runs and which end was the last one that was not in order.
+
+    Of a worker that vanished it is known alone that it ended before ``revision``. An end in order
+    that is seen with it for the first time counts as the earlier one: rather a worker too many.
+    """
+    known = {life.worker for life in workers}
+    vanished = sum(worker not in known for worker in status.running)
+    broken_off = [life.revision for life in workers if life.record.state in BROKEN_OFF]
+    if vanished:
+        broken_off.append(revision)
+    running = (life.worker for life in workers if life.record.state is WorkerState.RUNNING)
+    return msgspec.structs.replace(
+        status,
+        running=tuple(sorted(running)),
+        vanished=status.vanished + vanished,
+        last_broken_off=max(status.last_broken_off, *broken_off, 0),
+    )
+
+
+def _unaudited(status: JobStatus, workers: Sequence[LivingWorker]) -> int:
+    return status.vanished + sum(life.record.verdict is None for life in workers)
+
+
+def _without_node(status: JobStatus) -> JobStatus:
+    reason = "waiting for a node that may run workers"
+    return msgspec.structs.replace(status, state=JobState.PENDING, reason=reason, workers={})
+
+
 def _running(status: JobStatus, wanted: dict[NodeId, int], reason: str) -> JobStatus:
     return msgspec.structs.replace(
         status, state=JobState.RUNNING, reason=reason, workers=wanted, started=True
@@ -142,6 +193,12 @@ def _count(workers: Sequence[LivingWorker]) -> dict[NodeId, int]:
     for life in workers:
         counts[life.record.node] = counts.get(life.record.node, 0) + 1
     return dict(sorted(counts.items()))
+
+
+def _one(slots: Mapping[NodeId, int], before: Collection[NodeId]) -> dict[NodeId, int]:
+    """One worker, on a node that had one where there is one: its restarts are counted there."""
+    able = sorted(node for node in slots if slots[node] > 0)
+    return dict.fromkeys(([node for node in able if node in before] or able)[:1], 1)
 
 
 def _share(slots: Mapping[NodeId, int], most: int) -> dict[NodeId, int]:

@@ -94,9 +94,12 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Written by the leader alone. ``reason`` says why the state is what it is.
 
-    ``started``: it has had ``start_workers`` once. ``round`` and ``metrics`` are the last ones,
-    written at the job's end. ``pushed_bytes`` and ``gradient_bytes`` are those of workers that have
-    ended.
+    ``started``: it has had ``start_workers`` once. ``running`` are the workers known to run; of
+    those ``vanished`` have gone with their nodes, without a record of their end.
+    ``last_broken_off`` is the etcd revision by which a worker had ended otherwise than in order
+    last. Of an audit's workers ``audited`` have given their verdicts and ``unaudited`` have not.
+    ``round`` and ``metrics`` are the last ones, written at the job's end. ``pushed_bytes`` and
+    ``gradient_bytes`` are those of workers that have ended.
     """
 
     state: JobState
@@ -105,7 +108,12 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     sites: tuple[ServerId, ...] = ()
     movement: Movement = Movement()
     verdict: Verdict = Verdict()
+    audited: int = 0
+    unaudited: int = 0
     started: bool = False
+    running: tuple[WorkerId, ...] = ()
+    vanished: int = 0
+    last_broken_off: int = 0
     round: int | None = None
     metrics: dict[str, float | None] = {}
     pushed_bytes: int = 0
@@ -171,8 +179,9 @@ def decode(value: bytes, record_type: type[RecordType], key: str) -> RecordType:
 
 
 class LivingWorker(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's key as the cluster sees it."""
+    """A worker's key as the cluster sees it; ``revision`` is that of its record's last write."""
 
     worker: WorkerId
     uid: str
     record: WorkerRecord
+    revision: int

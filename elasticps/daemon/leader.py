@@ -106,6 +106,7 @@ def _advanced(
         job.status,
         slots=slots,
         workers=list(job.workers.values()),
+        revision=view.revision,
         cancelled=job.cancelled,
         now_unix=now.unix,
     )
@@ -208,24 +209,29 @@ def _with_orphans(
     orphans: Orphans,
     now: Now,
 ) -> JobStatus:
-    """Blocks all of whose holders are gone: wait for one to return, then give the job up."""
+    """Blocks all of whose holders are gone: wait for a node that may return with its server.
+
+    The job is given up when none has in time, and at once where the servers are known to be dead.
+    """
     overdue = orphans.overdue(job.name, bool(orphaned), now)
     if not orphaned:
         return status
     rows = {(row.block, row.learner, row.epoch) for row in job.caught_up}
+    # The listed servers of these nodes are gone: of one that is registered, its server has died.
     homes = [
         {node_of(server) for server in entry.holders}
         | {node_of(each) for each in entry.learners if (entry.block, each, entry.epoch) in rows}
         for entry in orphaned
     ]
-    forgotten = [nodes for nodes in homes if all(_restarted(view, node) for node in nodes)]
+    forgotten = [nodes for nodes in homes if all(node in view.nodes for node in nodes)]
     if forgotten:
-        why = f"the shard server of {_listed(forgotten)} restarted without them"
+        one = len(set().union(*forgotten)) == 1
+        why = f"the shard server{'' if one else 's'} of {_listed(forgotten)} died"
         return _lost(spec, status, len(forgotten), why, now)
     if overdue:
         why = f"{_listed(homes)} did not return in {orphans.lost_after_s:g} s"
         return _lost(spec, status, len(homes), why, now)
-    away = [{node for node in nodes if not _restarted(view, node)} for nodes in homes]
+    away = [{node for node in nodes if node not in view.nodes} for nodes in homes]
     one = len(set().union(*away)) == 1
     only = "it holds the only replica of" if one else "they hold the only replicas of"
     waiting = f"waiting for {_listed(away)} to return: {only} {len(homes)} blocks"
@@ -239,11 +245,6 @@ def _lost(spec: JobSpec, status: JobStatus, blocks: int, why: str, now: Now) -> 
 
 def _listed(nodes: Sequence[set[NodeId]]) -> str:
     return ", ".join(sorted(set().union(*nodes)))
-
-
-def _restarted(view: ClusterView, node: NodeId) -> bool:
-    """Called for nodes whose listed server is gone: registered again means another server."""
-    return node in view.nodes and bool(view.nodes[node].servers)
 
 
 def _write(keys: Keys, job: JobView, status: JobStatus, changed: Sequence[Entry]) -> Write | None:

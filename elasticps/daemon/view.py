@@ -232,6 +232,7 @@ def _life(parsed: ParsedKey, value: KeyValue) -> LivingWorker:
         worker=WorkerId(value.create_revision),
         uid=parsed.worker or "",
         record=decode(value.value, WorkerRecord, value.key),
+        revision=value.mod_revision,
     )
 
 

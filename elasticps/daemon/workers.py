@@ -13,7 +13,9 @@ from pathlib import Path
 
 import msgspec
 
+from elasticps.core.audit import Verdict
 from elasticps.core.ids import JobKey, JobName, NodeId, WorkerId
+from elasticps.core.jobs import is_unfinished
 from elasticps.core.records import JobSpec, WorkerRecord, WorkerState, encode
 from elasticps.core.restart import (
     Ended,
@@ -40,6 +42,10 @@ RETIRE_GRACE_S = 15.0
 stopping daemon waits by default."""
 RECORD_RETRY_S = 0.5
 NEVER_JOINED = "the script ended without calling elasticps.join()"
+NEVER_CLOSED = (
+    "the script ended with code 0 without leaving the job, so that nobody knows whether it was"
+    " through: use `with elasticps.join() as run:`, or call run.close() at its end"
+)
 NEVER = RestartPolicy(when=RestartWhen.NEVER)
 AFTER_SIGNALS = RestartPolicy(when=RestartWhen.ON_SIGNAL, max_restarts=5)
 """A worker may take ten seconds to come to its death: more restarts do not fit into the window."""
@@ -107,7 +113,7 @@ class Workers:
         self._me = NodeId(config.node)
         self._next_number = 1
         self._slots: dict[JobKey, _Slot] = {}
-        self._finished: set[JobKey] = set()
+        self._recorded = 0
         self._tasks: asyncio.TaskGroup
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -133,7 +139,7 @@ class Workers:
                 self._retire(life, retire)
             for life in _unaware(lives)[: max(0, wanted - len(staying))]:
                 self._keep(life)
-            if lease is not None and len(lives) < wanted and not self._is_finishing(job):
+            if lease is not None and len(lives) < wanted and self._may_begin(job):
                 again_s = await self._start_more(job, wanted - len(lives), lease, again_s)
         active = {job.key for job in self._view.active_jobs}
         for life in list(self.lives.values()):
@@ -142,10 +148,14 @@ class Workers:
                 life.over.set()
         return again_s
 
-    def _is_finishing(self, job: JobView) -> bool:
-        """A worker has come to the end of the training: nobody is to begin it anew."""
-        states = [life.record.state for life in job.workers.values()]
-        return job.key in self._finished or WorkerState.SUCCEEDED in states
+    def _may_begin(self, job: JobView) -> bool:
+        """Nobody, once a worker has come to its end in order, unless a later end was not.
+
+        What the status wants may be from before the end of a worker here, or of one elsewhere.
+        """
+        if job.status is None or self._view.revision < self._recorded:
+            return False
+        return is_unfinished(job.status, job.workers.values())
 
     async def _start_more(
         self, job: JobView, count: int, lease: Lease, again_s: float | None
@@ -244,14 +254,15 @@ class Workers:
             life.over.set()
         if not life.ended:
             await self._supervisor.remove(life.child)
-            record = WorkerRecord(node=self._me, state=WorkerState.LEFT, reason=reason)
+            verdict = None if life.joined or not life.audit else Verdict()
+            record = WorkerRecord(
+                node=self._me, state=WorkerState.LEFT, reason=reason, verdict=verdict
+            )
             self._bury(life, record)
 
     def _ended(self, life: Life, exit_: Exit) -> None:
         """The process has ended by itself: what became of it decides what is recorded."""
         record = self._record(life, exit_)
-        if record.state is WorkerState.SUCCEEDED:
-            self._finished.add(life.job)
         slot = self._slots.get(life.job)
         if slot is not None and record.state is WorkerState.KILLED:
             decision = slot.tracker.exited(time.monotonic(), Ended.SIGNAL)
@@ -270,6 +281,8 @@ class Workers:
 
     def _record(self, life: Life, exit_: Exit) -> WorkerRecord:
         verdict = life.finished.verdict if life.finished else None
+        if life.audit and (life.finished is not None or not life.joined):
+            verdict = verdict or Verdict()  # it had no optimizer yet: it has pushed nothing
         failure = self._failure(life)
         if life.finished is not None and life.finished.left:
             state, reason, traceback = WorkerState.LEFT, "retired", ""
@@ -277,6 +290,8 @@ class Workers:
             state, reason, traceback = WorkerState.FAILED, failure.reason, failure.traceback
         elif exit_.code == 0 and not life.joined:
             state, reason, traceback = WorkerState.FAILED, NEVER_JOINED, ""
+        elif exit_.code == 0 and life.finished is None:
+            state, reason, traceback = WorkerState.FAILED, NEVER_CLOSED, ""
         elif exit_.code == 0:
             state, reason, traceback = WorkerState.SUCCEEDED, "finished", ""
         elif exit_.signal is not None:
@@ -323,7 +338,8 @@ class Workers:
         while True:
             try:
                 # None: the key went with a lost lease or with its job, and is not to come back.
-                await self._store.replace(key, encode(record), life.worker)
+                written = await self._store.replace(key, encode(record), life.worker)
+                self._recorded = max(self._recorded, written or 0)
                 break
             except StoreUnavailable as error:
                 log.warning("worker=%s record not written: %s", life.uid, error)

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from elasticps.core.audit import Verdict
 from elasticps.core.consistency import Consistency, Guarantees, check_guarantees
@@ -35,11 +37,17 @@ NOW = 100.0
 STUCK = "; waiting until 1 blocks have 2 copies (min-insync)"
 
 
-def life(number: int, node: NodeId, state: WorkerState, **record: Any) -> LivingWorker:
+def life(
+    number: int, node: NodeId, state: WorkerState, *, revision: int = 0, **record: Any
+) -> LivingWorker:
+    """A worker whose record was written last at ``revision``; of two without, the later number's is
+    the later one.
+    """
     return LivingWorker(
         worker=WorkerId(number),
         uid=f"w{number}",
         record=WorkerRecord(node=node, state=state, **record),
+        revision=revision or number,
     )
 
 
@@ -49,15 +57,23 @@ def status_after(
     slots: dict[NodeId, int] = SLOTS,
     spec: JobSpec = SPEC,
     cancelled: bool = False,
+    revision: int = 100,
 ) -> JobStatus:
     """The next status; asked again, nothing changes any more."""
-    following = next_status(
-        spec, status, slots=slots, workers=workers, cancelled=cancelled, now_unix=NOW
-    )
-    again = next_status(
-        spec, following, slots=slots, workers=workers, cancelled=cancelled, now_unix=NOW + 1
-    )
-    assert again == following
+
+    def next_at(status: JobStatus | None, revision: int, now_unix: float) -> JobStatus:
+        return next_status(
+            spec,
+            status,
+            slots=slots,
+            workers=workers,
+            revision=revision,
+            cancelled=cancelled,
+            now_unix=now_unix,
+        )
+
+    following = next_at(status, revision, NOW)
+    assert next_at(following, revision + 1, NOW + 1) == following
     return following
 
 
@@ -99,8 +115,34 @@ def status_after(
             JobState.RUNNING,
             {B: 1},
         ),
-        (RUNNING_JOB, [life(1, A, SUCCEEDED), life(2, B, LEFT)], SLOTS, JobState.SUCCEEDED, {}),
-        (RUNNING_JOB, [life(1, A, SUCCEEDED), life(2, B, KILLED)], SLOTS, JobState.SUCCEEDED, {}),
+        (
+            RUNNING_JOB,
+            [life(1, A, SUCCEEDED), life(2, B, KILLED), life(3, C, RUNNING)],
+            {A: 1, B: 1, C: 1},
+            JobState.RUNNING,
+            {C: 1},
+        ),
+        # the end is reached when the last one ended in order; else one goes on
+        (RUNNING_JOB, [life(1, A, SUCCEEDED), life(2, B, SUCCEEDED)], {}, JobState.SUCCEEDED, {}),
+        (RUNNING_JOB, [life(1, A, LEFT), life(2, B, SUCCEEDED)], SLOTS, JobState.SUCCEEDED, {}),
+        (RUNNING_JOB, [life(1, A, KILLED), life(2, B, SUCCEEDED)], SLOTS, JobState.SUCCEEDED, {}),
+        (RUNNING_JOB, [life(1, A, SUCCEEDED), life(2, B, LEFT)], SLOTS, JobState.RUNNING, {A: 1}),
+        (RUNNING_JOB, [life(1, A, SUCCEEDED), life(2, B, KILLED)], SLOTS, JobState.RUNNING, {A: 1}),
+        (
+            msgspec.structs.replace(RUNNING_JOB, workers={B: 1}),
+            [life(1, A, SUCCEEDED), life(2, B, KILLED)],
+            {A: 1, B: 2},
+            JobState.RUNNING,
+            {B: 1},
+        ),
+        (
+            RUNNING_JOB,
+            [life(1, A, SUCCEEDED), life(2, B, KILLED)],
+            {A: 0, C: 3},
+            JobState.RUNNING,
+            {C: 1},
+        ),
+        (RUNNING_JOB, [life(1, A, SUCCEEDED), life(2, B, KILLED)], {}, JobState.PENDING, {}),
         (RUNNING_JOB, [life(1, A, FAILED), life(2, B, RUNNING)], SLOTS, JobState.FAILED, {}),
         (RUNNING_JOB, [life(1, A, FAILED), life(2, B, SUCCEEDED)], SLOTS, JobState.FAILED, {}),
         (RUNNING_JOB, [life(1, A, LEFT), life(2, B, KILLED)], SLOTS, JobState.RUNNING, SLOTS),
@@ -130,6 +172,70 @@ def test_slots_are_filled_in_node_order_up_to_max_workers(
     following = status_after(None, life(1, A, RUNNING), spec=spec, slots=slots)
     assert following.workers == wanted
     assert list(following.workers) == sorted(wanted)
+
+
+def test_order_of_two_ends_is_that_of_their_records_not_of_the_workers() -> None:
+    killed, finished = life(2, B, KILLED, revision=10), life(1, A, SUCCEEDED, revision=11)
+    assert status_after(RUNNING_JOB, killed, finished).state is JobState.SUCCEEDED
+    later = msgspec.structs.replace(killed, revision=12)
+    assert status_after(RUNNING_JOB, later, finished).workers == {A: 1}
+
+
+def test_a_worker_that_vanished_with_its_node_ended_when_that_was_noticed() -> None:
+    both = status_after(RUNNING_JOB, life(1, A, RUNNING), life(2, B, RUNNING))
+    one = status_after(both, life(1, A, SUCCEEDED, revision=20), life(2, B, RUNNING), revision=20)
+    gone = status_after(one, life(1, A, SUCCEEDED, revision=20), revision=30)
+    assert (gone.state, gone.workers) == (JobState.RUNNING, {B: 1})
+
+    last = life(3, A, SUCCEEDED, revision=40)
+    through = status_after(gone, life(1, A, SUCCEEDED, revision=20), last, revision=40)
+    assert through.state is JobState.SUCCEEDED
+
+    before = status_after(both, life(1, A, RUNNING), revision=30)
+    then = status_after(before, life(1, A, SUCCEEDED, revision=31), revision=31)
+    assert then.state is JobState.SUCCEEDED
+
+
+def test_an_end_in_order_that_is_seen_with_a_vanishing_counts_as_the_earlier_one() -> None:
+    both = status_after(RUNNING_JOB, life(1, A, RUNNING), life(2, B, RUNNING))
+    after = status_after(both, life(1, A, SUCCEEDED, revision=20), revision=21)
+    assert (after.state, after.workers) == (JobState.RUNNING, {A: 1})
+
+
+ENDS = {"s": SUCCEEDED, "l": LEFT, "k": KILLED, "v": None}
+"""How a worker ends; None: with its node, and its record goes."""
+
+
+@given(
+    ends=st.lists(st.sampled_from("slkv"), min_size=1, max_size=6),
+    seen=st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_a_job_succeeds_when_and_only_when_its_last_worker_ended_in_order(
+    ends: list[str], seen: list[bool]
+) -> None:
+    """Whichever of the states between the leader has seen; a doubt means one worker more."""
+    lives = {number: life(number, A, RUNNING) for number in range(1, len(ends) + 1)}
+    status = status_after(RUNNING_JOB, *lives.values(), revision=10)
+    revision, doubtful = 10, False
+    for number, how in enumerate(ends, 1):
+        revision += 1
+        state = ENDS[how]
+        if state is None:
+            del lives[number]
+        else:
+            lives[number] = life(number, A, state, revision=revision)
+        doubtful = doubtful or how == "v"
+        if seen[number - 1] or number == len(ends):
+            status = status_after(status, *lives.values(), revision=revision)
+            blurred, doubtful = doubtful, False
+            if number < len(ends):
+                assert status.state is JobState.RUNNING
+    if ends[-1] == "s" and not blurred:
+        assert status.state is JobState.SUCCEEDED
+    elif ends[-1] != "s":
+        assert status.state is JobState.RUNNING
+    if "s" in ends and status.state is JobState.RUNNING:
+        assert sum(status.workers.values()) == 1
 
 
 def test_a_failed_job_names_the_first_worker_that_failed_with_its_traceback() -> None:
@@ -287,6 +393,18 @@ def test_verdicts_of_all_workers_add_up() -> None:
         life(3, B, SUCCEEDED, verdict=Verdict(4, 2, 0)),
     )
     assert status.verdict == Verdict(9, 2, 1)
+
+
+def test_an_audit_counts_the_workers_that_gave_no_verdict() -> None:
+    spec = msgspec.structs.replace(SPEC, audit=True)
+    began = status_after(
+        RUNNING_JOB, life(1, A, RUNNING), life(2, B, RUNNING), life(3, C, RUNNING), spec=spec
+    )
+    assert (began.audited, began.unaudited) == (0, 3)
+    ends = [life(2, B, KILLED), life(4, A, SUCCEEDED, verdict=Verdict(4, 0, 0))]
+    ended = status_after(began, life(1, A, LEFT, verdict=Verdict(5, 0, 0)), *ends, spec=spec)
+    assert (ended.audited, ended.unaudited) == (2, 2)  # the killed one, and the one that vanished
+    assert status_after(RUNNING_JOB, life(1, A, SUCCEEDED)).unaudited == 0  # nobody asked
 
 
 def test_a_record_reads_back_as_it_was() -> None:

@@ -60,12 +60,22 @@ def job(name: str, **changes: Any) -> Json:
         "blocks_by_node": {"n1": 12, "n2": 24},
         "pending_moves": 0,
         "movement": {"blocks": 0, "value_bytes": 0, "snapshot_bytes": 0, "least_value_bytes": 0},
-        "verdict": {"acknowledged": 10, "lost": 0, "duplicated": 0},
+        "verdict": verdict(10, workers=1),
         "failure": None,
         "checkpoint": None,
         "submitted_unix": 1.0,
         "ended_unix": None,
         **changes,
+    }
+
+
+def verdict(acknowledged: int, *, lost: int = 0, workers: int = 0, unaudited: int = 0) -> Json:
+    return {
+        "acknowledged": acknowledged,
+        "lost": lost,
+        "duplicated": 0,
+        "workers": workers,
+        "unaudited": unaudited,
     }
 
 

@@ -17,7 +17,7 @@ from elasticps.cli import client
 from elasticps.cli.main import cli, main
 from elasticps.cli.options import Settings
 from elasticps.cli.output import human_bytes
-from tests.support.fake_api import FakeApi, job, line, node
+from tests.support.fake_api import FakeApi, job, line, node, verdict
 
 COMMAND = [
     sys.executable,
@@ -189,9 +189,9 @@ def test_a_loss_that_is_no_number_is_shown(api, elasticps):
 
 
 def test_a_broken_audit_is_shown(api, elasticps):
-    api.jobs["mnist"] = job("mnist", verdict={"acknowledged": 9, "lost": 1, "duplicated": 0})
+    api.jobs["mnist"] = job("mnist", verdict=verdict(9, lost=1, workers=2))
     _, out, _ = elasticps("jobs")
-    assert "mnist: audit: 9 pushes acknowledged, 1 lost, 0 duplicated" in out
+    assert "mnist: audit: 9 pushes of 2 workers acknowledged, 1 lost, 0 duplicated so far" in out
 
 
 def test_no_text_of_a_job_reaches_the_terminal_as_a_command(api, elasticps):

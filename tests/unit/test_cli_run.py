@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from elasticps.cli.answers import Submission
+from elasticps.cli.client import Api
 from elasticps.cli.progress import Progress
-from tests.support.fake_api import FakeApi, line, node
+from elasticps.cli.run import _follow
+from tests.support.fake_api import FakeApi, line, node, verdict
 from tests.support.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3\nValueError: oops\n'
+INCOMPLETE = "audit incomplete: 1 of 3 workers did not end in order"
 
 
 @pytest.fixture
@@ -120,12 +125,43 @@ def test_a_job_that_another_cancelled_exits_1(api, start, script):
 
 
 def test_an_audit_that_found_a_loss_exits_1(api, start, script):
-    verdict = {"acknowledged": 9, "lost": 1, "duplicated": 0}
-    api.career = [{"state": "SUCCEEDED", "verdict": verdict}]
+    api.career = [{"state": "SUCCEEDED", "verdict": verdict(9, lost=1, workers=2)}]
     code, _, err = finish(start("--audit", script))
     assert code == 1
-    assert "audit: 9 pushes acknowledged, 1 lost, 0 duplicated" in err
+    assert "audit: 9 pushes of 2 workers acknowledged, 1 lost, 0 duplicated" in err
     assert "error: job train-1: its pushes were not applied exactly once" in err
+
+
+@pytest.mark.parametrize(
+    ("state", "found", "told"),
+    [
+        (
+            "SUCCEEDED",
+            verdict(240, workers=3),
+            "audit: 240 pushes of 3 workers acknowledged, 0 lost, 0 duplicated",
+        ),
+        (
+            "SUCCEEDED",
+            verdict(240, workers=2, unaudited=1),
+            f"{INCOMPLETE}; 240 pushes of 2 workers acknowledged, 0 lost, 0 duplicated",
+        ),
+        (
+            "FAILED",
+            verdict(240, workers=2, unaudited=1),
+            f"{INCOMPLETE}; no verdict",
+        ),
+        ("CANCELLED", verdict(0), "audit: no verdict"),
+        (
+            "FAILED",
+            verdict(240, lost=1, workers=2, unaudited=1),
+            f"{INCOMPLETE}; 240 pushes of 2 workers acknowledged, 1 lost, 0 duplicated",
+        ),
+    ],
+)
+def test_an_audit_says_of_whom_it_is(state, found, told, api, start, script):
+    api.career = [{"state": state, "verdict": found}]
+    _, _, err = finish(start("--audit", script))
+    assert [line for line in err.splitlines() if "audit" in line] == [told]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +232,30 @@ def test_the_job_is_followed_through_another_daemon_when_the_first_dies(api, sta
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+async def test_progress_never_goes_back_to_an_earlier_round(api):
+    """The worker that was furthest may be killed, and the next one still have to catch up."""
+    shown = Kept()
+    api.career = [{"state": "RUNNING", "round": number} for number in (None, 63, 39, None, 64)]
+    api.career += [{"state": "SUCCEEDED"}]
+    async with Api(api.url) as client:
+        wanted = Submission(argv=("/train.py",), cwd="/", start_workers=1)
+        submitted = await client.submit(wanted)
+        await _follow(client, submitted.job, shown)
+    rounds = [re.findall(r"round (\d+)", text) for text in shown.texts]
+    assert rounds == [[], ["63"], ["63"], ["63"], ["64"]]
+
+
+class Kept(Progress):
+    """Remembers what it was to show."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.texts: list[str] = []
+
+    def show(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def test_progress_in_a_pipe_is_a_line_at_most_every_two_seconds():

@@ -207,6 +207,8 @@ class ClusterStatus:
                 "acknowledged": status.verdict.acknowledged if status else 0,
                 "lost": status.verdict.lost if status else 0,
                 "duplicated": status.verdict.duplicated if status else 0,
+                "workers": status.audited if status else 0,
+                "unaudited": status.unaudited if status else 0,
             },
             "failure": msgspec.to_builtins(status.failure) if status else None,
             "checkpoint": msgspec.to_builtins(newest_report(progress.values())),

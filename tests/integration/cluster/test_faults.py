@@ -160,9 +160,7 @@ async def test_only_copy_that_is_killed_fails_its_job_by_name_and_a_new_server_s
 
     ended = await job.ended()
     assert ended.state == "FAILED"
-    assert ended.reason.startswith(
-        f"{held} blocks are lost: the shard server of n2 restarted without them"
-    )
+    assert ended.reason.startswith(f"{held} blocks are lost: the shard server of n2 died")
     await job.is_left_by_all()
     assert await fragile_cluster.shard_server_pid("n2") != server
 

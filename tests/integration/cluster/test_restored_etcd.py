@@ -96,7 +96,7 @@ async def test_daemons_end_when_etcd_is_put_back_and_started_again_offer_the_las
         async with started(2, again, etcd=own_etcd.config(), cluster=keys.cluster) as cluster:
             ended = await Job(cluster, job.name, job.directory).ended()
             assert ended.state == "FAILED"
-            lost = "blocks are lost: the shard server of n1, n2 restarted without them"
+            lost = "blocks are lost: the shard servers of n1, n2 died"
             assert lost in ended.reason
             assert "resume from the last checkpoint: elasticps run --resume" in ended.reason
             resumed = await cluster.train(start_workers=2, resume=str(root))

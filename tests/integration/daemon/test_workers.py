@@ -15,10 +15,10 @@ from elasticps.core.records import JobSpec, JobState, JobStatus, LivingWorker, W
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.supervisor import Supervisor
-from elasticps.daemon.workers import NEVER_JOINED, Workers
+from elasticps.daemon.workers import NEVER_CLOSED, NEVER_JOINED, Workers
 from elasticps.errors import StoreUnavailable
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Retire
+from elasticps.wire.messages import Finished, Retire
 from elasticps.worker.launch import FAILURE_VARIABLE, ScriptFailure
 from tests.integration.daemon.mirror import Mirrored, mirrored
 from tests.support.etcd import EtcdServer
@@ -59,9 +59,13 @@ class Staffed:
         spec = JobSpec(name=JOB, argv=(str(self._script),), cwd="/")
         await self.cluster.store.put(self.cluster.keys.job_spec(JOB), encode(spec))
 
-    async def wanted(self, count: int, state: JobState = JobState.RUNNING) -> None:
+    async def wanted(
+        self, count: int, state: JobState = JobState.RUNNING, *, last_broken_off: int = 0
+    ) -> None:
         """The leader's word."""
-        status = JobStatus(state=state, reason="", workers={NODE: count})
+        status = JobStatus(
+            state=state, reason="", workers={NODE: count}, last_broken_off=last_broken_off
+        )
         store, keys = self.cluster.store, self.cluster.keys
         revision = await store.put(keys.job_status(JOB), encode(status))
         await self.cluster.until(lambda: self.cluster.view.revision >= revision)
@@ -209,6 +213,49 @@ async def test_failure_that_an_earlier_life_of_the_name_left_behind_is_not_told(
             lambda: "a.1" in lives and lives["a.1"].record.state is WorkerState.FAILED
         )
         assert lives["a.1"].record.reason == NEVER_JOINED
+
+
+async def test_worker_that_ends_with_code_0_without_leaving_the_job_has_failed(
+    store: Store, tmp_path: Path
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        node.script("import os; os._exit(0)")
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        assert node.workers.welcome("a.1", "test") is not None
+        lives = node.cluster.view.jobs[JOB].workers
+        await node.cluster.until(
+            lambda: "a.1" in lives and lives["a.1"].record.state is WorkerState.FAILED
+        )
+        assert lives["a.1"].record.reason == NEVER_CLOSED
+
+
+async def test_nobody_begins_after_an_end_in_order_until_the_leader_knows_of_a_broken_one(
+    store: Store, tmp_path: Path
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        node.script("import os; os._exit(0)")
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        assert node.workers.welcome("a.1", "test") is not None
+        node.workers.lives["a.1"].finished = Finished(left=False)
+        lives = node.cluster.view.jobs[JOB].workers
+        await node.cluster.until(lambda: node.running)
+        # The leader's word is from before the end, and so is what the node knows for a while.
+        while lives["a.1"].record.state is WorkerState.RUNNING:
+            await node.workers.reconcile(lease, node.retire)
+            await asyncio.sleep(0)
+        await node.workers.reconcile(lease, node.retire)
+        assert lives["a.1"].record.state is WorkerState.SUCCEEDED
+        assert list(lives) == ["a.1"]
+
+        await node.wanted(1, last_broken_off=lives["a.1"].revision - 1)
+        await node.workers.reconcile(lease, node.retire)
+        assert not node.workers.lives
+
+        await node.wanted(1, last_broken_off=lives["a.1"].revision + 1)
+        await node.workers.reconcile(lease, node.retire)
+        assert list(node.workers.lives) == ["a.2"]
 
 
 async def test_worker_that_was_stopped_leaves_no_failure_behind(
