@@ -79,7 +79,8 @@ class DataPosition(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Written last: a directory without one is no checkpoint.
 
-    ``state`` is by parameter name. ``data`` is None for a job that reads no ``run.data``.
+    ``owner`` is the identity of the ``job``, which no other job of any cluster has. ``state`` is by
+    parameter name. ``data`` is None for a job that reads no ``run.data``.
     ``digest`` is the SHA-256 of the file, taken with zeros in place of the digest.
     """
 
@@ -88,6 +89,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     elasticps: str
     created_unix: float
     job: str
+    owner: str
     round: Round
     model: Model
     state: dict[str, StateEntry]

@@ -34,6 +34,7 @@ class Rehearsal:
         """Write the checkpoint of a round; its values say which it is."""
         snapshot = Snapshot(
             job="rehearsal",
+            owner="rehearsal",
             round=number,
             model=_MODEL,
             data=None,

@@ -44,9 +44,13 @@ class DrainRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobSpec(Guarantees, frozen=True, kw_only=True):
-    """What was submitted; never changed afterwards."""
+    """What was submitted; never changed afterwards.
+
+    ``identity`` is random: no two jobs of any clusters have the same.
+    """
 
     name: JobName
+    identity: str = ""
     argv: tuple[str, ...]
     cwd: str
     env: dict[str, str] = msgspec.field(default_factory=dict)

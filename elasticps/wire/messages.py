@@ -187,13 +187,15 @@ class PlanRow(msgspec.Struct, frozen=True, array_like=True):
 class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """To a child: a job exists. ``model`` is None until its first worker has described it.
 
-    ``checkpoint_request`` is the number of the newest checkpoint that a user asked for.
-    ``codec`` is what gradients are coded with on their way. ``refusal`` says why a shard server
-    must not load the job's optimizer, which did not do what it must when the daemon tried it.
+    ``identity`` is what no other job of any cluster has. ``checkpoint_request`` is the number of
+    the newest checkpoint that a user asked for. ``codec`` is what gradients are coded with on their
+    way. ``refusal`` says why a shard server must not load the job's optimizer, which did not do
+    what it must when the daemon tried it.
     """
 
     job: JobKey
     name: JobName
+    identity: str = ""
     start_workers: int
     strategy: str
     model: Model | None

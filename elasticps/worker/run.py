@@ -338,6 +338,8 @@ class Run:
             try:
                 self._loop.call(self._depart(failed=failed))
             finally:
+                if self._checkpoints is not None:
+                    self._checkpoints.close()
                 if self._peer_calls is not None:
                     self._peer_calls.close()
                 self._loop.close()

@@ -178,6 +178,7 @@ def test_a_dtype_that_the_format_lacks_is_refused(tmp_path: Path) -> None:
     made = snapshot(5)
     odd = Snapshot(
         job="job",
+        owner="1d",
         round=Round(5),
         model=made.model,
         data=None,
