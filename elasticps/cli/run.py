@@ -255,9 +255,13 @@ def _conclude(job: Job, wanted: Run) -> None:
         output.print_json(job, indent=0)
     if job.failure is not None:
         click.echo(output.failure_text(job.failure), err=True)
+    failed = str(job.checkpoint_attempts)
+    if failed and job.state != "SUCCEEDED":
+        click.echo(output.printable(failed), err=True)
     if job.state != "SUCCEEDED":
         raise JobFailed(f"{job.state}: {job.reason}", where=f"job {job.job}")
     if job.verdict.broken:
         raise JobFailed("its pushes were not applied exactly once", where=f"job {job.job}")
     rounds = f" after {job.round} rounds" if job.round is not None else ""
-    click.echo(f"job {job.job} succeeded{rounds}", err=True)
+    but = f"; {failed}" if failed else ""
+    click.echo(output.printable(f"job {job.job} succeeded{rounds}{but}"), err=True)

@@ -95,12 +95,34 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
     least_value_bytes: int = 0
 
 
+class Attempts(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a checkpoint was to be made, how often that failed, and why the last time."""
+
+    made: int = 0
+    failed: int = 0
+    error: str = ""
+
+    def plus(self, other: Attempts) -> Attempts:
+        """Both together, ``other`` being the later ones."""
+        return Attempts(
+            made=self.made + other.made,
+            failed=self.failed + other.failed,
+            error=other.error or self.error,
+        )
+
+    def __str__(self) -> str:
+        """One line for a user; empty where none has failed."""
+        if not self.failed:
+            return ""
+        return f"{self.failed} of {self.made + self.failed} checkpoints failed: {self.error}"
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Written by the leader alone. ``reason`` says why the state is what it is.
 
     ``started``: it has had ``start_workers`` once. ``round`` and ``metrics`` are the last ones,
-    written at the job's end. ``pushed_bytes`` and ``gradient_bytes`` are those of workers that have
-    ended.
+    written at the job's end. ``pushed_bytes``, ``gradient_bytes`` and ``checkpoint_attempts`` are
+    those of workers that have ended.
     """
 
     state: JobState
@@ -114,6 +136,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float | None] = {}
     pushed_bytes: int = 0
     gradient_bytes: int = 0
+    checkpoint_attempts: Attempts = Attempts()
     failure: Failure | None = None
     ended_unix: float | None = None
 
@@ -142,6 +165,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float | None] = {}
     pushed_bytes: int = 0
     gradient_bytes: int = 0
+    checkpoint_attempts: Attempts = Attempts()
 
 
 class CaughtUpRow(msgspec.Struct, frozen=True, array_like=True):

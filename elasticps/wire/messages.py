@@ -28,7 +28,7 @@ from elasticps.core.ids import (
 )
 from elasticps.core.lending import DYNAMIC
 from elasticps.core.proposal import Load
-from elasticps.core.records import CaughtUpRow, ServerRecord
+from elasticps.core.records import Attempts, CaughtUpRow, ServerRecord
 from elasticps.core.replica import Applied, Commit, RoundOp
 from elasticps.errors import WireError
 
@@ -342,6 +342,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     pushed_bytes: int = 0
     gradient_bytes: int = 0
     checkpoint: CheckpointReport | None = None
+    checkpoint_attempts: Attempts = Attempts()
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from elasticps.checkpoint.directory import newest, path_of, prune
+from elasticps.checkpoint.directory import newest, older_whole, path_of, prune
 from elasticps.checkpoint.manifest import (
     MANIFEST,
     DataPosition,
@@ -28,6 +28,7 @@ from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import Round
 from elasticps.core.ranges import Supply
+from elasticps.core.records import Attempts
 from elasticps.errors import BlockUnavailable, CheckpointError
 from elasticps.wire.messages import CheckpointReport, JobInfo
 from elasticps.worker.data_loop import DataLoop
@@ -44,10 +45,13 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Reads and writes the checkpoints of one job. ``report`` says what became of the newest."""
+    """Reads and writes the checkpoints of one job. ``report`` says what became of the newest,
+    ``attempts`` of all that this worker was to make.
+    """
 
     def __init__(self, model: Model, memory: Sequence[BlockMemory]) -> None:
         self.report: CheckpointReport | None = None
+        self.attempts = Attempts()
         self._ownership: Ownership | None = None
         self._model = model
         self._memory = memory
@@ -64,7 +68,7 @@ class Checkpoints:
         """
         _check_in_step("resume", job.consistency is Consistency.SYNC, "sync consistency")
         directory = newest(Path(job.resume))
-        found = read(directory)
+        found = _read_whole(directory)
         check_same_model(found.model, self._model, directory)
         if job.checkpoint_dir:
             self._owned(job).begin(found.round)
@@ -123,6 +127,10 @@ class Checkpoints:
         except (BlockUnavailable, CheckpointError) as error:
             log.error("job=%s no checkpoint: %s", job.name, error)
             self.report = msgspec.structs.replace(self.report, error=str(error))
+            reason, _, _ = str(error).partition("\n")
+            self.attempts = self.attempts.plus(Attempts(failed=1, error=reason))
+        else:
+            self.attempts = self.attempts.plus(Attempts(made=1))
 
     def close(self) -> None:
         """Leave the directory to others. Idempotent."""
@@ -151,6 +159,20 @@ class Checkpoints:
                 if parameter in state
             },
         )
+
+
+def _read_whole(directory: Path) -> Snapshot:
+    """Raises CheckpointError, with the next older one to use, for one that is damaged."""
+    try:
+        return read(directory)
+    except CheckpointError as error:
+        older = older_whole(directory)
+        if error.hint is None and older is not None:
+            error.hint = (
+                f"go on from the one before it that is whole with --resume {older};"
+                f" to write to {directory.parent} again, move {directory} away first"
+            )
+        raise
 
 
 def _is_made(place: Path, job: JobInfo) -> bool:

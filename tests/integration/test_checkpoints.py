@@ -215,6 +215,8 @@ async def test_training_goes_on_where_no_checkpoint_can_be_written(
     async with CheckpointRig(checkpoint_dir=str(root), checkpoint_every=2) as rig:
         assert await as_worker(rig, script) == 8
         report = rig.progress["w1"].checkpoint
+        attempts = rig.progress["w1"].checkpoint_attempts
+    assert str(attempts).startswith(f"3 of 4 checkpoints failed: {root}: ")
     assert report is not None
     assert "Not a directory" in report.error
     assert report.round == 2
@@ -322,7 +324,27 @@ async def test_a_damaged_checkpoint_is_refused(at_five: Path) -> None:
     body = bytearray(file.read_bytes())
     body[-1] ^= 1
     file.write_bytes(body)
-    assert (await refused(resume=str(at_five))).field == "values.sha256"
+    error = await refused(resume=str(at_five))
+    assert (error.field, error.hint) == ("values.sha256", None)
+
+
+async def test_the_way_on_from_a_damaged_newest_one_is_told_at_each_step(tmp_path: Path) -> None:
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 3}
+    async with CheckpointRig(**wishes) as rig:
+        await as_worker(rig, Training(stop_at=9))
+    newest_one, before, oldest = (path for _, path in complete(tmp_path))
+    for damaged in (newest_one, before):
+        (damaged / "manifest.json").write_bytes(b"\0")
+    told = str((await refused(resume=str(tmp_path))).hint)
+    assert f"--resume {oldest}" in told
+    assert f"move {newest_one} away" in told
+    told = str((await refused(resume=str(oldest), **wishes)).hint)
+    assert f"move {newest_one} and {before} away" in told
+    for damaged in (newest_one, before):
+        damaged.rename(tmp_path / f"damaged-{damaged.name}")
+    async with CheckpointRig(resume=str(oldest), **wishes) as rig:
+        assert (await as_worker(rig, Training(stop_at=7))).began_at == 3
+    assert rounds_in(tmp_path) == [6, 3]
 
 
 async def test_nothing_to_resume_is_refused(tmp_path: Path) -> None:

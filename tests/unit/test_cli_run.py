@@ -93,6 +93,16 @@ def test_a_job_that_succeeds(api, start, script, marks, tmp_path):
     assert str(tmp_path / "kept") in made
 
 
+@pytest.mark.parametrize("state", ["SUCCEEDED", "CANCELLED"])
+def test_checkpoints_that_failed_show_at_the_end(state, api, start, script):
+    attempts = {"made": 1, "failed": 3, "error": "No space left on device"}
+    api.career = [{"state": state, "round": 80, "checkpoint_attempts": attempts}]
+    _, _, err = finish(start(script))
+    failed = "3 of 4 checkpoints failed: No space left on device"
+    shown = f"job train-1 succeeded after 80 rounds; {failed}" if state == "SUCCEEDED" else failed
+    assert f"\n{shown}\n" in err
+
+
 def test_the_last_line_is_the_job_with_json(api, start, script):
     api.career = [{"state": "SUCCEEDED"}]
     api.lines = [line("hello")]
