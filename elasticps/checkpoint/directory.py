@@ -112,8 +112,17 @@ def _listed(paths: list[Path]) -> str:
     return " and ".join(map(str, paths))
 
 
-def older_whole(directory: Path) -> Path | None:
-    """The newest of those checkpoints beside and before ``directory`` that are not damaged."""
+def point_to_older(error: CheckpointError, directory: Path) -> None:
+    """Let the ``error`` of a damaged checkpoint name the next older one that is whole, if any."""
+    older = _older_whole(directory)
+    if error.hint is None and older is not None:
+        error.hint = (
+            f"go on from the one before it that is whole with --resume {older};"
+            f" to write to {directory.parent} again, move {directory} away first"
+        )
+
+
+def _older_whole(directory: Path) -> Path | None:
     try:
         there = [path for _, path in complete(directory.parent)]
     except OSError:  # one that was named, in a directory that may not be listed

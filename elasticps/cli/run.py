@@ -19,7 +19,7 @@ from elasticps.cli.options import check_job, job_options, run_async, script_argu
 from elasticps.cli.progress import Progress
 from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.daemon.chosen import check_chosen
-from elasticps.errors import ElasticError, JobFailed, PeerUnavailable, UsageError
+from elasticps.errors import CheckpointError, ElasticError, JobFailed, PeerUnavailable, UsageError
 
 if TYPE_CHECKING:
     from elasticps.cli.client import Api
@@ -109,6 +109,7 @@ def run(
     )
     check_job(submission)
     check_chosen(submission)
+    _check_resumable(submission)
     if submission.min_insync > nodes:
         raise UsageError(
             f"min_insync of {submission.min_insync} on {nodes} nodes can acknowledge nothing",
@@ -128,6 +129,24 @@ def run(
         )
 
     run_async(run_job(open_cluster, Run(submission=submission, nodes=nodes, as_json=as_json)))
+
+
+def _check_resumable(submission: Submission) -> None:
+    """Raise UsageError where a worker could only fail: all of them will be on this machine."""
+    from elasticps.checkpoint.directory import newest, point_to_older
+    from elasticps.checkpoint.manifest import read_manifest
+
+    if not submission.resume:
+        return
+    directory = Path(submission.resume)
+    try:
+        directory = newest(directory)
+        read_manifest(directory)
+    except CheckpointError as error:
+        point_to_older(error, directory)
+        raise UsageError(
+            error.what, where=error.where, field=error.field, limit=error.limit, hint=error.hint
+        ) from error
 
 
 async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from elasticps.checkpoint.directory import newest, older_whole, path_of, prune
+from elasticps.checkpoint.directory import newest, path_of, point_to_older, prune
 from elasticps.checkpoint.manifest import (
     MANIFEST,
     DataPosition,
@@ -166,12 +166,7 @@ def _read_whole(directory: Path) -> Snapshot:
     try:
         return read(directory)
     except CheckpointError as error:
-        older = older_whole(directory)
-        if error.hint is None and older is not None:
-            error.hint = (
-                f"go on from the one before it that is whole with --resume {older};"
-                f" to write to {directory.parent} again, move {directory} away first"
-            )
+        point_to_older(error, directory)
         raise
 
 
