@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.integrity import is_whole
 from elasticps.checkpoint.manifest import MANIFEST, refuse_pickle
 from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
@@ -94,8 +95,40 @@ def check_unused(root: Path, start: Round) -> None:
             f"there is a checkpoint of round {found[0][0]} here, and this job begins at {start}",
             where=str(root),
             field="checkpoint_dir",
-            hint=f"go on from it with --resume {root}, or choose another directory",
+            hint=_way_on(root, start, [path for number, path in found if number > start]),
         )
+
+
+def _way_on(root: Path, start: Round, later: list[Path]) -> str:
+    """What to do about checkpoints that are later than a job's ``start``."""
+    damaged = [path for path in later if not is_whole(path)]
+    if later[0] in damaged:
+        return f"damaged: move {_listed(damaged)} away first, or choose another directory"
+    back = f", move {_listed(later)} away to go back to round {start}" if start else ""
+    return f"go on from it with --resume {root}{back}, or choose another directory"
+
+
+def _listed(paths: list[Path]) -> str:
+    return " and ".join(map(str, paths))
+
+
+def point_to_older(error: CheckpointError, directory: Path) -> None:
+    """Let the ``error`` of a damaged checkpoint name the next older one that is whole, if any."""
+    older = _older_whole(directory)
+    if error.hint is None and older is not None:
+        error.hint = (
+            f"go on from the one before it that is whole with --resume {older};"
+            f" to write to {directory.parent} again, move {directory} away first"
+        )
+
+
+def _older_whole(directory: Path) -> Path | None:
+    try:
+        there = [path for _, path in complete(directory.parent)]
+    except OSError:  # one that was named, in a directory that may not be listed
+        return None
+    older = there[there.index(directory) + 1 :] if directory in there else []
+    return next(filter(is_whole, older), None)
 
 
 def remove_leftovers(root: Path, *, disk: Disk = OS_DISK) -> None:

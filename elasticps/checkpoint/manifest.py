@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 from itertools import zip_longest
@@ -16,11 +17,13 @@ from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec, Range, Supply
 from elasticps.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 100_000_000
 PICKLE_STARTS = (b"\x80", b"PK\x03\x04")
 """How ``pickle`` and ``torch.save`` begin their files."""
+UNSEALED = "0" * 64
+"""What stands in place of the digest while it is taken."""
 
 Scalar = float | int | bool | None
 
@@ -76,13 +79,17 @@ class DataPosition(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Written last: a directory without one is no checkpoint.
 
-    ``state`` is by parameter name. ``data`` is None for a job that reads no ``run.data``.
+    ``owner`` is the identity of the ``job``, which no other job of any cluster has. ``state`` is by
+    parameter name. ``data`` is None for a job that reads no ``run.data``.
+    ``digest`` is the SHA-256 of the file, taken with zeros in place of the digest.
     """
 
     format: int
+    digest: str = UNSEALED
     elasticps: str
     created_unix: float
     job: str
+    owner: str
     round: Round
     model: Model
     state: dict[str, StateEntry]
@@ -95,15 +102,25 @@ class _Format(msgspec.Struct, frozen=True):
     format: int
 
 
+class _Sealed(msgspec.Struct, frozen=True):
+    digest: str
+
+
 def encoded(manifest: Manifest) -> bytes:
-    """The file's bytes. Raises CheckpointError for a number that JSON cannot hold."""
+    """The file's bytes, sealed. Raises CheckpointError for a number that JSON cannot hold."""
     for name, entry in manifest.state.items():
         for key, item in entry.scalars.items():
             if isinstance(item, float) and not math.isfinite(item):
                 raise CheckpointError(
                     f"the optimizer state {key} of {name} is {item}", field=key, limit="finite"
                 )
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    unsealed = msgspec.structs.replace(manifest, digest=UNSEALED)
+    return sealed(msgspec.json.format(msgspec.json.encode(unsealed), indent=1))
+
+
+def sealed(body: bytes) -> bytes:
+    """``body``, whose digest is ``UNSEALED``, with its digest."""
+    return body.replace(UNSEALED.encode(), hashlib.sha256(body).hexdigest().encode(), 1)
 
 
 def read_manifest(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
@@ -111,22 +128,38 @@ def read_manifest(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
     path = directory / MANIFEST
     body = _bytes_of(path, disk)
     try:
-        format_ = msgspec.json.decode(body, type=_Format).format
-        if format_ > FORMAT:
-            raise CheckpointError(
-                f"the checkpoint has format {format_}",
-                where=str(path),
-                field="format",
-                limit=str(FORMAT),
-                hint="resume it with the elasticps version that wrote it, or a newer one",
-            )
+        _check_format(msgspec.json.decode(body, type=_Format).format, path)
+        _check_digest(body, msgspec.json.decode(body, type=_Sealed).digest, path)
         manifest = msgspec.json.decode(body, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise CheckpointError(
             f"not a checkpoint's manifest: {error}", where=str(path), field=MANIFEST
         ) from error
     _check(manifest, path)
     return manifest
+
+
+def _check_format(format_: int, path: Path) -> None:
+    if format_ != FORMAT:
+        raise CheckpointError(
+            f"the checkpoint has format {format_}",
+            where=str(path),
+            field="format",
+            limit=str(FORMAT),
+            hint="resume it with the elasticps version that wrote it",
+        )
+
+
+def _check_digest(body: bytes, digest: str, path: Path) -> None:
+    # Of the bytes, not of what they mean: that would change with the fields of a later version.
+    unsealed = body.replace(digest.encode(), UNSEALED.encode(), 1)
+    if hashlib.sha256(unsealed).hexdigest() != digest:
+        raise CheckpointError(
+            "the manifest is damaged: its SHA-256 differs from the one that it names",
+            where=str(path),
+            field="digest",
+            limit=digest,
+        )
 
 
 def _bytes_of(path: Path, disk: Disk) -> bytes:

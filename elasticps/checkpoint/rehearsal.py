@@ -9,9 +9,9 @@ import torch
 
 from elasticps.checkpoint.directory import complete, newest, path_of, prune
 from elasticps.checkpoint.disk import Disk
-from elasticps.checkpoint.manifest import Manifest, read_manifest
+from elasticps.checkpoint.integrity import check_whole
+from elasticps.checkpoint.manifest import Manifest
 from elasticps.checkpoint.snapshot import Snapshot, write
-from elasticps.checkpoint.tensor_file import check_file
 from elasticps.core.blocks import Model, Parameter
 from elasticps.core.ids import Round
 
@@ -34,6 +34,7 @@ class Rehearsal:
         """Write the checkpoint of a round; its values say which it is."""
         snapshot = Snapshot(
             job="rehearsal",
+            owner="rehearsal",
             round=number,
             model=_MODEL,
             data=None,
@@ -51,14 +52,8 @@ class Rehearsal:
 
     def newest(self) -> Manifest:
         """What the newest complete one holds, whose files are to the bit what it says of them."""
-        return self._checked(newest(self.root, disk=self.disk))
+        return check_whole(newest(self.root, disk=self.disk), disk=self.disk)
 
     def content(self, number: Round) -> Manifest:
         """The same of the checkpoint of a round."""
-        return self._checked(path_of(self.root, number))
-
-    def _checked(self, directory: Path) -> Manifest:
-        manifest = read_manifest(directory, disk=self.disk)
-        for field, entry in (("values", manifest.values), ("optimizer", manifest.optimizer)):
-            check_file(directory / entry.name, entry, field, disk=self.disk)
-        return manifest
+        return check_whole(path_of(self.root, number), disk=self.disk)

@@ -36,9 +36,13 @@ State = Mapping[str, torch.Tensor | Scalar]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """All parameters' values and optimizer state, by parameter name, after ``round`` rounds."""
+    """All parameters' values and optimizer state, by parameter name, after ``round`` rounds.
+
+    ``owner`` is the identity of the ``job``, which no other job of any cluster has.
+    """
 
     job: str
+    owner: str
     round: Round
     model: Model
     data: DataPosition | None
@@ -104,6 +108,7 @@ def _manifest(
         elasticps=version,
         created_unix=time.time(),
         job=snapshot.job,
+        owner=snapshot.owner,
         round=snapshot.round,
         model=snapshot.model,
         state={name: _state_entry(state) for name, state in snapshot.state.items()},
@@ -130,6 +135,7 @@ def read(directory: Path) -> Snapshot:
     _check_values(directory, manifest, values)
     return Snapshot(
         job=manifest.job,
+        owner=manifest.owner,
         round=manifest.round,
         model=manifest.model,
         data=manifest.data,

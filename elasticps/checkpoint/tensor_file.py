@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -14,13 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from elasticps.checkpoint.disk import OS_DISK, Disk
-from elasticps.checkpoint.manifest import FileEntry, refuse_pickle
+from elasticps.checkpoint.integrity import LENGTH_BYTES, check_file, check_header, unreadable
+from elasticps.checkpoint.manifest import FileEntry
 from elasticps.errors import CheckpointError
 
-MAX_HEADER_BYTES = 100_000_000
-"""The format's own bound."""
-CHUNK_BYTES = 1 << 20
-_LENGTH_BYTES = 8
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -75,9 +71,9 @@ def _header(path: Path, ordered: list[tuple[str, torch.Tensor]]) -> bytes:
         }
         offset += tensor.nbytes
     body = json.dumps(rows, separators=(",", ":")).encode()
-    body += b" " * (-len(body) % _LENGTH_BYTES)
-    _check_header(len(body), path)
-    return len(body).to_bytes(_LENGTH_BYTES, "little") + body
+    body += b" " * (-len(body) % LENGTH_BYTES)
+    check_header(len(body), path)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -95,60 +91,6 @@ def read_tensors(directory: Path, entry: FileEntry, field: str) -> dict[str, tor
     try:
         return load_file(path)
     except OSError as error:
-        raise _unreadable(error, path, field) from error
+        raise unreadable(error, path, field) from error
     except SafetensorError as error:
         raise CheckpointError(f"not safetensors: {error}", where=str(path), field=field) from error
-
-
-def check_file(path: Path, entry: FileEntry, field: str, *, disk: Disk = OS_DISK) -> None:
-    """Hold a file, to the bit, against what ``entry`` says of it. Raises CheckpointError.
-
-    ``field`` is the file's part in the manifest.
-    """
-    try:
-        _check_file(path, entry, field, disk)
-    except OSError as error:
-        raise _unreadable(error, path, field) from error
-
-
-def _unreadable(error: OSError, path: Path, field: str) -> CheckpointError:
-    reason = "the file is missing" if isinstance(error, FileNotFoundError) else error.strerror
-    return CheckpointError(f"cannot be read: {reason}", where=str(path), field=field)
-
-
-def _check_file(path: Path, entry: FileEntry, field: str, disk: Disk) -> None:
-    if disk.exists(path) and not disk.is_file(path):
-        raise CheckpointError("not a regular file", where=str(path), field=field)
-    with disk.open(path) as file:
-        start = file.read(_LENGTH_BYTES + 1)
-        refuse_pickle(start, path, field)
-        size = file.seek(0, io.SEEK_END)
-        if size != entry.size:
-            raise CheckpointError(
-                f"the file has {size} bytes: it was cut off or replaced",
-                where=str(path),
-                field=f"{field}.size",
-                limit=f"{entry.size} bytes",
-            )
-        _check_header(int.from_bytes(start[:_LENGTH_BYTES], "little"), path)
-        file.seek(len(start))
-        digest = hashlib.sha256(start)
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    if digest.hexdigest() != entry.sha256:
-        raise CheckpointError(
-            "the file is damaged: its SHA-256 differs from the manifest's",
-            where=str(path),
-            field=f"{field}.sha256",
-            limit=entry.sha256,
-        )
-
-
-def _check_header(length: int, path: Path) -> None:
-    if length > MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"a header of {length} bytes",
-            where=str(path),
-            field="header",
-            limit=f"{MAX_HEADER_BYTES} bytes",
-        )

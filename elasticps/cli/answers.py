@@ -8,6 +8,7 @@ import msgspec
 
 from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.core.consistency import Guarantees
+from elasticps.core.records import Attempts
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
 
@@ -145,6 +146,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     failure: Failure | None
     checkpoint: Checkpoint | None = None
+    checkpoint_attempts: Attempts = Attempts()
     submitted_unix: float
     ended_unix: float | None
 

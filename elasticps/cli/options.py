@@ -229,7 +229,11 @@ def _folder(_context: click.Context, option: click.Parameter, text: str | None) 
     """An absolute path; empty where the option was not given."""
     if text == "":
         raise click.BadParameter(f"{option.opts[0]} without a folder (limit: a path)")
-    return "" if text is None else str(Path(text).absolute())
+    if text is None:
+        return ""
+    path = Path(text).absolute()
+    # Links stay as they are: what they lead to here may be elsewhere on another machine.
+    return str(path.resolve() if ".." in path.parts else path)
 
 
 def check_job(submission: Submission) -> None:

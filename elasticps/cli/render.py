@@ -115,6 +115,9 @@ def _print_jobs(jobs: Iterable[Job]) -> None:
             _console().print(Text(printable(f"{job.job}: {traffic(job)}")))
         if job.checkpoint is not None:
             _print_checkpoint(job.job, job.checkpoint)
+        if job.checkpoint_attempts.failed:
+            failed = f"{job.job}: {job.checkpoint_attempts}"
+            _console().print(Text(printable(failed), style="red"))
         if job.verdict.broken:
             _console().print(Text(f"{printable(job.job)}: {audit(job)}", style="red"))
 

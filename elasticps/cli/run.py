@@ -19,7 +19,7 @@ from elasticps.cli.options import check_job, job_options, run_async, script_argu
 from elasticps.cli.progress import Progress
 from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.daemon.chosen import check_chosen
-from elasticps.errors import ElasticError, JobFailed, PeerUnavailable, UsageError
+from elasticps.errors import CheckpointError, ElasticError, JobFailed, PeerUnavailable, UsageError
 
 if TYPE_CHECKING:
     from elasticps.cli.client import Api
@@ -109,6 +109,7 @@ def run(
     )
     check_job(submission)
     check_chosen(submission)
+    _check_resumable(submission)
     if submission.min_insync > nodes:
         raise UsageError(
             f"min_insync of {submission.min_insync} on {nodes} nodes can acknowledge nothing",
@@ -128,6 +129,24 @@ def run(
         )
 
     run_async(run_job(open_cluster, Run(submission=submission, nodes=nodes, as_json=as_json)))
+
+
+def _check_resumable(submission: Submission) -> None:
+    """Raise UsageError where a worker could only fail: all of them will be on this machine."""
+    from elasticps.checkpoint.directory import newest, point_to_older
+    from elasticps.checkpoint.manifest import read_manifest
+
+    if not submission.resume:
+        return
+    directory = Path(submission.resume)
+    try:
+        directory = newest(directory)
+        read_manifest(directory)
+    except CheckpointError as error:
+        point_to_older(error, directory)
+        raise UsageError(
+            error.what, where=error.where, field=error.field, limit=error.limit, hint=error.hint
+        ) from error
 
 
 async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:
@@ -258,9 +277,13 @@ def _conclude(job: Job, wanted: Run) -> None:
         output.print_json(job, indent=0)
     if job.failure is not None:
         click.echo(output.failure_text(job.failure), err=True)
+    failed = str(job.checkpoint_attempts)
+    if failed and job.state != "SUCCEEDED":
+        click.echo(output.printable(failed), err=True)
     if job.state != "SUCCEEDED":
         raise JobFailed(f"{job.state}: {job.reason}", where=f"job {job.job}")
     if job.verdict.broken:
         raise JobFailed("its pushes were not applied exactly once", where=f"job {job.job}")
     rounds = f" after {job.round} rounds" if job.round is not None else ""
-    click.echo(f"job {job.job} succeeded{rounds}", err=True)
+    but = f"; {failed}" if failed else ""
+    click.echo(output.printable(f"job {job.job} succeeded{rounds}{but}"), err=True)

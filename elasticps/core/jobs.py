@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import reduce
 
 import msgspec
 
@@ -11,6 +12,7 @@ from elasticps.core.audit import Verdict
 from elasticps.core.ids import NodeId, ServerId, node_of
 from elasticps.core.plan import Entry
 from elasticps.core.records import (
+    Attempts,
     Failure,
     JobSpec,
     JobState,
@@ -49,6 +51,10 @@ def next_status(
         unaudited=_unaudited(status, workers) if spec.audit else 0,
         pushed_bytes=sum(life.record.pushed_bytes for life in workers),
         gradient_bytes=sum(life.record.gradient_bytes for life in workers),
+        checkpoint_attempts=attempts(
+            life.record.checkpoint_attempts
+            for life in sorted(workers, key=lambda life: life.worker)
+        ),
     )
     if cancelled:
         return _ended(status, JobState.CANCELLED, "cancelled by request", now_unix)
@@ -68,7 +74,8 @@ def next_status(
         status = msgspec.structs.replace(
             status, round=furthest.record.round, metrics=furthest.record.metrics
         )
-        return _ended(status, JobState.SUCCEEDED, "all workers finished", now_unix)
+        reason = "; ".join(filter(None, ["all workers finished", str(status.checkpoint_attempts)]))
+        return _ended(status, JobState.SUCCEEDED, reason, now_unix)
     if succeeded:
         wanted = _count(running)
         reason = f"{len(succeeded)} workers finished, {len(running)} still running"
@@ -92,6 +99,11 @@ def is_unfinished(status: JobStatus, workers: Iterable[LivingWorker]) -> bool:
     """
     succeeded = (life for life in workers if life.record.state is WorkerState.SUCCEEDED)
     return max((life.revision for life in succeeded), default=-1) <= status.last_broken_off
+
+
+def attempts(of_workers: Iterable[Attempts]) -> Attempts:
+    """All workers' attempts at checkpoints together; they come in the order of their lives."""
+    return reduce(Attempts.plus, of_workers, Attempts())
 
 
 def lost(spec: JobSpec, status: JobStatus, reason: str, now_unix: float) -> JobStatus:

@@ -44,9 +44,13 @@ class DrainRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobSpec(Guarantees, frozen=True, kw_only=True):
-    """What was submitted; never changed afterwards."""
+    """What was submitted; never changed afterwards.
+
+    ``identity`` is random: no two jobs of any clusters have the same.
+    """
 
     name: JobName
+    identity: str = ""
     argv: tuple[str, ...]
     cwd: str
     env: dict[str, str] = msgspec.field(default_factory=dict)
@@ -91,6 +95,28 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
     least_value_bytes: int = 0
 
 
+class Attempts(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a checkpoint was to be made, how often that failed, and why the last time."""
+
+    made: int = 0
+    failed: int = 0
+    error: str = ""
+
+    def plus(self, other: Attempts) -> Attempts:
+        """Both together, ``other`` being the later ones."""
+        return Attempts(
+            made=self.made + other.made,
+            failed=self.failed + other.failed,
+            error=other.error or self.error,
+        )
+
+    def __str__(self) -> str:
+        """One line for a user; empty where none has failed."""
+        if not self.failed:
+            return ""
+        return f"{self.failed} of {self.made + self.failed} checkpoints failed: {self.error}"
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Written by the leader alone. ``reason`` says why the state is what it is.
 
@@ -98,8 +124,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     those ``vanished`` have gone with their nodes, without a record of their end.
     ``last_broken_off`` is the etcd revision by which a worker had ended otherwise than in order
     last. Of an audit's workers ``audited`` have given their verdicts and ``unaudited`` have not.
-    ``round`` and ``metrics`` are the last ones, written at the job's end. ``pushed_bytes`` and
-    ``gradient_bytes`` are those of workers that have ended.
+    ``round`` and ``metrics`` are the last ones, written at the job's end. ``pushed_bytes``,
+    ``gradient_bytes`` and ``checkpoint_attempts`` are those of workers that have ended.
     """
 
     state: JobState
@@ -118,6 +144,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float | None] = {}
     pushed_bytes: int = 0
     gradient_bytes: int = 0
+    checkpoint_attempts: Attempts = Attempts()
     failure: Failure | None = None
     ended_unix: float | None = None
 
@@ -146,6 +173,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float | None] = {}
     pushed_bytes: int = 0
     gradient_bytes: int = 0
+    checkpoint_attempts: Attempts = Attempts()
 
 
 class CaughtUpRow(msgspec.Struct, frozen=True, array_like=True):

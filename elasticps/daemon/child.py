@@ -96,9 +96,10 @@ class _Life:
 class Child:
     """One supervised process, which may live several times, one after the other.
 
-    The process has a session of its own, /dev/null as input, and dies with the daemon. What it
-    forks dies with it, unless it leaves the process group. Its output goes to the log buffer and
-    to the log file. Use it from one event loop, on a thread that lives as long as the daemon.
+    The process has a session of its own, /dev/null as input, and dies with the daemon, however that
+    dies. What it forks dies with it, unless it leaves the process group. Its output goes to the log
+    buffer and to the log file. Use it from one event loop, on a thread that lives as long as the
+    daemon.
     """
 
     def __init__(self, spec: ChildSpec, *, log_file: LogFile, log_buffer: LogBuffer) -> None:

@@ -210,6 +210,7 @@ def _sync_job(link: _Link, job: JobView, refusal: str) -> None:
     info = JobInfo(
         job=job.key,
         name=JobName(job.name),
+        identity=spec.identity,
         start_workers=spec.start_workers,
         strategy=spec.strategy,
         codec=spec.codec,

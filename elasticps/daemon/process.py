@@ -1,6 +1,7 @@
 """One operating-system process at the head of its own session and process group.
 
-The process dies with the daemon, and its group dies with the process.
+The process dies with the daemon, and its group dies with the process, even where no daemon is left
+to see to that (``reap``).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ProcessGroup:
         # A wrapper of 15 ms, not preexec_fn: that would run Python after fork() in a process with
         # gRPC and log threads, where any lock may be held for ever, and it rules out vfork().
         process = subprocess.Popen(  # noqa: S603 - no shell, and the argv is the operator's own
-            [sys.executable, "-I", "-S", REAP, str(os.getpid()), "--", *argv],
+            [sys.executable, "-I", "-S", REAP, str(os.getpid()), "--group", *argv],
             bufsize=0,
             stdin=stdin,
             stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ import msgspec
 from elasticps.core.audit import Verdict
 from elasticps.core.ids import JobKey, JobName, NodeId, WorkerId
 from elasticps.core.jobs import is_unfinished
-from elasticps.core.records import JobSpec, WorkerRecord, WorkerState, encode
+from elasticps.core.records import Attempts, JobSpec, WorkerRecord, WorkerState, encode
 from elasticps.core.restart import (
     Ended,
     GiveUp,
@@ -309,6 +309,7 @@ class Workers:
             metrics={**progress.metrics} if progress else {},
             pushed_bytes=progress.pushed_bytes if progress else 0,
             gradient_bytes=progress.gradient_bytes if progress else 0,
+            checkpoint_attempts=progress.checkpoint_attempts if progress else Attempts(),
         )
 
     def _failed(self, reason: str) -> WorkerRecord:

@@ -18,8 +18,8 @@ KEY = "optimizer"
 class ByGroup(torch.optim.Optimizer):
     """Steps each param group with the optimizer that ``groups[...]["optimizer"]`` names.
 
-    ``options["optimizer"]`` is that of groups that name none. The other options go to all, a group's
-    own ones to its own, as torch's param groups do: so Adagrad's ``initial_accumulator_value``
+    ``options["optimizer"]`` is that of groups that name none. The other options go to all, a
+    group's own to its own, as torch's param groups do: so Adagrad's ``initial_accumulator_value``
     counts in ``options`` alone. Raises UsageError for a group without a name, PluginError for a
     name that is no plugin's.
     """

@@ -175,6 +175,7 @@ def _save_and_resume(training: Training) -> None:
     state = by_parameter(servers.memory, servers.fetch_states())
     snapshot = Snapshot(
         job="conformance",
+        owner="case",
         round=Round(servers.round),
         model=servers.model,
         data=None,

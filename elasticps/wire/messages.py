@@ -28,7 +28,7 @@ from elasticps.core.ids import (
 )
 from elasticps.core.lending import DYNAMIC
 from elasticps.core.proposal import Load
-from elasticps.core.records import CaughtUpRow, ServerRecord
+from elasticps.core.records import Attempts, CaughtUpRow, ServerRecord
 from elasticps.core.replica import Applied, Commit, RoundOp
 from elasticps.errors import WireError
 
@@ -187,13 +187,15 @@ class PlanRow(msgspec.Struct, frozen=True, array_like=True):
 class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """To a child: a job exists. ``model`` is None until its first worker has described it.
 
-    ``checkpoint_request`` is the number of the newest checkpoint that a user asked for.
-    ``codec`` is what gradients are coded with on their way. ``refusal`` says why a shard server
-    must not load the job's optimizer, which did not do what it must when the daemon tried it.
+    ``identity`` is what no other job of any cluster has. ``checkpoint_request`` is the number of
+    the newest checkpoint that a user asked for. ``codec`` is what gradients are coded with on their
+    way. ``refusal`` says why a shard server must not load the job's optimizer, which did not do
+    what it must when the daemon tried it.
     """
 
     job: JobKey
     name: JobName
+    identity: str = ""
     start_workers: int
     strategy: str
     model: Model | None
@@ -340,6 +342,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     pushed_bytes: int = 0
     gradient_bytes: int = 0
     checkpoint: CheckpointReport | None = None
+    checkpoint_attempts: Attempts = Attempts()
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):

@@ -14,14 +14,21 @@ from pathlib import Path
 import msgspec
 import torch
 
-from elasticps.checkpoint.directory import check_unused, newest, path_of, prune
-from elasticps.checkpoint.manifest import MANIFEST, DataPosition, check_same_model
+from elasticps.checkpoint.directory import newest, path_of, point_to_older, prune
+from elasticps.checkpoint.manifest import (
+    MANIFEST,
+    DataPosition,
+    check_same_model,
+    read_manifest,
+)
+from elasticps.checkpoint.ownership import Owner, Ownership
 from elasticps.checkpoint.snapshot import Snapshot, read, write
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import Round
 from elasticps.core.ranges import Supply
+from elasticps.core.records import Attempts
 from elasticps.errors import BlockUnavailable, CheckpointError
 from elasticps.wire.messages import CheckpointReport, JobInfo
 from elasticps.worker.data_loop import DataLoop
@@ -38,10 +45,14 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Reads and writes the checkpoints of one job. ``report`` says what became of the newest."""
+    """Reads and writes the checkpoints of one job. ``report`` says what became of the newest,
+    ``attempts`` of all that this worker was to make.
+    """
 
     def __init__(self, model: Model, memory: Sequence[BlockMemory]) -> None:
         self.report: CheckpointReport | None = None
+        self.attempts = Attempts()
+        self._ownership: Ownership | None = None
         self._model = model
         self._memory = memory
         self._parameters = {
@@ -57,10 +68,10 @@ class Checkpoints:
         """
         _check_in_step("resume", job.consistency is Consistency.SYNC, "sync consistency")
         directory = newest(Path(job.resume))
-        found = read(directory)
+        found = _read_whole(directory)
         check_same_model(found.model, self._model, directory)
         if job.checkpoint_dir:
-            check_unused(Path(job.checkpoint_dir), found.round)
+            self._owned(job).begin(found.round)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(found.values[name])
@@ -81,7 +92,7 @@ class Checkpoints:
         in_step = job.consistency is Consistency.SYNC and not job.backup_workers
         _check_in_step("checkpoint_dir", in_step, "sync consistency without backup workers")
         if _is_main(exchange) and exchange.commit is None:
-            check_unused(Path(job.checkpoint_dir), Round(0))
+            self._owned(job).begin(Round(0))
 
     def due(self, job: JobInfo, exchange: Exchange) -> bool:
         """Is it for this worker to make one now, between two rounds?
@@ -104,10 +115,10 @@ class Checkpoints:
         self.report = msgspec.structs.replace(before, request=job.checkpoint_request, error="")
         root = Path(job.checkpoint_dir)
         try:
+            self._owned(job).check()
             states, cut = loop.call(_read(exchange))
-            # The main worker before this one may have made it, and died before it could say so.
             place = path_of(root, cut.round)
-            if not (place / MANIFEST).is_file():
+            if not _is_made(place, job):
                 write(root, self._snapshot(job, states, cut), version=version("elasticps"))
             self.report = msgspec.structs.replace(
                 self.report, directory=str(place), round=cut.round
@@ -116,12 +127,28 @@ class Checkpoints:
         except (BlockUnavailable, CheckpointError) as error:
             log.error("job=%s no checkpoint: %s", job.name, error)
             self.report = msgspec.structs.replace(self.report, error=str(error))
+            reason, _, _ = str(error).partition("\n")
+            self.attempts = self.attempts.plus(Attempts(failed=1, error=reason))
+        else:
+            self.attempts = self.attempts.plus(Attempts(made=1))
+
+    def close(self) -> None:
+        """Leave the directory to others. Idempotent."""
+        if self._ownership is not None:
+            self._ownership.close()
+
+    def _owned(self, job: JobInfo) -> Ownership:
+        if self._ownership is None:
+            owner = Owner(job.identity, job.name)
+            self._ownership = Ownership(Path(job.checkpoint_dir), owner)
+        return self._ownership
 
     def _snapshot(self, job: JobInfo, states: States, cut: Cut) -> Snapshot:
         state = by_parameter(self._memory, states)
         served = values_by_parameter(self._memory, states)
         return Snapshot(
             job=job.name,
+            owner=job.identity,
             round=cut.round,
             model=self._model,
             data=DataPosition.at(cut.data, cut.supply) if cut.data else None,
@@ -132,6 +159,30 @@ class Checkpoints:
                 if parameter in state
             },
         )
+
+
+def _read_whole(directory: Path) -> Snapshot:
+    """Raises CheckpointError, with the next older one to use, for one that is damaged."""
+    try:
+        return read(directory)
+    except CheckpointError as error:
+        point_to_older(error, directory)
+        raise
+
+
+def _is_made(place: Path, job: JobInfo) -> bool:
+    """The main worker before this one may have made it, and died before it could say so."""
+    if not (place / MANIFEST).is_file():
+        return False
+    theirs = read_manifest(place)
+    if theirs.owner != job.identity:
+        raise CheckpointError(
+            f"there is one of another job, {theirs.job}",
+            where=str(place),
+            field="checkpoint_dir",
+            hint="move it away, or choose another directory",
+        )
+    return True
 
 
 def _check_in_step(field: str, in_step: bool, limit: str) -> None:

@@ -10,13 +10,17 @@ import os
 import runpy
 import sys
 import traceback
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
+from elasticps.errors import CheckpointError
+
 FAILURE_VARIABLE = "ELASTICPS_FAILURE_FILE"
 FAILED_EXIT_CODE = 1
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class ScriptFailure(msgspec.Struct, frozen=True):
@@ -43,13 +47,24 @@ def main() -> None:
 
 
 def _formatted(error: BaseException, script: str) -> str:
-    """The traceback from the script's own first frame on; none where the script cannot be run."""
+    """The traceback from the script's own first frame on; none where the script cannot be run.
+
+    Of what is wrong with a checkpoint elasticps's own frames say nothing.
+    """
     start: TracebackType | None = error.__traceback__
     while start is not None and start.tb_frame.f_code.co_filename != script:
         start = start.tb_next
     if start is None:
         return "".join(traceback.format_exception_only(error))
+    if isinstance(error, CheckpointError):
+        frames = takewhile(_is_outside, traceback.extract_tb(start))
+        told = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+        return "".join(["Traceback (most recent call last):\n", *told])
     return "".join(traceback.format_exception(type(error), error, start))
+
+
+def _is_outside(frame: traceback.FrameSummary) -> bool:
+    return not Path(frame.filename).is_relative_to(PACKAGE)
 
 
 def _record(failure: ScriptFailure) -> None:

@@ -299,6 +299,8 @@ class Run:
         member = self._stepping
         if member is not None and member.turn is not None and member.round:
             turn, round_ = member.turn, Round(member.round)
+            checkpoints = self._checkpoints
+            assert checkpoints is not None
             self._agent.progress(
                 Progress(
                     round=round_,
@@ -309,7 +311,8 @@ class Run:
                     step_s=self._step_s,
                     pushed_bytes=self._known_exchange.encoder.pushed_bytes,
                     gradient_bytes=self._known_exchange.encoder.gradient_bytes,
-                    checkpoint=self._checkpoints.report if self._checkpoints else None,
+                    checkpoint=checkpoints.report,
+                    checkpoint_attempts=checkpoints.attempts,
                 )
             )
 
@@ -338,6 +341,8 @@ class Run:
             try:
                 self._loop.call(self._depart(failed=failed))
             finally:
+                if self._checkpoints is not None:
+                    self._checkpoints.close()
                 if self._peer_calls is not None:
                     self._peer_calls.close()
                 self._loop.close()

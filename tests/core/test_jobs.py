@@ -15,6 +15,7 @@ from elasticps.core.ids import BlockId, JobName, NodeId, ServerId, WorkerId
 from elasticps.core.jobs import lost, next_status, with_copies
 from elasticps.core.plan import Entry
 from elasticps.core.records import (
+    Attempts,
     JobSpec,
     JobState,
     JobStatus,
@@ -447,3 +448,17 @@ def test_a_record_with_a_loss_that_is_no_number_still_reads_back() -> None:
     record = WorkerRecord(node=A, metrics={"loss": float("nan"), "accuracy": 0.5})
     read = decode(encode(record), WorkerRecord, "key")
     assert read.metrics == {"loss": None, "accuracy": 0.5}
+
+
+def test_the_reason_of_a_success_counts_the_checkpoints_that_failed() -> None:
+    first = Attempts(made=1, failed=1, error="Permission denied")
+    later = Attempts(failed=2, error="No space left on device")
+    status = status_after(
+        RUNNING_JOB,
+        life(2, B, SUCCEEDED, checkpoint_attempts=later),
+        life(1, A, KILLED, checkpoint_attempts=first),
+    )
+    failed = "3 of 4 checkpoints failed: No space left on device"
+    assert status.reason == f"all workers finished; {failed}"
+    assert str(status.checkpoint_attempts) == failed
+    assert str(Attempts(made=4)) == ""

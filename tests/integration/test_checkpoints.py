@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from torch.utils.data import TensorDataset
 
 import elasticps
 from elasticps.checkpoint.directory import complete
-from elasticps.checkpoint.snapshot import read
+from elasticps.checkpoint.snapshot import read, write
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import WorkerId
 from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
 from elasticps.testing.rig import Rig
 from elasticps.wire.messages import JobInfo, Welcome
 from elasticps.worker.checkpoints import Checkpoints
+from tests.support.checkpoints import snapshot
 from tests.support.processes import wait_until
 from tests.support.scripts import as_worker, as_workers, assert_equal, backward, dataset, network
 from tests.support.wire import PATIENCE_S
@@ -214,8 +215,10 @@ async def test_training_goes_on_where_no_checkpoint_can_be_written(
     async with CheckpointRig(checkpoint_dir=str(root), checkpoint_every=2) as rig:
         assert await as_worker(rig, script) == 8
         report = rig.progress["w1"].checkpoint
+        attempts = rig.progress["w1"].checkpoint_attempts
+    assert str(attempts).startswith(f"3 of 4 checkpoints failed: {root}: ")
     assert report is not None
-    assert "could not be written" in report.error
+    assert "Not a directory" in report.error
     assert report.round == 2
     assert "no checkpoint" in caplog.text
 
@@ -321,7 +324,27 @@ async def test_a_damaged_checkpoint_is_refused(at_five: Path) -> None:
     body = bytearray(file.read_bytes())
     body[-1] ^= 1
     file.write_bytes(body)
-    assert (await refused(resume=str(at_five))).field == "values.sha256"
+    error = await refused(resume=str(at_five))
+    assert (error.field, error.hint) == ("values.sha256", None)
+
+
+async def test_the_way_on_from_a_damaged_newest_one_is_told_at_each_step(tmp_path: Path) -> None:
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 3}
+    async with CheckpointRig(**wishes) as rig:
+        await as_worker(rig, Training(stop_at=9))
+    newest_one, before, oldest = (path for _, path in complete(tmp_path))
+    for damaged in (newest_one, before):
+        (damaged / "manifest.json").write_bytes(b"\0")
+    told = str((await refused(resume=str(tmp_path))).hint)
+    assert f"--resume {oldest}" in told
+    assert f"move {newest_one} away" in told
+    told = str((await refused(resume=str(oldest), **wishes)).hint)
+    assert f"move {newest_one} and {before} away" in told
+    for damaged in (newest_one, before):
+        damaged.rename(tmp_path / f"damaged-{damaged.name}")
+    async with CheckpointRig(resume=str(oldest), **wishes) as rig:
+        assert (await as_worker(rig, Training(stop_at=7))).began_at == 3
+    assert rounds_in(tmp_path) == [6, 3]
 
 
 async def test_nothing_to_resume_is_refused(tmp_path: Path) -> None:
@@ -332,6 +355,63 @@ async def test_another_runs_later_checkpoints_are_in_the_way(at_five: Path) -> N
     error = await refused(checkpoint_dir=str(at_five), checkpoint_every=5)
     assert error.field == "checkpoint_dir"
     assert rounds_in(at_five) == [5]
+
+
+async def test_two_jobs_at_once_do_not_share_a_directory(tmp_path: Path) -> None:
+    began, tried = threading.Event(), threading.Event()
+
+    def first(run: elasticps.Run) -> int:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", **OPTIMIZERS["sgd"])
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=3, seed=4):
+            if run.round == 3:
+                began.set()
+                assert tried.wait(PATIENCE_S)
+            backward(model, batch)
+            optimizer.step()
+            if run.round == 8:
+                break
+        return run.round
+
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 2}
+    async with CheckpointRig(identity="1", **wishes) as rig:
+        training = asyncio.create_task(as_worker(rig, first))
+        await asyncio.to_thread(began.wait, PATIENCE_S)
+        error = await refused(identity="2", **wishes)
+        resuming = await refused(identity="3", resume=str(tmp_path), **wishes)
+        tried.set()
+        assert await training == 8
+        report = rig.progress["w1"].checkpoint
+    for each in (error, resuming):
+        assert (each.field, each.limit) == ("checkpoint_dir", "one job at a time")
+    assert report is not None
+    assert (report.round, report.error) == (8, "")
+    assert {read(path).owner for _, path in complete(tmp_path)} == {"1"}
+    async with CheckpointRig(identity="4", resume=str(tmp_path), **wishes) as rig:
+        assert (await as_worker(rig, Training(stop_at=11))).began_at == 8
+    assert rounds_in(tmp_path) == [10, 8, 6]
+
+
+async def test_another_jobs_checkpoint_of_the_same_round_is_not_taken_for_ones_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 4}
+
+    def script(run: elasticps.Run) -> int:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
+            if run.round == 3:
+                write(tmp_path, other, version="0.0.test")
+            backward(model, batch)
+            optimizer.step()
+        return run.round
+
+    other = replace(snapshot(4), owner="2", job="another")
+    async with CheckpointRig(identity="1", **wishes) as rig:
+        assert await as_worker(rig, script) == 8
+    assert "one of another job, another" in caplog.text
+    assert [read(path).owner for _, path in complete(tmp_path)] == ["1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -403,7 +404,8 @@ from elasticps.daemon.supervisor import Supervisor
 async def main():
     async with Supervisor(Path(sys.argv[1])) as supervisor:
         for name in "abc":
-            spec = ChildSpec(name=name, argv=("sleep", "1000"), env={}, restart=RestartPolicy())
+            argv = tuple(sys.argv[3:]) or ("sleep", "1000")
+            spec = ChildSpec(name=name, argv=argv, env={}, restart=RestartPolicy())
             supervisor.add(spec)
         while any(status.pid is None for status in supervisor.snapshot()):
             await asyncio.sleep(0.01)
@@ -430,6 +432,65 @@ def test_children_die_with_the_daemon_however_it_dies(tmp_path, loop, number):
         finally:
             for pid in filter(runs, pids):
                 os.kill(pid, signal.SIGKILL)
+
+
+FORKING = """
+import os, time
+if os.fork() == 0:
+    os.fork()
+time.sleep(1000)
+"""
+
+
+def group_of(leader: int) -> list[int]:
+    """The living processes of a group."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(int(entry.name)) == leader and runs(int(entry.name)):
+                    found.append(int(entry.name))
+    return found
+
+
+def test_grandchildren_die_when_the_daemon_is_killed(tmp_path):
+    argv = [sys.executable, "-I", "-S", "-c", FORKING]
+    command = [sys.executable, "-c", DAEMON, str(tmp_path), "uvloop", *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as daemon:
+        pids = [int(pid) for pid in daemon.stdout.readline().split()]
+        # The command, its child, its grandchild, and the guard.
+        wait_until(lambda: all(len(group_of(pid)) == 4 for pid in pids))
+        daemon.kill()
+        daemon.wait()
+        try:
+            wait_until(lambda: not any(map(group_of, pids)))
+        finally:
+            for pid in filter(group_of, pids):
+                os.killpg(pid, signal.SIGKILL)
+
+
+@on_both_loops
+async def test_child_has_no_child_that_it_did_not_fork(tmp_path):
+    script = """
+        import os
+        try:
+            os.wait()
+        except ChildProcessError:
+            print("none")
+    """
+    child = await life(py(script), tmp_path)
+    assert printed(child) == ["none"]
+
+
+@on_both_loops
+async def test_sigterm_to_the_whole_group_ends_a_child_and_its_guard(tmp_path):
+    child = child_of(sh("echo up; exec sleep 1000"), tmp_path)
+    child.start()
+    pid = child.pid
+    await until(lambda: printed(child))
+    os.killpg(pid, signal.SIGTERM)
+    assert (await child.wait()).signal == "SIGTERM"
+    await until(lambda: not group_of(pid))
 
 
 def test_command_is_not_run_when_the_daemon_has_died_before(tmp_path):

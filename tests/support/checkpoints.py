@@ -51,7 +51,13 @@ def snapshot(number: int, *, job: str = "job", scalar: float = 0.25) -> Snapshot
         size=100, batch_size=7, epochs=2, seed=3, position=7 * number, given_back=((1, 3), (4, 5))
     )
     return Snapshot(
-        job=job, round=Round(number), model=described, data=data, values=values, state=state
+        job=job,
+        owner="1d",
+        round=Round(number),
+        model=described,
+        data=data,
+        values=values,
+        state=state,
     )
 
 

@@ -9,6 +9,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from elasticps.checkpoint.directory import newest
-from elasticps.checkpoint.manifest import check_same_model, read_manifest
+from elasticps.checkpoint.manifest import UNSEALED, check_same_model, read_manifest, sealed
 from elasticps.checkpoint.snapshot import read
 from elasticps.checkpoint.tensor_file import read_tensors, write_tensors
 from elasticps.errors import CheckpointError
@@ -42,7 +43,8 @@ def edit(place: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = place / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    manifest["digest"] = UNSEALED
+    path.write_bytes(sealed(json.dumps(manifest).encode()))
 
 
 def claim(place: Path, body: bytes) -> None:
@@ -151,11 +153,47 @@ def test_a_file_outside_the_checkpoint(name: str, place: Path) -> None:
     assert (error.field, error.limit) == ("values.name", "a plain file name")
 
 
-def test_a_newer_format_is_told_before_anything_else(place: Path) -> None:
-    (place / "manifest.json").write_text('{"format": 2, "new": "shape"}')
+@pytest.mark.parametrize("number", [1, 3])
+def test_another_format_is_told_before_anything_else(number: int, place: Path) -> None:
+    (place / "manifest.json").write_text(f'{{"format": {number}, "new": "shape"}}')
     error = refused(place)
-    assert (error.field, error.limit) == ("format", "1")
+    assert (error.field, error.limit) == ("format", "2")
     assert "elasticps version" in str(error)
+
+
+def test_a_manifest_with_any_bit_flipped_is_refused(place: Path) -> None:
+    path = place / "manifest.json"
+    whole = path.read_bytes()
+    random = Random(1)
+    for flip in (random.randrange(8 * len(whole)) for _ in range(1500)):
+        damaged = bytearray(whole)
+        damaged[flip // 8] ^= 1 << flip % 8
+        path.write_bytes(damaged)
+        refused(place)
+    path.write_bytes(whole)
+    assert_same(read(place), snapshot(4))
+
+
+def test_a_manifest_with_another_position_is_refused_by_its_digest(place: Path) -> None:
+    path = place / "manifest.json"
+    text = path.read_text()
+    assert '"position": 28' in text
+    path.write_text(text.replace('"position": 28', '"position": 29'))
+    assert refused(place).field == "digest"
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 64, "ü", "[1]"])
+def test_a_manifest_with_another_digest_is_refused(digest: str, place: Path) -> None:
+    path = place / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "digest": digest}))
+    assert refused(place).field == "digest"
+
+
+def test_a_manifest_that_is_not_utf_8_is_refused(place: Path) -> None:
+    path = place / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"adam"', b'"\xffdam"'))
+    assert refused(place).field in ("digest", "manifest.json")
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ def test_a_dtype_that_the_format_lacks_is_refused(tmp_path: Path) -> None:
     made = snapshot(5)
     odd = Snapshot(
         job="job",
+        owner="1d",
         round=Round(5),
         model=made.model,
         data=None,
@@ -209,4 +210,19 @@ def test_a_directory_with_rounds_that_are_yet_to_come_is_not_written_to(tmp_path
     with pytest.raises(CheckpointError) as caught:
         check_unused(tmp_path, Round(9))
     assert caught.value.field == "checkpoint_dir"
-    assert "--resume" in str(caught.value)
+    assert f"--resume {tmp_path}" in str(caught.value)
+    assert f"move {tmp_path / 'round-00000010'} away" in str(caught.value)
+
+
+def test_damaged_checkpoints_of_later_rounds_are_to_be_moved_away(tmp_path: Path) -> None:
+    write_round(tmp_path, 9)
+    for number in (10, 11):
+        (write_round(tmp_path, number) / "values.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        check_unused(tmp_path, Round(9))
+    hint = str(caught.value.hint)
+    assert "--resume" not in hint
+    for number in (10, 11):
+        assert str(tmp_path / f"round-000000{number}") in hint
+        (tmp_path / f"round-000000{number}").rename(tmp_path / f"damaged-{number}")
+    check_unused(tmp_path, Round(9))

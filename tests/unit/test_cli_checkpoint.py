@@ -86,3 +86,10 @@ def test_status_shows_the_newest_checkpoint_and_why_there_is_no_newer(
     _, out, _ = elasticps("status")
     assert "mnist: checkpoint of round 120 in /ckpt/round-00000120\n" in out
     assert "mnist: no newer one: No space left on device\n" in out
+
+
+def test_status_counts_the_checkpoints_that_failed(api: FakeApi, elasticps: Command) -> None:
+    attempts = {"made": 1, "failed": 3, "error": "No space left on device"}
+    api.jobs["mnist"]["checkpoint_attempts"] = attempts
+    _, out, _ = elasticps("status")
+    assert "mnist: 3 of 4 checkpoints failed: No space left on device\n" in out

@@ -17,6 +17,7 @@ from elasticps.cli.answers import Submission
 from elasticps.cli.client import Api
 from elasticps.cli.progress import Progress
 from elasticps.cli.run import _follow
+from tests.support.checkpoints import write_round
 from tests.support.fake_api import FakeApi, line, node, verdict
 from tests.support.processes import wait_until
 
@@ -96,6 +97,38 @@ def test_a_job_that_succeeds(api, start, script, marks, tmp_path):
     assert life == ["opened", "closed"]
     assert "('nodes', 2), ('workers_per_node', 3)" in made
     assert str(tmp_path / "kept") in made
+
+
+def test_a_checkpoint_that_cannot_be_resumed_is_refused_before_anything_starts(
+    start, script, marks, tmp_path
+):
+    older = write_round(tmp_path / "damaged", 4)
+    damaged = write_round(tmp_path / "damaged", 5) / "manifest.json"
+    damaged.write_bytes(damaged.read_bytes().replace(b'"seed": 3', b'"seed": 4'))
+    for place, field in ((tmp_path / "nowhere", "resume"), (tmp_path / "damaged", "digest")):
+        code, _, err = finish(start("--resume", place, script))
+        assert code == 2
+        assert f"field {field}" in err
+        assert str(place) in err
+    assert f"--resume {older}" in err
+    assert marks.read_text() == ""
+
+
+def test_a_folder_above_is_written_in_full(api, start, script):
+    api.career = [{"state": "SUCCEEDED"}]
+    assert finish(start("--checkpoint-dir", "../saved", script))[0] == 0
+    ((_, body),) = api.asked("POST")
+    assert body["checkpoint_dir"] == str(ROOT.parent / "saved")
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "CANCELLED"])
+def test_checkpoints_that_failed_show_at_the_end(state, api, start, script):
+    attempts = {"made": 1, "failed": 3, "error": "No space left on device"}
+    api.career = [{"state": state, "round": 80, "checkpoint_attempts": attempts}]
+    _, _, err = finish(start(script))
+    failed = "3 of 4 checkpoints failed: No space left on device"
+    shown = f"job train-1 succeeded after 80 rounds; {failed}" if state == "SUCCEEDED" else failed
+    assert f"\n{shown}\n" in err
 
 
 def test_the_last_line_is_the_job_with_json(api, start, script):

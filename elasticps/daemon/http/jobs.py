@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +33,7 @@ MAX_WORKERS = 10_000
 PENDING_LINES = 1000
 FOLLOW_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 RECHECK_S = 0.3
+IDENTITY_BYTES = 16
 
 
 class JobBody(Guarantees, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,7 +193,8 @@ async def _pump(
 
 def _spec(name: JobName, body: JobBody) -> JobSpec:
     fields = msgspec.structs.asdict(body) | {"name": name}
-    return JobSpec(**fields, submitted_unix=time.time())
+    identity = secrets.token_hex(IDENTITY_BYTES)
+    return JobSpec(**fields, identity=identity, submitted_unix=time.time())
 
 
 def _check(body: JobBody) -> None:

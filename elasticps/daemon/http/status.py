@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,8 +13,15 @@ import aiohttp
 import msgspec
 
 from elasticps.core.ids import NodeId, node_of
-from elasticps.core.jobs import short_of_copies
-from elasticps.core.records import JobSpec, JobStatus, LivingWorker, NodeRecord, WorkerRecord
+from elasticps.core.jobs import attempts, short_of_copies
+from elasticps.core.records import (
+    Attempts,
+    JobSpec,
+    JobStatus,
+    LivingWorker,
+    NodeRecord,
+    WorkerRecord,
+)
 from elasticps.daemon.http.checkpoints import newest_report
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
@@ -212,6 +220,7 @@ class ClusterStatus:
             },
             "failure": msgspec.to_builtins(status.failure) if status else None,
             "checkpoint": msgspec.to_builtins(newest_report(progress.values())),
+            "checkpoint_attempts": msgspec.to_builtins(_attempts(job, progress)),
             "submitted_unix": spec.submitted_unix,
             "ended_unix": status.ended_unix if status else None,
         }
@@ -239,14 +248,24 @@ def _worker_row(life: LivingWorker, progress: Progress | None) -> dict[str, Any]
 
 def _traffic(job: JobView, progress: dict[str, Progress]) -> dict[str, int]:
     """What all workers have sent so far, and the size of the gradients that they sent it for."""
-    lives: list[Progress | WorkerRecord | JobStatus]
-    lives = [progress.get(life.uid, life.record) for life in job.workers.values()]
-    if job.status is not None and job.status.state.final:
-        lives = [job.status]  # its workers' records go with its end
+    tallies = _tallies(job, progress)
     return {
-        "pushed_bytes": sum(life.pushed_bytes for life in lives),
-        "gradient_bytes": sum(life.gradient_bytes for life in lives),
+        "pushed_bytes": sum(each.pushed_bytes for each in tallies),
+        "gradient_bytes": sum(each.gradient_bytes for each in tallies),
     }
+
+
+def _attempts(job: JobView, progress: dict[str, Progress]) -> Attempts:
+    return attempts(each.checkpoint_attempts for each in _tallies(job, progress))
+
+
+def _tallies(
+    job: JobView, progress: dict[str, Progress]
+) -> Sequence[Progress | WorkerRecord | JobStatus]:
+    """What counts for all of the job's workers, together."""
+    if job.status is not None and job.status.state.final:
+        return [job.status]  # its workers' records go with its end
+    return [progress.get(life.uid, life.record) for life in _lives(job)]
 
 
 def _main_metrics(progress: dict[str, Progress]) -> dict[str, float]:

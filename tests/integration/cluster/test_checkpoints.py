@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.optim import Adam
 
 from elasticps.checkpoint.directory import complete, newest
+from elasticps.checkpoint.manifest import read_manifest
 from elasticps.checkpoint.snapshot import read
 from elasticps.cli import answers
 from tests.integration.cluster.acts import Cluster, Job, kill
@@ -77,6 +79,26 @@ async def test_every_checkpoint_there_is_is_whole_when_the_main_worker_is_killed
         assert len(complete(root)) in (3, 4)
     ended = await job.finish()
     assert (ended.state, ended.verdict.lost, ended.verdict.duplicated) == ("SUCCEEDED", 0, 0)
+
+
+async def test_a_second_job_does_not_get_the_directory_of_one_that_trains(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    root = tmp_path / "checkpoints"
+    wishes: dict[str, Any] = {"max_workers": 1, "checkpoint_dir": str(root), "checkpoint_every": 1}
+    first = await shared_cluster.train(**wishes)
+    await first.goes_on()
+    for resume in ("", str(root)):
+        second = await shared_cluster.train(**wishes, resume=resume)
+        ended = await second.ended()
+        assert ended.state == "FAILED"
+        assert f"job {first.name} has its checkpoints here" in ended.reason
+    kill(await main_worker(first))
+    await first.goes_on(5)
+    ended = await first.finish()
+    assert ended.state == "SUCCEEDED"
+    owners = {read_manifest(path).owner for _, path in complete(root)}
+    assert (ended.checkpoint_attempts.failed, len(owners), len(owners.pop())) == (0, 1, 32)
 
 
 async def main_worker(job: Job) -> int:

@@ -1,0 +1,143 @@
+"""Whose a directory for checkpoints is: one job's at a time.
+
+``owner.json`` in it names the job, and the job's main worker holds a shared lock on that file as
+long as it lives. Another job takes the directory over when nobody holds the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from elasticps.checkpoint.directory import check_unused, make_root
+from elasticps.core.ids import Round
+from elasticps.errors import CheckpointError
+
+OWNER = "owner.json"
+MAX_OWNER_BYTES = 10_000
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks says. There the job that came last has the directory."""
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """A job: its ``identity``, which no other job of any cluster has, and its name."""
+
+    identity: str
+    job: str
+
+
+class Ownership:
+    """One job's hold on the directory ``root``, which ends with ``close`` or with the process."""
+
+    def __init__(self, root: Path, owner: Owner) -> None:
+        self._root = root
+        self._path = root / OWNER
+        self._owner = owner
+        self._lock = -1
+
+    def begin(self, start: Round) -> None:
+        """Take the directory for a job that begins at round ``start``; make it if it is not there.
+
+        Raises CheckpointError where another job that lives has it, where there are checkpoints of
+        rounds that the job is yet to come to, and where it cannot be used.
+        """
+        with self._opened() as descriptor:
+            if _locked(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                check_unused(self._root, start)
+                self._write(descriptor)
+            self._share(descriptor)
+
+    def check(self) -> None:
+        """Raise CheckpointError unless the directory is still this job's.
+
+        One that nobody has is taken: it was removed, or is not the same on every machine.
+        """
+        try:
+            found = _owner(self._path.read_bytes()[:MAX_OWNER_BYTES])
+        except FileNotFoundError:
+            found = None
+        except OSError as error:
+            raise self._unusable(error) from error
+        if found is not None:
+            self._require_mine(found)
+        if found is None or self._lock < 0:
+            with self._opened() as descriptor:
+                if found is None and _locked(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    self._write(descriptor)
+                self._share(descriptor)
+
+    def close(self) -> None:
+        """Let go of the lock. Idempotent."""
+        if self._lock >= 0:
+            # A process that the script forked has the same lock, and must not keep it.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = -1
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The owner's file; closed again unless ``_share`` has kept it."""
+        descriptor = -1
+        try:
+            make_root(self._root)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            yield descriptor
+        except OSError as error:
+            raise self._unusable(error) from error
+        finally:
+            if descriptor not in (-1, self._lock):
+                os.close(descriptor)
+
+    def _write(self, descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, msgspec.json.encode(self._owner), 0)
+        os.fsync(descriptor)
+
+    def _share(self, descriptor: int) -> None:
+        """Hold the directory by ``descriptor`` from now on, if it is this job's."""
+        # Waits for no more than another's _write: nobody keeps the exclusive lock.
+        _locked(descriptor, fcntl.LOCK_SH)
+        self._require_mine(_owner(os.pread(descriptor, MAX_OWNER_BYTES, 0)))
+        self.close()
+        self._lock = descriptor
+
+    def _require_mine(self, found: Owner | None) -> None:
+        if found is None or found.identity != self._owner.identity:
+            raise CheckpointError(
+                f"job {found.job if found else 'unknown'} has its checkpoints here",
+                where=str(self._root),
+                field="checkpoint_dir",
+                limit="one job at a time",
+                hint="choose another directory, or wait until that job has ended",
+            )
+
+    def _unusable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"cannot be used: {error.strerror}", where=str(self._root), field="checkpoint_dir"
+        )
+
+
+def _owner(body: bytes) -> Owner | None:
+    """None where it was cut off by a crash, and so is nobody's."""
+    try:
+        return msgspec.json.decode(body, type=Owner)
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+
+
+def _locked(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
