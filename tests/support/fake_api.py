@@ -63,6 +63,7 @@ def job(name: str, **changes: Any) -> Json:
         "verdict": verdict(10, workers=1),
         "failure": None,
         "checkpoint": None,
+        "checkpoint_attempts": {"made": 0, "failed": 0, "error": ""},
         "submitted_unix": 1.0,
         "ended_unix": None,
         **changes,
