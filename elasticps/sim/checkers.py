@@ -206,17 +206,23 @@ class Checkers:
             self._hold(status is Status.OK, "refused", f"push {worker.id}:{seq} {status}")
             self._acknowledge(block, (worker.id, seq))
 
-    def _acknowledge(self, block: BlockId, push: Push) -> None:
+    def _goes_through(self) -> None:
+        """A worker was told that what it has done counts."""
         now = self._world.clock.now
         if self.first_ack < 0:
             self.first_ack = now
         self.last_ack = now
+
+    def _acknowledge(self, block: BlockId, push: Push) -> None:
+        self._goes_through()
         self.acknowledged.setdefault(block, {})[push] = True
         self._own.setdefault((push[0], block), []).append(push)
 
     def voted(self, worker: Worker, vote: Vote, answer: Committed, seq: Seq | None) -> None:
         """A whole round acknowledges the pushes that it counts, and refuses the others."""
         self.told(worker, answer.commit)
+        if vote.contributes and not vote.pushed:
+            self._goes_through()
         if worker.job.in_rounds and seq is not None:
             if vote.contributes and answer.counted:
                 counted = worker.id in self._commits.get(vote.round, (worker.id,))

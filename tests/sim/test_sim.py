@@ -33,10 +33,11 @@ CAUGHT_AT = {
     "lease-deadline": (54, "ownership"),
     "promised-learners": (2, "writable"),
     "prepared-in-snapshots": (1, "replica-equality"),
-    "generation-check": (10, "liveness"),
+    "generation-check": (10, "samples"),
     "staleness-at-admission": (5, "staleness"),
     "floor-at-read": (4, "counter-bounds"),
     "durable-reads": (4, "durable-reads"),
+    "base-of-rounds-apart": (10, "version-history"),
     "directory-fsync": (0, "checkpoint-kept"),
 }
 """For each part the first seed at which its absence shows, and to which checker."""
