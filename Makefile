@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PLUGINS := $(sort $(wildcard plugins/*))
 PYTEST_ARGS ?=
+JOBS ?= 2
 SEEDS ?= 2000
 FIRST ?= 0
 MINUTES ?= 5
@@ -27,12 +28,19 @@ setup: $(READY)
 demo: $(READY)
 	@$(BIN)/python examples/demo/demo.py
 
+ifeq ($(PYTEST_ARGS),)
+# Chaos measures times, and has the machine for itself.
 test: $(READY) lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --ignore tests/chaos tests
 	@for plugin in $(PLUGINS); do \
-		echo "$(BIN)/python -m pytest $(PYTEST_ARGS) $$plugin"; \
-		$(BIN)/python -m pytest $(PYTEST_ARGS) $$plugin || exit 1; \
+		echo "$(BIN)/python -m pytest $$plugin"; \
+		$(BIN)/python -m pytest $$plugin || exit 1; \
 	done
+else
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
