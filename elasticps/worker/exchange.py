@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-import torch
-
 from elasticps.api.job_codec import load_codec
-from elasticps.core.audit import Tally, Verdict, compare
+from elasticps.core.audit import Tally, Verdict
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.commands import (
     Admitted,
@@ -33,41 +31,30 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.consistency import Consistency
-from elasticps.core.ids import BlockId, Round, Seq, WorkerId
+from elasticps.core.ids import Round, Seq, WorkerId
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
-from elasticps.errors import BlockUnavailable, JobFailed, UsageError
+from elasticps.errors import JobFailed, UsageError
 from elasticps.wire.frame import FLAG_EMPTY, Kind, Status
-from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import (
-    AuditMeta,
     JobInfo,
     PullMeta,
     PushMeta,
     StateMeta,
-    decode,
     encode,
 )
 from elasticps.worker.attendance import Attendance
+from elasticps.worker.block_calls import BlockCalls, States, Targets, together
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
 from elasticps.worker.encoder import Encoder
 from elasticps.worker.parameters import BlockMemory
 
-CALLS_IN_FLIGHT = 64
-"""Blocks on their way at a time: enough to fill the pipe, few enough to bound what waits."""
-
 Result = TypeVar("Result")
-States = Sequence[tuple[StateMeta, memoryview]]
-Targets = Mapping[int, torch.Tensor]
-"""Contiguous tensors by the index of their parameter in the model."""
 Restore = Callable[[], tuple[States, Cut]]
 
 
 class Exchange:
-    """A member's traffic with servers and ledger.
-
-    ``bytes_pulled`` are of values alone, what was asked for again included.
-    """
+    """A member's traffic with servers and ledger."""
 
     def __init__(
         self, client: Client, info: JobInfo, model: Model, memory: Sequence[BlockMemory]
@@ -80,8 +67,8 @@ class Exchange:
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
         self.encoder = Encoder(load_codec(info.codec), client.worker)
         self._codec = info.codec
-        self.bytes_pulled = 0
         self._client = client
+        self._blocks = BlockCalls(client, memory)
         self._in_rounds = info.consistency is Consistency.SYNC
         self._called_together = info.backup_workers > 0
         self._memory = memory
@@ -92,7 +79,6 @@ class Exchange:
         self._called: Called | None = None
         self._counted = False
         self._tally = Tally()
-        self._window = asyncio.Semaphore(CALLS_IN_FLIGHT)
 
     # -- membership -----------------------------------------------------------------------------
 
@@ -116,22 +102,7 @@ class Exchange:
 
     async def read(self, into: Targets | None = None) -> None:
         """Read blocks as of the last round, into ``into``; by default all into the parameters."""
-
-        async def one(memory: BlockMemory, target: memoryview) -> None:
-            block = memory.block.id
-            meta = encode(self._proof())
-            call = Call(kind=Kind.PULL, block=block, meta=meta, into=target, deadline_s=None)
-            await self._settled(call)
-            self.bytes_pulled += len(target)
-
-        def targets() -> Iterator[tuple[BlockMemory, memoryview]]:
-            for memory in self._memory:
-                if into is None:
-                    yield memory, memory.value
-                elif memory.block.parameter in into:
-                    yield memory, memory.of(into[memory.block.parameter])
-
-        await together(one(memory, target) for memory, target in targets())
+        await self._blocks.read(self._proof(), into)
 
     async def _admission(self, answer: Answer) -> Admitted:
         if not isinstance(answer, Admitted):
@@ -149,7 +120,7 @@ class Exchange:
             call = Call(
                 kind=Kind.INIT, block=block, meta=encode(meta), payload=payload, round=round_
             )
-            return (await self._call(call)).header.status is Status.OK
+            return (await self._blocks.call(call)).header.status is Status.OK
 
         pairs = zip(self._memory, states, strict=True)
         taken = await together(one(memory, meta, payload) for memory, (meta, payload) in pairs)
@@ -304,7 +275,7 @@ class Exchange:
             deadline_s=None,
             timeout_s=HELD_TIMEOUT_S,
         )
-        return (await self._call(call)).header.status is Status.OK
+        return (await self._blocks.call(call)).header.status is Status.OK
 
     async def vote(self, *, contributes: bool = True, pushed: bool = True) -> Commit | None:
         turn = self.member_turn
@@ -347,44 +318,33 @@ class Exchange:
             commit = await self.vote(contributes=False)
         await self.read()
 
+    @property
+    def bytes_pulled(self) -> int:
+        """Of values alone, what was asked for again included."""
+        return self._blocks.bytes_pulled
+
     # -- reading what the servers hold ----------------------------------------------------------
 
     def _proof(self) -> PullMeta:
         """What this worker has been told: no block may give it anything older."""
         return PullMeta(self.commit if self._in_rounds else None, self._floor)
 
-    async def states(self) -> list[tuple[StateMeta, memoryview]]:
+    async def states(self) -> States:
         """Value and optimizer state of every block, as of the last round that this worker knows.
 
         Raises BlockUnavailable when a block has gone on meanwhile.
         """
         round_ = self.commit.round if self.commit else Round(0)
-
-        async def one(memory: BlockMemory) -> tuple[StateMeta, memoryview]:
-            state, payload = await self._state(memory)
-            if self._in_rounds and state.round != round_:
-                raise BlockUnavailable(
-                    f"block {memory.block.id} is at round {state.round}, not {round_}"
-                )
-            return state, payload
-
-        return await together(one(memory) for memory in self._memory)
+        return await self._blocks.states(self._proof(), round_ if self._in_rounds else None)
 
     async def options(self) -> list[Hyperparameters]:
         """For each param group, what the last round changed of the options in the model."""
         first = {memory.group: memory for memory in reversed(self._memory)}
         changed: list[Hyperparameters] = [{} for _ in self.hyper]
         for group, memory in first.items():
-            state, _ = await self._state(memory)
+            state, _ = await self._blocks.state(self._proof(), memory)
             changed[group] = state.hyper
         return changed
-
-    async def _state(self, memory: BlockMemory) -> tuple[StateMeta, memoryview]:
-        meta = encode(self._proof())
-        call = Call(kind=Kind.STATE, block=memory.block.id, meta=meta, deadline_s=None)
-        reply = await self._settled(call)
-        assert reply.payload is not None
-        return decode(reply.meta, StateMeta), reply.payload
 
     async def cut(self) -> Cut:
         """Where the job stands, as its ledger has it."""
@@ -395,50 +355,14 @@ class Exchange:
 
     async def audit(self) -> Verdict:
         """Hold what this worker was told was applied against what the blocks applied of it."""
-
-        async def one(block: BlockId) -> Verdict:
-            call = Call(kind=Kind.STATUS, block=block, meta=encode(self._proof()))
-            reply = await self._settled(call)
-            return compare(self._tally, decode(reply.meta, AuditMeta).applied)
-
-        total = Verdict()
-        for verdict in await together(one(memory.block.id) for memory in self._memory):
-            total = total.plus(verdict)
-        return total
-
-    async def _settled(self, call: Call) -> Reply:
-        reply = await self._call(call)
-        if reply.header.status is not Status.OK:
-            raise JobFailed(
-                f"block {call.block} refused a read: {reply.header.status.name}",
-                where="the data plane",
-            )
-        return reply
-
-    async def _call(self, call: Call) -> Reply:
-        async with self._window:
-            return await self._client.call(call)
+        return await self._blocks.audit(self._proof(), self._tally)
 
     @property
     def member_turn(self) -> Turn:
         """This worker's part in the round to come. Raises JobFailed once it has left."""
-        return self._member_turn()
-
-    def _member_turn(self) -> Turn:
         if self.turn is None:
             raise JobFailed("this worker has left the job")
         return self.turn
-
-
-async def together(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Run all at once; the first error cancels the rest and is raised by itself."""
-    tasks: list[asyncio.Task[Any]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks.extend(group.create_task(call) for call in calls)
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _unexpected(answer: Answer) -> JobFailed:

@@ -12,8 +12,9 @@ import torch
 from elasticps.core.commands import Turn
 from elasticps.core.ids import Round
 from elasticps.errors import MembershipChanged
+from elasticps.worker.block_calls import together
 from elasticps.worker.data_loop import DataLoop
-from elasticps.worker.exchange import Exchange, together
+from elasticps.worker.exchange import Exchange
 from elasticps.worker.group import Group, Rendezvous, until_reaped
 from elasticps.worker.peers import Peers
 

@@ -25,8 +25,8 @@ from elasticps.wire.machine import this_machine
 from elasticps.wire.messages import FetchMeta, PeerNote, ShelfMeta, decode, encode
 from elasticps.wire.pool import ConnectionPool
 from elasticps.wire.tensors import bytes_of, dtype_named
+from elasticps.worker.block_calls import together
 from elasticps.worker.client import HELD_TIMEOUT_S, Client
-from elasticps.worker.exchange import together
 from elasticps.worker.shelf import Shelf, ShelfSession
 
 NOTE = "peer"

@@ -10,7 +10,7 @@ import torch
 
 from elasticps.core.blocks import Model
 from elasticps.errors import UsageError
-from elasticps.worker.exchange import Targets
+from elasticps.worker.block_calls import Targets
 
 if TYPE_CHECKING:
     from elasticps.api.strategy import Tensors

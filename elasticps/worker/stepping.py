@@ -17,8 +17,9 @@ from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec
 from elasticps.errors import JobFailed, UsageError
 from elasticps.wire.messages import JobInfo
+from elasticps.worker.block_calls import States
 from elasticps.worker.data_loop import DataLoop
-from elasticps.worker.exchange import Exchange, States
+from elasticps.worker.exchange import Exchange
 from elasticps.worker.lease import Lease, Samples
 from elasticps.worker.peer_calls import PeerCalls
 from elasticps.worker.served_model import ServedModel

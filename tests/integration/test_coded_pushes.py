@@ -184,7 +184,7 @@ BLOCK = BlockId(2)
 
 
 def push_header(rig: Rig, member: Member) -> Header:
-    turn = member.exchange._member_turn()
+    turn = member.exchange.member_turn
     return Header(
         Kind.PUSH,
         job=JOB,
@@ -197,7 +197,7 @@ def push_header(rig: Rig, member: Member) -> Header:
 
 
 def push_meta(member: Member, codec: str) -> bytes:
-    turn = member.exchange._member_turn()
+    turn = member.exchange.member_turn
     return encode(PushMeta(turn.generation, 1.0, {}, turn.pushers, None, 0, codec))
 
 

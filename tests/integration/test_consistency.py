@@ -127,7 +127,7 @@ async def test_a_worker_that_joins_begins_where_the_slowest_is() -> None:
         joiner = rig.worker(job.blueprint)
         await joiner.join()
         job.members.append(joiner)
-        turn = joiner.exchange._member_turn()
+        turn = joiner.exchange.member_turn
         assert (turn.round, turn.world) == (4, 3)
         assert all(job.sees(joiner, worker, 3) for worker in (fast.id, slow.id))
         step = fast.start(job.step(fast))
@@ -158,7 +158,7 @@ async def test_who_is_not_in_step_cannot_be_called_together(mode: str) -> None:
     async with Rig(**CLOCKS[mode]) as rig:
         job = await CountedJob.begun(rig, 1)
         (member,) = job.members
-        turn = member.exchange._member_turn()
+        turn = member.exchange.member_turn
         with pytest.raises(JobFailed, match="only synchronous rounds"):
             await member.client.ledger(lambda me: Ready(me, turn.round, turn.generation))
         await job.rounds(1)

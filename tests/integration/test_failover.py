@@ -279,7 +279,7 @@ async def test_an_empty_round_survives_a_failover(victim: str, moment: str) -> N
         if moment == "after it":
             await rig.kill_server(dying)
         for _ in range(2):
-            assert one.exchange._member_turn().samples
+            assert one.exchange.member_turn.samples
             await together(job.step(one), other.exchange.abstain())
         assert rig.ledger.round == 3
         await job.assert_whole()

@@ -18,7 +18,7 @@ from elasticps.testing.rig import Rig
 from elasticps.testing.rig_server import JOB, RigServer
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import PullMeta, encode
-from elasticps.worker.exchange import CALLS_IN_FLIGHT
+from elasticps.worker.block_calls import CALLS_IN_FLIGHT
 from tests.support.checkers import brought_up, digest
 from tests.support.wire import PATIENCE_S, eventually
 

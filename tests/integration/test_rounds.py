@@ -142,7 +142,7 @@ async def register(members: Sequence[Member], **data: int) -> None:
 
 
 def has_samples(member: Member) -> bool:
-    return bool(member.exchange._member_turn().samples)
+    return bool(member.exchange.member_turn.samples)
 
 
 async def test_a_round_without_samples_for_a_worker_is_the_others_round() -> None:

@@ -39,7 +39,7 @@ class Reading:
     async def all_of_it(self, member: Member, pause_s: float = 0.004) -> None:
         exchange = member.exchange
         await exchange.register(DATA)
-        while not exchange._member_turn().exhausted:
+        while not exchange.member_turn.exhausted:
             await asyncio.sleep(pause_s * self._random.random())
             await self.round(member)
         await exchange.leave()
@@ -63,7 +63,7 @@ class Reading:
 
 
 def samples_of(member: Member) -> list[int]:
-    samples = member.exchange._member_turn().samples
+    samples = member.exchange.member_turn.samples
     return [position for part in samples for position in range(part.start, part.stop)]
 
 
@@ -143,10 +143,10 @@ async def test_who_joins_when_all_is_lent_waits_for_what_may_come_back(mode: str
         dying, other = job.members
         await job.kill(dying)
         await waiting
-        assert len(idle.exchange._member_turn().samples) == 1
+        assert len(idle.exchange.member_turn.samples) == 1
         job.members.append(idle)
         await job.rounds(1)
-        assert all(member.exchange._member_turn().exhausted for member in (other, idle))
+        assert all(member.exchange.member_turn.exhausted for member in (other, idle))
         await job.assert_whole()
 
 
@@ -167,7 +167,7 @@ async def test_a_slow_worker_does_not_hold_up_rounds_and_its_samples_are_lent_ag
             assert set(contributors) == {member.id for member in fast}
         await reading.round(slow)
         assert job.in_hand[slow].outcome is Outcome.REFUSED
-        assert slow.exchange._member_turn().round == 6
+        assert slow.exchange.member_turn.round == 6
         await together(*(reading.all_of_it(member) for member in job.members))
         await job.assert_whole()
         assert reading.read() == EVERYTHING
@@ -177,7 +177,7 @@ async def test_a_called_worker_that_dies_is_not_waited_for() -> None:
     async with Rig(servers=2, start_workers=3, **BACKUP) as rig:
         job = await CountedJob.begun(rig, 3)
         one, dying, other = job.members
-        turn = dying.exchange._member_turn()
+        turn = dying.exchange.member_turn
         ready = dying.start(dying.client.ledger(lambda me: Ready(me, turn.round, turn.generation)))
         await eventually(lambda: bool(rig.ledger.ready))
         step = one.start(job.step(one))

@@ -1,0 +1,112 @@
+"""A worker's requests of its job's blocks, a bounded number at a time, and what it reads there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from elasticps.core.audit import Tally, Verdict, compare
+from elasticps.core.ids import BlockId, Round
+from elasticps.errors import BlockUnavailable, JobFailed
+from elasticps.wire.frame import Kind, Status
+from elasticps.wire.inflight import Reply
+from elasticps.wire.messages import AuditMeta, PullMeta, StateMeta, decode, encode
+from elasticps.worker.client import Call, Client
+from elasticps.worker.parameters import BlockMemory
+
+CALLS_IN_FLIGHT = 64
+"""Blocks on their way at a time: enough to fill the pipe, few enough to bound what waits."""
+
+States = Sequence[tuple[StateMeta, memoryview]]
+Targets = Mapping[int, torch.Tensor]
+"""Contiguous tensors by the index of their parameter in the model."""
+
+
+class BlockCalls:
+    """``bytes_pulled`` are of values alone, what was asked for again included.
+
+    ``proof`` is what the worker has been told: no block may give it anything older.
+    """
+
+    def __init__(self, client: Client, memory: Sequence[BlockMemory]) -> None:
+        self.bytes_pulled = 0
+        self._client = client
+        self._memory = memory
+        self._window = asyncio.Semaphore(CALLS_IN_FLIGHT)
+
+    async def call(self, call: Call) -> Reply:
+        async with self._window:
+            return await self._client.call(call)
+
+    async def read(self, proof: PullMeta, into: Targets | None) -> None:
+        """Read the values of the parameters in ``into`` there, or all into the parameters."""
+        meta = encode(proof)
+
+        async def one(memory: BlockMemory, target: memoryview) -> None:
+            block = memory.block.id
+            call = Call(kind=Kind.PULL, block=block, meta=meta, into=target, deadline_s=None)
+            await self._settled(call)
+            self.bytes_pulled += len(target)
+
+        await together(
+            one(memory, memory.value if into is None else memory.of(into[memory.block.parameter]))
+            for memory in self._memory
+            if into is None or memory.block.parameter in into
+        )
+
+    async def states(self, proof: PullMeta, round_: Round | None) -> States:
+        """Value and optimizer state of every block, as of ``round_`` where that is not None.
+
+        Raises BlockUnavailable when a block has gone on meanwhile.
+        """
+
+        async def one(memory: BlockMemory) -> tuple[StateMeta, memoryview]:
+            state, payload = await self.state(proof, memory)
+            if round_ is not None and state.round != round_:
+                raise BlockUnavailable(
+                    f"block {memory.block.id} is at round {state.round}, not {round_}"
+                )
+            return state, payload
+
+        return await together(one(memory) for memory in self._memory)
+
+    async def state(self, proof: PullMeta, memory: BlockMemory) -> tuple[StateMeta, memoryview]:
+        call = Call(kind=Kind.STATE, block=memory.block.id, meta=encode(proof), deadline_s=None)
+        reply = await self._settled(call)
+        assert reply.payload is not None
+        return decode(reply.meta, StateMeta), reply.payload
+
+    async def audit(self, proof: PullMeta, tally: Tally) -> Verdict:
+        """Hold what this worker was told was applied against what the blocks applied of it."""
+
+        async def one(block: BlockId) -> Verdict:
+            reply = await self._settled(Call(kind=Kind.STATUS, block=block, meta=encode(proof)))
+            return compare(tally, decode(reply.meta, AuditMeta).applied)
+
+        total = Verdict()
+        for verdict in await together(one(memory.block.id) for memory in self._memory):
+            total = total.plus(verdict)
+        return total
+
+    async def _settled(self, call: Call) -> Reply:
+        reply = await self.call(call)
+        if reply.header.status is not Status.OK:
+            raise JobFailed(
+                f"block {call.block} refused a read: {reply.header.status.name}",
+                where="the data plane",
+            )
+        return reply
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Run all at once; the first error cancels the rest and is raised by itself."""
+    tasks: list[asyncio.Task[Any]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks.extend(group.create_task(call) for call in calls)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
