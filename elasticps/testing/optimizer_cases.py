@@ -14,13 +14,14 @@ from elasticps.api.optimizer import Optimizer
 from elasticps.checkpoint.snapshot import Snapshot, read, write
 from elasticps.core.blocks import MIN_BLOCK_BYTES
 from elasticps.core.ids import Round
-from elasticps.errors import ElasticError, PluginError
+from elasticps.errors import ElasticError, PluginError, UsageError
 from elasticps.server.tensor_block import MAX_STATE_FACTOR, VALUE
 from elasticps.testing.blocks import BlockServers
 from elasticps.testing.kit import Case, ContractBroken, Subject, require
 from elasticps.worker.optimizer_state import by_block, by_parameter
 
-SHAPES: tuple[tuple[int, ...], ...] = (
+Shape = tuple[int, ...]
+SHAPES: tuple[Shape, ...] = (
     (),
     (1,),
     (7,),
@@ -34,6 +35,7 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 """An epsilon of 1e-8 is zero in float16, which is no fault of the plugin."""
 OPTIONAL_DTYPES = (torch.float64, *HALF_DTYPES)
+SMALL = ((7,), (5, 3))
 UNKNOWN_OPTION = "no_such_option_exists"
 BLOCK_BYTES = MIN_BLOCK_BYTES
 STATE_SLACK = 1 << 10
@@ -50,13 +52,14 @@ class Training:
         self,
         subject: Subject,
         *,
-        shapes: Sequence[tuple[int, ...]] = SHAPES,
+        shapes: Sequence[Shape] = SHAPES,
         dtype: torch.dtype = torch.float32,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self.plugin: Optimizer = subject.load()
         self._random = torch.Generator().manual_seed(7)
-        self.parameters = [self._draw(shape, dtype) for shape in shapes]
+        self.shapes = _taken(self.plugin, subject, shapes)
+        self.parameters = [self._draw(shape, dtype) for shape in self.shapes]
         named = [(f"p{index}", item) for index, item in enumerate(self.parameters)]
         local = self.plugin.create([{"params": list(self.parameters)}], subject.options)
         self.local = local
@@ -64,7 +67,7 @@ class Training:
             named, local, self.plugin, subject.options, block_bytes=block_bytes
         )
 
-    def _draw(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def _draw(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(shape, generator=self._random).to(dtype)
 
     def give_gradients(self) -> None:
@@ -85,13 +88,27 @@ class Training:
         return [(meta, bytes(payload)) for meta, payload in self.servers.fetch_states()]
 
 
+def _taken(plugin: Optimizer, subject: Subject, shapes: Sequence[Shape]) -> list[Shape]:
+    """Those of ``shapes`` that the plugin does not refuse with a UsageError; at least one."""
+    taken = []
+    for shape in shapes:
+        try:
+            plugin.create([{"params": [torch.zeros(shape)]}], subject.options)
+        except PluginError:
+            raise
+        except UsageError:
+            continue
+        taken.append(shape)
+    require(bool(taken), f"it refuses every parameter of {', '.join(map(str, shapes))}")
+    return taken
+
+
 def unknown_options_are_refused(subject: Subject) -> None:
     """A mistyped option raises TypeError, ValueError or one of elasticps's own errors."""
-    parameters = [torch.zeros(3)]
+    plugin = subject.load()
+    parameters = [torch.zeros(shape) for shape in _taken(plugin, subject, SMALL)]
     try:
-        subject.load().create(
-            [{"params": parameters}], {**subject.options, UNKNOWN_OPTION: "nonsense"}
-        )
+        plugin.create([{"params": parameters}], {**subject.options, UNKNOWN_OPTION: "nonsense"})
     except (TypeError, ValueError, ElasticError):
         return
     require(False, f"create() takes an option {UNKNOWN_OPTION} that nobody knows")
@@ -99,11 +116,11 @@ def unknown_options_are_refused(subject: Subject) -> None:
 
 def options_are_plain_and_change_by_group(subject: Subject) -> None:
     """A param group holds plain values alone, so that servers can be told a scheduler's change."""
-    training = Training(subject, shapes=[(7,)])
+    training = Training(subject, shapes=SMALL)
     (group,) = training.local.param_groups
     if not isinstance(group.get("lr"), float):
         return
-    other = Training(subject, shapes=[(7,)])
+    other = Training(subject, shapes=SMALL)
     other.local.param_groups[0]["lr"] = group["lr"] * 4
     training.steps(STEPS)
     other.steps(STEPS)
@@ -242,7 +259,7 @@ def _keeps_its_dtype(subject: Subject, dtype: torch.dtype) -> None:
     training.steps(STEPS)
     training.servers.migrate()
     training.servers.pull()
-    for shape, value in zip(SHAPES, training.parameters, strict=True):
+    for shape, value in zip(training.shapes, training.parameters, strict=True):
         require(
             value.dtype == dtype and tuple(value.shape) == shape,
             f"shape {shape} of {dtype} became {tuple(value.shape)} of {value.dtype}",
