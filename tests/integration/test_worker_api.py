@@ -327,8 +327,20 @@ async def test_a_script_that_fails_leaves_no_success_and_no_connection() -> None
         assert threads() == []
 
 
+EARLIER: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _earlier_threads() -> None:
+    """A test before may have left one: of a strategy that hangs, to show that its case ends."""
+    EARLIER.clear()
+    EARLIER.update(threading.enumerate())
+
+
 def threads() -> list[str]:
-    return [item.name for item in threading.enumerate() if item.name == "elasticps-data"]
+    """The data loops' threads that this test has begun and that still run."""
+    begun = set(threading.enumerate()) - EARLIER
+    return [item.name for item in begun if item.name == "elasticps-data"]
 
 
 async def test_closing_twice_is_closing_once_and_nothing_works_afterwards() -> None:
