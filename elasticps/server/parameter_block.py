@@ -171,9 +171,16 @@ class ParameterBlock(Hosted):
         self.perform(self.replication.answer_when_durable(request))
 
     def initialize(self, request: Request, meta: StateMeta, payload: memoryview) -> None:
-        """Take the block's first value; refused once a push has come."""
+        """Take the block's first value; refused once a push has come.
+
+        A worker may load what another has loaded that pushes already: then this is what is here.
+        """
         if not self._replica.untrained:
-            request.answer(Status.CONFLICT)
+            untouched = not self._replica.applied and self._replica.round == request.header.round
+            if untouched and self._tensor.holds(meta, payload):
+                self.perform(self.replication.answer_when_durable(request))
+            else:
+                request.answer(Status.CONFLICT)
             return
         self._tensor.load(meta, payload)
         meta = msgspec.structs.replace(meta, round=request.header.round)

@@ -111,6 +111,14 @@ class TensorBlock:
         payload = b"".join(bytes_of(tensor.contiguous()) for _, tensor in tensors)
         return StateMeta(tensors=rows, scalars=self._state_scalars(), hyper=self._hyper), payload
 
+    def holds(self, meta: StateMeta, payload: memoryview) -> bool:
+        """Are these the value and the optimizer state that the block has, to the bit?"""
+        own, numbers = self.dump()
+        rows, own_rows = (
+            [(row.key, row.dtype, row.nbytes) for row in each.tensors] for each in (meta, own)
+        )
+        return payload == numbers and rows == own_rows and meta.scalars == own.scalars
+
     def load(self, meta: StateMeta, payload: memoryview) -> None:
         """Replace value and optimizer state by what ``dump`` made; raises WireError otherwise."""
         tensors = _unpacked(meta, payload)

@@ -8,7 +8,7 @@ import torch
 from elasticps.core.commands import Admitted, Committed, Join, Leave, Vote
 from elasticps.core.ids import LEDGER, Round, Seq
 from elasticps.core.replica import Commit
-from elasticps.errors import JobFailed
+from elasticps.errors import JobFailed, UsageError
 from elasticps.testing.members import Member, together
 from elasticps.testing.rig import Rig
 from elasticps.wire.frame import Kind, Status
@@ -134,6 +134,25 @@ async def test_a_push_that_is_staged_twice_counts_once() -> None:
         commit, _ = await together(one.exchange.vote(), other.exchange.vote())
         await one.exchange.pull(commit)
         assert bits_of_round(before, one.values(), 2) == {0b11}
+
+
+async def test_a_state_that_all_workers_load_is_taken_though_one_of_them_pushes_already() -> None:
+    async with Rig(start_workers=2) as rig:
+        one, other = await rig.workers(2, COUNTED)
+        one.give(COUNTED.full(1.0))
+        first, *_ = one.exchange._memory
+        (held,) = await hold(rig, one, [first])
+
+        states = [memory.initial() for memory in other.exchange._memory]
+        await other.exchange.initialize(states, Round(0))
+
+        another = [memory.initial() for memory in other.exchange._memory]
+        with torch.no_grad():
+            for parameter in other.parameters:
+                parameter.add_(1.0)
+        with pytest.raises(UsageError, match="others had begun to train"):
+            await other.exchange.initialize(another, Round(0))
+        held.cancel()
 
 
 async def test_a_worker_that_gave_its_last_push_up_may_leave_a_gap_in_its_numbers() -> None:
