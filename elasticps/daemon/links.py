@@ -58,6 +58,8 @@ class Children(Protocol):
 
     def finished(self, uid: str, finished: Finished) -> None: ...
 
+    def worker_gone(self, uid: str) -> None: ...
+
 
 @dataclass(slots=True, eq=False)
 class _Link:
@@ -168,8 +170,12 @@ class Links:
 
     def _on_closed(self, conn: Connection) -> None:
         link = self._links.pop(conn, None)
-        if link is not None and link.job is None:
+        if link is None:
+            return
+        if link.job is None:
             self._children.server_gone()
+        else:
+            self._children.worker_gone(link.uid)
 
     # -- what children are told -----------------------------------------------------------------
 

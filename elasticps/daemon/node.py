@@ -254,6 +254,11 @@ class Node:
         if life is not None:
             life.finished = finished
 
+    def worker_gone(self, uid: str) -> None:
+        life = self.workers.lives.get(uid)
+        if life is not None:
+            life.hung_up.set()
+
 
 ServeHttp = Callable[[Node], AbstractAsyncContextManager[str]]
 

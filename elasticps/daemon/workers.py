@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -41,6 +42,7 @@ RETIRE_GRACE_S = 15.0
 """How long a worker may take to end its round and leave before it is stopped: half of what a
 stopping daemon waits by default."""
 RECORD_RETRY_S = 0.5
+LAST_WORDS_S = 2.0
 NEVER_JOINED = "the script ended without calling elasticps.join()"
 NEVER_CLOSED = (
     "the script ended with code 0 without leaving the job, so that nobody knows whether it was"
@@ -62,6 +64,7 @@ Retirer = Callable[[str, Retire], None]
 class Life:
     """One life of one worker process.
 
+    ``hung_up`` is set when its connection has closed, and with that all that it said was heard.
     ``retire`` is the word to leave, once it is to go; ``over`` is set when there is nothing to wait
     for any more: it has ended, or is to be stopped at once.
     """
@@ -77,6 +80,7 @@ class Life:
     progress: Progress | None = None
     finished: Finished | None = None
     ended: bool = False
+    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     retire: Retire | None = None
     retiring: asyncio.Task[None] | None = None
@@ -262,6 +266,16 @@ class Workers:
 
     def _ended(self, life: Life, exit_: Exit) -> None:
         """The process has ended by itself: what became of it decides what is recorded."""
+        self._tasks.create_task(self._judge(life, exit_))
+
+    async def _judge(self, life: Life, exit_: Exit) -> None:
+        """Its end may be seen before its last words are read."""
+        if life.joined:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await life.hung_up.wait()
+        if life.ended:
+            return
         record = self._record(life, exit_)
         slot = self._slots.get(life.job)
         if slot is not None and record.state is WorkerState.KILLED:
@@ -274,9 +288,6 @@ class Workers:
                     record, state=WorkerState.FAILED, reason=f"{exit_.reason}; {decision.reason}"
                 )
         self._bury(life, record)
-        self._tasks.create_task(self._forget_child(life))
-
-    async def _forget_child(self, life: Life) -> None:
         await self._supervisor.remove(life.child)
 
     def _record(self, life: Life, exit_: Exit) -> WorkerRecord:
