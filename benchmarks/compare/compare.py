@@ -40,17 +40,29 @@ class CellFailed(Exception):
 
 
 class Bench:
-    """Runs cells, one after the other, on one cluster."""
+    """Runs cells, one after the other, on one cluster. ``arguments`` go to every worker."""
 
-    def __init__(self, cluster: LocalCluster, session: aiohttp.ClientSession, root: Path) -> None:
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        session: aiohttp.ClientSession,
+        root: Path,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
         self._cluster = cluster
         self._session = session
         self._root = root
+        self._arguments = arguments
         self._locals: dict[str, Path] = {}
         self._count = 0
 
     async def outcome(self, row: Row, task: str, *, disturbed: bool) -> Outcome:
         local = await self._local(task)
+        report = await self.trained(row, task, disturbed=disturbed)
+        return _outcome(row, task, disturbed, report, local)
+
+    async def trained(self, row: Row, task: str, *, disturbed: bool) -> Path:
+        """Run one job to its end; the folder with what its workers wrote."""
         report = self._folder()
         job = await self._submit(row, task, report)
         async with asyncio.timeout(CELL_S):
@@ -58,7 +70,7 @@ class Bench:
                 await self._until(job, steps=TASKS[task].rounds // 4)
                 await self._disturb()
             await self._until(job, steps=None)
-        return _outcome(row, task, disturbed, report, local)
+        return report
 
     def _folder(self) -> Path:
         self._count += 1
@@ -81,9 +93,9 @@ class Bench:
 
     async def _submit(self, row: Row, task: str, report: Path) -> str:
         body = {
-            "argv": [str(HERE / "training.py"), task, str(report)],
+            "argv": [str(HERE / "training.py"), task, str(report), *self._arguments],
             "cwd": str(HERE),
-            "start_workers": NODES,
+            "start_workers": len(self._cluster.nodes),
             **row.job,
         }
         url = f"{self._cluster.api}/api/v1/jobs"
@@ -121,7 +133,9 @@ class Bench:
 
 def _outcome(row: Row, task: str, disturbed: bool, report: Path, local: Path) -> Outcome:
     workers = [
-        json.loads(path.read_text()) for path in report.glob("*.json") if path.stem != "final"
+        json.loads(path.read_text())
+        for path in report.glob("*.json")
+        if path.stem not in ("final", "curve")
     ]
     final, base = (json.loads((where / "final.json").read_text()) for where in (report, local))
     longest = max(workers, key=lambda worker: worker["measured_steps"])

@@ -1,7 +1,9 @@
-"""One worker of one cell, or the local run: training.py TASK REPORT [--local] [--rounds N].
+"""One worker of one cell, or the local run: training.py TASK REPORT [--local] [--curve EVERY].
 
 Every worker writes what it saw to REPORT/<life>.json when it ends, the main one the model's quality
-to REPORT/final.json and its parameters to REPORT/final.npz.
+to REPORT/final.json and its parameters to REPORT/final.npz. With --curve it trains in
+single precision, and the main worker's loss on what was held out, every so many steps, goes to
+REPORT/curve.json beside the bytes that it had sent.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,10 +59,26 @@ class Meter:
         }
 
 
-def train(task: Task, report: Path) -> None:
+class Curve:
+    """The main worker's loss against the bytes that it has sent; ``every`` 0: none is kept."""
+
+    def __init__(self, task: Task, every: int) -> None:
+        self.points: list[dict[str, float]] = []
+        self._task = task
+        self._every = every
+        self._sent = sent_bytes()
+
+    def stepped(self, step: int, model: nn.Module) -> None:
+        if self._every and step % self._every == 0:
+            loss = self._task.evaluated(model)["loss"]
+            self.points.append({"step": step, "bytes": sent_bytes() - self._sent, "loss": loss})
+
+
+def train(task: Task, report: Path, every: int) -> None:
     meter = Meter()
+    curve = Curve(task, every)
     with elasticps.join() as run:
-        model = task.model()
+        model = task.model().float() if every else task.model()
         optimizer = run.optimizer(model, "adamw", lr=task.lr)
         for batch in run.data(task.datasets()[0], batch_size=task.batch, epochs=task.epochs):
             optimizer.zero_grad()
@@ -67,10 +86,13 @@ def train(task: Task, report: Path) -> None:
             loss.backward()
             optimizer.step()
             meter.stepped()
+            if run.is_main:
+                curve.stepped(meter.steps, model)
             run.log(loss=loss, steps=meter.steps)
         was_main = run.is_main
         write(report / f"{os.environ['ELASTICPS_WORKER']}.json", meter.report())
     if was_main:
+        write(report / "curve.json", curve.points)
         finish(task, model, report)
 
 
@@ -89,7 +111,7 @@ def finish(task: Task, model: nn.Module, report: Path) -> None:
     write(report / "final.json", task.evaluated(model))
 
 
-def write(path: Path, figures: dict[str, float]) -> None:
+def write(path: Path, figures: Any) -> None:
     fresh = path.with_suffix(".fresh")
     fresh.write_text(json.dumps(figures))
     fresh.rename(path)
@@ -100,9 +122,10 @@ if __name__ == "__main__":
     options.add_argument("task", choices=TASKS)
     options.add_argument("report", type=Path)
     options.add_argument("--local", action="store_true")
+    options.add_argument("--curve", type=int, default=0, metavar="EVERY")
     chosen = options.parse_args()
     wanted = TASKS[chosen.task]
     if chosen.local:
         train_local(wanted, chosen.report, wanted.rounds)
     else:
-        train(wanted, chosen.report)
+        train(wanted, chosen.report, chosen.curve)
