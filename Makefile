@@ -5,6 +5,7 @@
 # make ablations            the same with one safeguard taken out at a time: each must be caught
 # make chaos MINUTES=30     real processes under kill -9, cut links, a paused etcd and more
 # make compare              every strategy on two tasks, calm and with a node killed and one joined
+# make picture              local SGD and the codecs: loss against the bytes that a worker has sent
 # make bench                the data plane beside a bare socket, two copies beside one, codecs beside a copy
 #
 # A fresh machine needs Python >= 3.11 and make; the rest comes from pip into .venv.
@@ -21,7 +22,7 @@ FIRST ?= 0
 MINUTES ?= 5
 SEED ?= 1
 
-.PHONY: demo test lint sim ablations chaos compare bench clean setup
+.PHONY: demo test lint sim ablations chaos compare picture bench clean setup
 
 setup: $(READY)
 
@@ -59,6 +60,9 @@ chaos: $(READY)
 
 compare: $(READY)
 	@$(BIN)/python benchmarks/compare/compare.py
+
+picture: $(READY)
+	@$(BIN)/python benchmarks/compare/picture.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/wire.py
