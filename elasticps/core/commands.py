@@ -65,6 +65,7 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     ``seq`` is its newest push, for the ledgers that keep clocks. ``keeps`` are samples that it was
     lent and has not read: they stay lent to it, and are read for a later round. ``pushed`` is False
     in a round whose workers exchange what they contribute among themselves: all of them say so.
+    ``scale`` is what the round's mean gradient is to be multiplied by; the lowest rank's counts.
     """
 
     worker: WorkerId
@@ -75,6 +76,7 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     seq: Seq = Seq(0)
     keeps: tuple[Range, ...] = ()
     pushed: bool = True
+    scale: float = 1.0
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):

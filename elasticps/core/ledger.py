@@ -32,7 +32,8 @@ class Ledger(Roster, kw_only=True):
     """``called``: who makes the round under way; empty where it is everybody, or not known yet.
 
     ``apart``: who votes for a round without pushes. ``counted``: the newest round that counts each
-    member's gradient; ``keeping``: what the votes of the round under way keep.
+    member's gradient; ``keeping`` and ``scales``: what the votes of the round under way keep, and
+    how they would scale its mean.
     """
 
     backup_workers: int = 0
@@ -43,6 +44,7 @@ class Ledger(Roster, kw_only=True):
     called: list[WorkerId] = field(default_factory=list)
     counted: dict[WorkerId, Round] = field(default_factory=dict)
     keeping: dict[WorkerId, tuple[Range, ...]] = field(default_factory=dict)
+    scales: dict[WorkerId, float] = field(default_factory=dict)
 
     # -- rounds ---------------------------------------------------------------------------------
 
@@ -89,6 +91,7 @@ class Ledger(Roster, kw_only=True):
             return [(worker, Refused(NOT_LENT))]
         self.votes[worker] = vote.contributes
         self.keeping[worker] = vote.keeps
+        self.scales[worker] = vote.scale
         if vote.contributes and not vote.pushed and worker not in self.apart:
             self.apart.append(worker)
         if vote.leaving and worker not in self.leaving:
@@ -147,13 +150,18 @@ class Ledger(Roster, kw_only=True):
         return answers + self._admissions(joiners)
 
     def _commit_of(self, contributors: tuple[WorkerId, ...]) -> Commit:
-        """Without pushes a round is apart, and so is an empty one that follows such a round."""
+        """Without pushes a round is apart, and so is an empty one that follows such a round.
+
+        Both keep the scale of the round before: a replica may have yet to apply that one.
+        """
         last = self.last
         follows = last is not None and last.apart
+        scale = last.scale if last is not None else 1.0
         if not self.apart and (contributors or not follows):
-            return Commit(self.round, self.generation, contributors)
+            scale = self.scales[contributors[0]] if contributors else scale
+            return Commit(self.round, self.generation, contributors, scale=scale)
         base = last.base if last is not None and follows else last
-        return Commit(self.round, self.generation, (), apart=True, base=base)
+        return Commit(self.round, self.generation, (), apart=True, base=base, scale=scale)
 
     def _committed(self, worker: WorkerId, round_: Round) -> Committed:
         assert self.last is not None
@@ -162,7 +170,7 @@ class Ledger(Roster, kw_only=True):
 
     def _forget_votes(self) -> None:
         self.leaving, self.votes, self.ready, self.called = [], {}, [], []
-        self.apart, self.keeping = [], {}
+        self.apart, self.keeping, self.scales = [], {}, {}
 
     # -- what the roster asks -------------------------------------------------------------------
 

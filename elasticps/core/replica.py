@@ -31,7 +31,8 @@ class Commit(msgspec.Struct, frozen=True, array_like=True):
     """The ledger's word that a round is whole, and whose gradients count in it, in rank order.
 
     ``apart``: its workers exchanged among themselves and pushed nothing. ``base`` is then the last
-    round that they pushed for, None where there is none.
+    round that they pushed for, None where there is none. ``scale`` is what the mean gradient of the
+    newest round with pushes, this or an earlier one, is multiplied by before it is applied.
     """
 
     round: Round
@@ -39,6 +40,7 @@ class Commit(msgspec.Struct, frozen=True, array_like=True):
     contributors: tuple[WorkerId, ...]
     apart: bool = False
     base: Commit | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ class Settled(Enum):
     DONE = "done"
     """The round was applied before, or there is none."""
     APPLY = "apply"
-    """Apply the prepared round now."""
+    """Apply the prepared round now, scaled as the commit says."""
     PREPARE_EMPTY = "prepare-empty"
     """Nobody contributed: prepare a round without pushes."""
     SKIP = "skip"
@@ -230,13 +232,13 @@ class Replica:
             return Settled.APPLY
         return Settled.PREPARE_EMPTY if commit.round == self.round + 1 else Settled.MISSING
 
-    def apply_prepared(self) -> RoundOp:
-        """The prepared round has been committed, and the shell has applied it."""
+    def apply_prepared(self, scale: float) -> RoundOp:
+        """The prepared round has been committed, and the shell has applied it, scaled so."""
         op = self.prepared
         assert op is not None
         self.prepared = None
         self.round = op.round
-        self.last = Commit(op.round, op.generation, op.workers)
+        self.last = Commit(op.round, op.generation, op.workers, scale=scale)
         self._tally(op)
         self.drop_staged()
         return op

@@ -22,10 +22,11 @@ from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.server.meter import Meter
 from elasticps.server.staging import PreparedGradient, Staged, Staging
 from elasticps.server.tensor_block import TensorBlock
-from elasticps.wire.frame import FLAG_EMPTY, Kind, Status
+from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
 from elasticps.wire.messages import (
     AuditMeta,
     JobInfo,
+    MeasureMeta,
     OpMeta,
     Prepared,
     PullMeta,
@@ -207,6 +208,8 @@ class ParameterBlock(Hosted):
         if request.header.kind in (Kind.PULL, Kind.STATE, Kind.STATUS):
             answer = self._answers.pop(request, None)
             request.answer(Status.OK, *(answer or self._answer(request)))
+        elif request.header.flags & FLAG_MEASURE and self._replica.prepared is not None:
+            request.answer(Status.OK, encode(MeasureMeta(self._prepared.norm)))
         else:  # a push or an initial value: its sender needs no copy back
             request.answer(Status.OK)
 
@@ -232,11 +235,12 @@ class ParameterBlock(Hosted):
     def _settled(self, commit: Commit | None) -> Settled:
         """Do what a proof of ``commit`` asks for; returns DONE, or MISSING."""
         while (settled := self._replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
+            assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared()
-            elif settled is Settled.SKIP and commit is not None:
+                self._apply_prepared(commit.scale)
+            elif settled is Settled.SKIP:
                 self._skip(commit)
-            elif commit is not None:
+            else:
                 self._publish(self._replica.empty_round(commit), PreparedGradient(None, {}))
         return settled
 
@@ -260,11 +264,13 @@ class ParameterBlock(Hosted):
         meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
         self._streams.publish(self, meta, _payload_of(prepared.gradient))
 
-    def _apply_prepared(self) -> None:
+    def _apply_prepared(self, scale: float) -> None:
         gradient, hyper = self._prepared.gradient, self._prepared.hyper
         if gradient is not None and not self.replication.all_acked:
             gradient = gradient.clone()  # a stream may still send it, and the optimizer write to it
-        self._replica.apply_prepared()
+        if gradient is not None and scale != 1.0:
+            gradient.mul_(scale)
+        self._replica.apply_prepared(scale)
         self._prepared = PreparedGradient(None, {})
         self._step(gradient, hyper)
 
@@ -358,9 +364,10 @@ class ParameterBlock(Hosted):
     def _catch_up(self, commit: Commit | None) -> None:
         """Apply what the primary had applied before an op. Raises WireError where it is missing."""
         while (settled := self._replica.settle(commit)) is not Settled.DONE:
+            assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared()
-            elif settled is Settled.SKIP and commit is not None:
+                self._apply_prepared(commit.scale)
+            elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
                 raise WireError(f"an op that does not follow on block {self.id}", field="op")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -23,12 +24,19 @@ class Staged:
     rank: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is cached
 class PreparedGradient:
     """A round's mean gradient, held until the round is known to be committed."""
 
     gradient: torch.Tensor | None
     hyper: Hyperparameters
+
+    @cached_property
+    def norm(self) -> float:
+        """The gradient's Euclidean norm, in double precision."""
+        if self.gradient is None:
+            return 0.0
+        return float(torch.linalg.vector_norm(self.gradient, dtype=torch.float64))
 
 
 @dataclass(slots=True)

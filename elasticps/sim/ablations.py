@@ -14,12 +14,12 @@ import msgspec
 
 from elasticps.core.clock_ledger import ClockLedger
 from elasticps.core.commands import Answers, Vote
-from elasticps.core.ids import PlanEpoch
+from elasticps.core.ids import PlanEpoch, WorkerId
 from elasticps.core.ledger import Ledger
 from elasticps.core.plan import Entry
 from elasticps.core.planner import _Steps
 from elasticps.core.records import CaughtUpRow
-from elasticps.core.replica import Commit, Push, PushOutcome, Replica, Settled
+from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Action, Answer, Check, Replication, Role
 from elasticps.sim.block import Block
 from elasticps.sim.checkers import Checkers
@@ -152,6 +152,30 @@ def _no_base_of_rounds_apart() -> list[Place]:
     return [(Replica, "settle", settle)]
 
 
+def _no_scale_in_proofs() -> list[Place]:
+    """A primary's op proves the round before to its backups, and not how that was scaled."""
+    original = Replica.apply_prepared
+
+    def apply_prepared(self: Replica, scale: float) -> RoundOp:
+        op = original(self, scale)
+        assert self.last is not None
+        self.last = msgspec.structs.replace(self.last, scale=1.0)
+        return op
+
+    return [(Replica, "apply_prepared", apply_prepared)]
+
+
+def _no_scale_after_a_round() -> list[Place]:
+    """The commit of a round without pushes forgets how the one before it was scaled."""
+    original = Ledger._commit_of
+
+    def commit_of(self: Ledger, contributors: tuple[WorkerId, ...]) -> Commit:
+        commit = original(self, contributors)
+        return commit if commit.contributors else msgspec.structs.replace(commit, scale=1.0)
+
+    return [(Ledger, "_commit_of", commit_of)]
+
+
 def _no_directory_fsync() -> list[Place]:
     """A checkpoint's names are left to the page cache; the content of its files is not."""
     return [(Disk, "sync_directory", lambda self, path: None)]
@@ -170,6 +194,8 @@ ABLATIONS: dict[str, Callable[[], list[Place]]] = {
     "floor-at-read": _no_floor,
     "durable-reads": _too_early_values,
     "base-of-rounds-apart": _no_base_of_rounds_apart,
+    "scale-in-proofs": _no_scale_in_proofs,
+    "scale-after-a-round": _no_scale_after_a_round,
     "directory-fsync": _no_directory_fsync,
 }
 

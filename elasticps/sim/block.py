@@ -21,6 +21,7 @@ from elasticps.sim.messages import (
     Request,
     Status,
     Value,
+    norm_of,
 )
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class Block(Hosted):
             case Kind.STATUS:
                 row = self.replica.applied.get(request.message.worker)
                 request.answer(Status.OK, row.tally if row else Tally())
+            case Kind.PUSH:
+                request.answer(Status.OK, norm_of(self._prepared))
             case _:
                 request.answer(Status.OK)
 
@@ -161,11 +164,12 @@ class Block(Hosted):
 
     def _is_up_to(self, request: Request, commit: Commit | None) -> bool:
         while (settled := self.replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
+            assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared()
-            elif settled is Settled.SKIP and commit is not None:
+                self._apply_prepared(commit.scale)
+            elif settled is Settled.SKIP:
                 self._skip(commit)
-            elif commit is not None:
+            else:
                 self._publish(self.replica.empty_round(commit), ())
         if settled is Settled.MISSING:
             request.answer(Status.BEHIND)
@@ -194,11 +198,11 @@ class Block(Hosted):
         self._prepared = gradient
         self.publish(Op(version, self.fingerprint(), op=op, gradient=gradient, commit=base))
 
-    def _apply_prepared(self) -> None:
-        op = self.replica.apply_prepared()
+    def _apply_prepared(self, scale: float) -> None:
+        op = self.replica.apply_prepared(scale)
         self.log = (*self.log, self._prepared)
         self._prepared = ()
-        self.server.check.applied(self, op.round, self.log[-1])
+        self.server.check.applied(self, op.round, self.log[-1], scale)
 
     def _update(self, request: Request, push: Push) -> None:
         pushes = ((push.worker, push.seq),)
@@ -253,9 +257,10 @@ class Block(Hosted):
 
     def _catch_up(self, commit: Commit | None) -> bool:
         while (settled := self.replica.settle(commit)) is not Settled.DONE:
+            assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared()
-            elif settled is Settled.SKIP and commit is not None:
+                self._apply_prepared(commit.scale)
+            elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
                 return False

@@ -13,7 +13,7 @@ from elasticps.core.plan import Entry
 from elasticps.core.ranges import Range
 from elasticps.core.replica import Commit
 from elasticps.core.replication import Role
-from elasticps.sim.messages import Fingerprint, Pushes, Status, Value
+from elasticps.sim.messages import Fingerprint, Pushes, Status, Value, norm_of
 
 if TYPE_CHECKING:
     from elasticps.sim.block import Block
@@ -119,8 +119,14 @@ class Checkers:
             name = f"block {hosted.block} v{version} on {hosted.server.id}"
             self.fail("replica-equality", f"{name}:\n  {mine}\n  {fingerprint}")
 
-    def applied(self, block: Block, round_: Round, pushes: Pushes) -> None:
-        """A round is the same pushes in every block, those of the commit's contributors."""
+    def applied(self, block: Block, round_: Round, pushes: Pushes, scale: float) -> None:
+        """A round is the same pushes in every block, those of the commit's contributors.
+
+        All replicas scale it alike: by what the norms of these pushes' mean make, in all blocks.
+        """
+        right = self._world.job.blocks * norm_of(pushes)
+        what = f"round {round_} of block {block.block} by {scale}, not {right}"
+        self._hold(scale == right or not pushes, "one-scale", what)
         known = self._applied.setdefault(round_, pushes)
         self._hold(
             known == pushes,

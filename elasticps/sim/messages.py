@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+from zlib import crc32
 
 from elasticps.core.commands import Command, Floor
 from elasticps.core.ids import BlockId, Generation, PlanEpoch, Round, Seq, WorkerId
@@ -16,6 +17,11 @@ WORKER_NONE = WorkerId(0)
 Pushes = tuple[tuple[WorkerId, Seq], ...]
 """What stands for numbers: whose pushes went into them. In a mean, in the order of the workers."""
 Fingerprint = tuple[Any, ...]
+
+
+def norm_of(gradient: Pushes) -> float:
+    """What stands for a mean's norm: a number that no other mean has."""
+    return float(crc32(repr(gradient).encode())) if gradient else 0.0
 
 
 class Kind(Enum):

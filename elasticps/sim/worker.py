@@ -63,6 +63,8 @@ class Worker(Caller):
         self._counted = False
         self._registered = False
         self._pushes: dict[BlockId, Call] = {}
+        self._norms: dict[BlockId, float] = {}
+        self._scale = 1.0
         self._stale = False
         self._generation = Generation(0)
         self._attending: Call | None = None
@@ -211,14 +213,21 @@ class Worker(Caller):
     def _push_one(self, block: BlockId, body: PushBody, turn: Turn) -> None:
         seq = self._seq
 
-        def done(status: Status, _: Any) -> None:
+        def done(status: Status, norm: Any) -> None:
             self._world.check.pushed(self, block, seq, status)
             del self._pushes[block]
             self._stale = self._stale or status is not Status.OK
+            self._norms[block] = norm
             if not self._pushes and not (self._stale and self.job.in_rounds):
+                self._clip()
                 self._vote()
 
         self._pushes[block] = self.call(Kind.PUSH, block, body, done, seq=seq, round_=turn.round)
+
+    def _clip(self) -> None:
+        """What stands for the scale: all blocks' norms are in it."""
+        if self.job.in_rounds:
+            self._scale = sum(self._norms[block] for block in self.job.block_ids)
 
     def _attends(self, generation: Generation) -> bool:
         """See that the ledger tells when ``generation`` is over; False when it has."""
@@ -253,7 +262,13 @@ class Worker(Caller):
         if self._called is not None:
             contributes = contributes and self._called.contributes
         ballot = Vote(
-            self.id, turn.round, turn.generation, contributes, self._leaving, seq=self._seq
+            self.id,
+            turn.round,
+            turn.generation,
+            contributes,
+            self._leaving,
+            seq=self._seq,
+            scale=self._scale,
         )
 
         def told(answer: Answer) -> None:

@@ -30,7 +30,9 @@ FLAG_PAYLOAD_CHECKSUM = 2
 """``payload_checksum`` holds the xxh3_64 of the payload, to be verified by the receiver."""
 FLAG_EMPTY = 4
 """A push without gradient: the worker counts in the round and adds nothing."""
-_ALL_FLAGS = FLAG_REPLY | FLAG_PAYLOAD_CHECKSUM | FLAG_EMPTY
+FLAG_MEASURE = 8
+"""A push whose answer is to say how large the round's mean gradient is."""
+_ALL_FLAGS = FLAG_REPLY | FLAG_PAYLOAD_CHECKSUM | FLAG_EMPTY | FLAG_MEASURE
 
 # magic version kind flags status codec request job plan_epoch block meta_length worker seq round
 # payload_length payload_checksum | header_checksum

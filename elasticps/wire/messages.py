@@ -56,6 +56,12 @@ class PushMeta(msgspec.Struct, frozen=True, array_like=True):
     codec: str = DEFAULT_CODEC
 
 
+class MeasureMeta(msgspec.Struct, frozen=True, array_like=True):
+    """The Euclidean norm of a block's part of the round's mean gradient."""
+
+    norm: float
+
+
 class PullMeta(msgspec.Struct, frozen=True, array_like=True):
     """A read, and what it must not be older than: the last round, or each worker's pushes."""
 

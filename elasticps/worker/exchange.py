@@ -31,21 +31,24 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.consistency import Consistency
-from elasticps.core.ids import Round, Seq, WorkerId
+from elasticps.core.ids import BlockId, Round, Seq, WorkerId
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 from elasticps.errors import JobFailed, UsageError
-from elasticps.wire.frame import FLAG_EMPTY, Kind, Status
+from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
 from elasticps.wire.messages import (
     JobInfo,
+    MeasureMeta,
     PullMeta,
     PushMeta,
     StateMeta,
+    decode,
     encode,
 )
 from elasticps.worker.attendance import Attendance
 from elasticps.worker.block_calls import BlockCalls, States, Targets, together
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
+from elasticps.worker.clipping import Clipping
 from elasticps.worker.encoder import Encoder
 from elasticps.worker.parameters import BlockMemory
 
@@ -65,6 +68,7 @@ class Exchange:
         self.keeps: tuple[Range, ...] = ()
         self.weight = 1.0
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
+        self.clipping = Clipping(None)
         self.encoder = Encoder(load_codec(info.codec), client.worker)
         self._codec = info.codec
         self._client = client
@@ -78,6 +82,9 @@ class Exchange:
         self._updates: Targets | None = None
         self._called: Called | None = None
         self._counted = False
+        self._bound: float | None = None
+        self._norms: dict[BlockId, float] = {}
+        self._scale = 1.0
         self._tally = Tally()
 
     # -- membership -----------------------------------------------------------------------------
@@ -189,6 +196,7 @@ class Exchange:
         self._called = None
         self.encoder.settle(counted=False)
         self._updates = updates
+        self._bound, self._scale = self.clipping.bound, 1.0
 
     async def round(self, into: Targets | None = None) -> bool:
         """Push, vote, again where the workers are others by then, and read as ``read`` does.
@@ -240,6 +248,9 @@ class Exchange:
         if whole is not None and not all(whole):
             # A block knows of a newer generation: the ledger knew of it first.
             await self._attendance.until_regenerated(turn.generation)
+        elif whole is not None and self._bound is not None:
+            norms = [self._norms[memory.block.id] for memory in self._memory]
+            self._scale = self.clipping.scale(norms, self._bound)
 
     async def _is_called(self, turn: Turn) -> bool:
         """Say that the gradient is ready; False when the round is made by others, or is over."""
@@ -264,6 +275,7 @@ class Exchange:
             turn.rank,
             self._codec,
         )
+        measures = self._in_rounds and self._bound is not None
         call = Call(
             kind=Kind.PUSH,
             block=memory.block.id,
@@ -271,11 +283,16 @@ class Exchange:
             payload=payload,
             seq=self._seq,
             round=turn.round,
-            flags=FLAG_EMPTY if payload is None else 0,
+            flags=(FLAG_EMPTY if payload is None else 0) | (FLAG_MEASURE if measures else 0),
             deadline_s=None,
             timeout_s=HELD_TIMEOUT_S,
         )
-        return (await self._blocks.call(call)).header.status is Status.OK
+        reply = await self._blocks.call(call)
+        if reply.header.status is not Status.OK:
+            return False
+        if measures:
+            self._norms[memory.block.id] = decode(reply.meta, MeasureMeta).norm
+        return True
 
     async def vote(self, *, contributes: bool = True, pushed: bool = True) -> Commit | None:
         turn = self.member_turn
@@ -292,6 +309,7 @@ class Exchange:
                 seq=self._seq,
                 keeps=self.keeps if contributes else (),
                 pushed=pushed,
+                scale=self._scale,
             )
 
         answer = await self._client.ledger(ballot)

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import UsageError
+from elasticps.worker.clipping import Clipping
 from elasticps.worker.optimizer_state import by_block, by_parameter
 from elasticps.worker.parameters import ParamGroup, plain
 from elasticps.worker.schedule import Schedule
@@ -32,6 +33,8 @@ class ElasticOptimizer(torch.optim.Optimizer):
         run: Run,
         groups: Sequence[ParamGroup],
         defaults: dict[str, Any],
+        clipping: Clipping,
+        *,
         local: torch.optim.Optimizer | None = None,
     ) -> None:
         self._sealed = False
@@ -39,8 +42,29 @@ class ElasticOptimizer(torch.optim.Optimizer):
         self._sealed = True
         self._run = run
         self._local = local
+        self._clipping = clipping
         self._described = [plain(group) for group in groups]
         self._schedules: list[Schedule] = []
+
+    @property
+    def clip_grad_norm(self) -> float | None:
+        """What no step's gradient may be longer than; None for no bound. May be set between steps.
+
+        The gradient is the round's: the mean over all workers' samples, of all parameters, clipped
+        as ``torch.nn.utils.clip_grad_norm_`` does locally. Where each worker steps by itself (see
+        the strategies, and the consistencies without rounds) it is that worker's. As with a rate, a
+        round takes the bound of its lowest rank.
+        """
+        return self._clipping.bound
+
+    @clip_grad_norm.setter
+    def clip_grad_norm(self, bound: float | None) -> None:
+        self._clipping.bound = bound
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of the last gradient that was to be clipped, before it was; None before that."""
+        return self._clipping.norm
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take part in one round; on return the parameters are those of the next.

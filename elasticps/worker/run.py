@@ -24,6 +24,7 @@ from elasticps.worker.agent import Agent
 from elasticps.worker.checkpoints import Checkpoints
 from elasticps.worker.chosen_strategy import ChosenStrategy
 from elasticps.worker.client import Client
+from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
@@ -127,18 +128,22 @@ class Run:
         name: str,
         *,
         groups: Sequence[ParamGroup] | None = None,
+        clip_grad_norm: float | None = None,
         **options: Any,
     ) -> ElasticOptimizer:
         """Hand ``model``'s parameters to the job and get the optimizer that trains them.
 
         ``name`` is an optimizer plugin; ``options`` are its class's arguments; ``groups`` are
-        torch param groups where one set of options is not enough. The job's first worker gives the
-        initial values, every other worker's parameters are overwritten by the job's.
+        torch param groups where one set of options is not enough. ``clip_grad_norm`` is the largest
+        norm that the gradient of a step may have, over all parameters and workers. The job's first
+        worker gives the initial values, every other worker's parameters are overwritten by the
+        job's.
 
         Raises UsageError for a model or option that cannot be served, PluginError for the plugin.
         """
         if self._exchange is not None:
             raise UsageError("a run has one optimizer", hint="use groups= for several param groups")
+        clipping = Clipping(clip_grad_norm)
         strategy = ChosenStrategy(self._job.strategy)
         chosen = ServedOptimizer(name=name, options=options)
         made = job_model(model, chosen, groups, strategy, self._welcome.block_bytes)
@@ -152,13 +157,20 @@ class Run:
             made.local,
             self._job,
             follows_script=made.follows_script,
+            clipping=clipping,
             is_retiring=lambda: self._agent.retiring is not None,
             peers=self._peer_calls,
         )
         member.begin()
         self._stepped_at = time.monotonic()
-        stepping_here = None if made.follows_script else made.local
-        return ElasticOptimizer(self, made.local.param_groups, made.local.defaults, stepping_here)
+        local = made.local
+        return ElasticOptimizer(
+            self,
+            local.param_groups,
+            local.defaults,
+            clipping,
+            local=None if made.follows_script else local,
+        )
 
     def _become_member(self, described: Model, *, with_peers: bool) -> Exchange:
         welcome, job = self._welcome, self._job

@@ -18,6 +18,7 @@ from elasticps.core.ranges import DataSpec
 from elasticps.errors import JobFailed, UsageError
 from elasticps.wire.messages import JobInfo
 from elasticps.worker.block_calls import States
+from elasticps.worker.clipping import Clipping
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
 from elasticps.worker.lease import Lease, Samples
@@ -35,7 +36,8 @@ class Stepping:
     """One worker's membership on the script's thread (an ``api.strategy.Worker``).
 
     ``follows_script``: the servers run the script's optimizer, so that its schedules are theirs.
-    ``turn`` is this worker's part in the round to come, None once it has left.
+    ``turn`` is this worker's part in the round to come, None once it has left. ``clipping`` is done
+    where the whole of a step's gradient is: by the shards, or here.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Stepping:
         job: JobInfo,
         *,
         follows_script: bool,
+        clipping: Clipping,
         is_retiring: Callable[[], bool],
         peers: PeerCalls | None = None,
     ) -> None:
@@ -68,6 +71,12 @@ class Stepping:
         self._last_turn: Turn | None = None
         self._ticket: _Ticket | None = None
         self._ended = False
+        self._clipping = clipping
+        self._is_in_rounds = job.consistency is Consistency.SYNC
+        if not follows_script:
+            local_optimizer.register_step_pre_hook(lambda *_: self._clip())
+        elif self._is_in_rounds:
+            exchange.clipping = clipping
 
     # -- what a strategy reads ------------------------------------------------------------------
 
@@ -195,7 +204,7 @@ class Stepping:
         self._adopt_turn()
 
     def _be_in_rounds(self) -> None:
-        if self._job.consistency is not Consistency.SYNC:
+        if not self._is_in_rounds:
             raise UsageError("only synchronous rounds have a set of workers", field="consistency")
 
     def abstain(self) -> None:
@@ -257,12 +266,17 @@ class Stepping:
         before = self.generation
         if self.follows_script:
             self._exchange.hyper = changed_options
+            if not self._is_in_rounds:
+                self._clip()
         self.steps += 1
         self.weight += weight
         self._ended = False
         self._lease.stepped()
         self._strategy.step(self)
         self._tell_change(before)
+
+    def _clip(self) -> None:
+        self._clipping.clip(self.parameters.values())
 
     def _tell_change(self, before: int) -> None:
         if self.turn is not None and self.generation != before:

@@ -130,7 +130,7 @@ def settled(replica: Replica, proof: Commit) -> list[Settled]:
     while (wants := replica.settle(proof)) not in (Settled.DONE, Settled.MISSING):
         asked.append(wants)
         if wants is Settled.APPLY:
-            replica.apply_prepared()
+            replica.apply_prepared(proof.scale)
         elif wants is Settled.SKIP:
             replica.skip(proof)
         else:

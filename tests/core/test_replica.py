@@ -49,7 +49,7 @@ def primary_in_round_2() -> Replica:
     """Round 1 was applied with push 4 of ONE and 6 of TWO; ONE has staged push 5 for round 2."""
     replica = new_primary()
     replica.prepare(op(1, (ONE, 4), (TWO, 6), generation=2))
-    replica.apply_prepared()
+    replica.apply_prepared(1.0)
     assert replica.push(push(ONE, 5, 2, 2)) is PushOutcome.STAGE
     return replica
 
@@ -186,11 +186,11 @@ def test_a_round_without_contributors_proves_the_one_before_it() -> None:
     replica = primary_that_prepared()
     proof = commit(3, generation=4)
     assert replica.settle(proof) is Settled.APPLY
-    assert replica.apply_prepared().round == 2
+    assert replica.apply_prepared(1.0).round == 2
     assert replica.settle(proof) is Settled.PREPARE_EMPTY
     replica.prepare(replica.empty_round(proof))
     assert replica.settle(proof) is Settled.APPLY
-    replica.apply_prepared()
+    replica.apply_prepared(1.0)
     assert replica.settle(proof) is Settled.DONE
     assert replica.round == 3
 
@@ -201,7 +201,7 @@ def test_a_block_without_a_value_can_prove_nothing() -> None:
 
 def test_an_applied_round_counts_its_pushes_and_is_what_the_next_op_proves() -> None:
     replica = primary_that_prepared()
-    replica.apply_prepared()
+    replica.apply_prepared(1.0)
     assert {worker: row.seq for worker, row in replica.applied.items()} == {ONE: 5, TWO: 7}
     assert replica.applied[ONE].tally == Tally().plus(4).plus(5)
     assert replica.last == commit(2, ONE, TWO, generation=2)
@@ -249,7 +249,7 @@ def test_a_backup_that_follows_is_what_the_primary_is() -> None:
     backup.replication.follow(0)
     backup.prepare(op(1, (ONE, 4), (TWO, 6), generation=2), following=True)
     assert backup.settle(primary.last) is Settled.APPLY
-    backup.apply_prepared()
+    backup.apply_prepared(1.0)
     version = backup.prepare(op(2, (ONE, 5), (TWO, 7), generation=2), following=True)
     assert version == primary.replication.version
     assert backup.replication.history == primary.replication.history

@@ -122,6 +122,19 @@ async def test_a_resumed_job_goes_on_as_if_never_stopped(
     assert all(map(torch.equal, batches, straight.batches))
 
 
+async def test_a_resumed_job_clips_as_if_never_stopped(tmp_path: Path) -> None:
+    clipped = partial(Training, options={"lr": 0.05, "momentum": 0.9, "clip_grad_norm": 0.3})
+    async with CheckpointRig(start_workers=2) as rig:
+        straight, _ = await as_workers(rig, 2, lambda run: clipped()(run))
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 10}
+    async with CheckpointRig(**wishes) as rig:
+        await as_worker(rig, clipped(stop_at=10))
+    async with CheckpointRig(servers=3, block_bytes=8192, resume=str(tmp_path)) as rig:
+        resumed = await as_worker(rig, clipped(model=network(seed=9)))
+    assert resumed.began_at == 10
+    assert_equal(resumed.model, straight.model, exactly=False)
+
+
 async def test_two_workers_resume_to_the_bit(tmp_path: Path) -> None:
     async with CheckpointRig(start_workers=2) as rig:
         straight, _ = await as_workers(rig, 2, lambda run: Training(name="adam")(run))

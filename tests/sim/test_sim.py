@@ -38,6 +38,8 @@ CAUGHT_AT = {
     "floor-at-read": (4, "counter-bounds"),
     "durable-reads": (4, "durable-reads"),
     "base-of-rounds-apart": (18, "replica-equality"),
+    "scale-in-proofs": (1, "one-scale"),
+    "scale-after-a-round": (18, "one-scale"),
     "directory-fsync": (0, "checkpoint-kept"),
 }
 """For each part the first seed at which its absence shows, and to which checker."""

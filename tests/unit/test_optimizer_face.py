@@ -21,6 +21,7 @@ from elasticps.optimizers.lamb import Lamb
 from elasticps.optimizers.lars import Lars
 from elasticps.optimizers.muon import muon
 from elasticps.testing.blocks import BlockServers
+from elasticps.worker.clipping import Clipping
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.optimizer_state import by_block, by_parameter
 from elasticps.worker.parameters import BlockMemory, describe, memory_of
@@ -210,7 +211,7 @@ def pair(plugin: Optimizer = builtin.adamw, shapes: Shapes = SHAPES, **options: 
     options = {"lr": 0.01, **options}
     made = plugin.create([{"params": mine}], options)
     run = cast("Run", LocalRun(BlockServers(named(mine), made, plugin, options)))
-    elastic = ElasticOptimizer(run, made.param_groups, made.defaults)
+    elastic = ElasticOptimizer(run, made.param_groups, made.defaults, Clipping(None))
     return elastic, mine, plugin.create([{"params": others}], options), others
 
 

@@ -1,7 +1,7 @@
 """A small training that goes on until the file GOAL names the round to end at.
 
-As a worker:                        train.py GOAL RESULTS [--optimizer NAME] [--lr LR]
-In one process, without elasticps:  ``trained_alone``
+As a worker:  train.py GOAL RESULTS [--optimizer NAME] [--lr LR] [--clip-grad-norm BOUND]
+In one process, without elasticps: ``trained_alone``
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def numbers(model: nn.Module) -> list[float]:
     return [number for item in model.parameters() for number in item.detach().flatten().tolist()]
 
 
-def train(goal: Path, results: Path, optimizer_name: str, lr: float) -> None:
+def train(goal: Path, results: Path, optimizer_name: str, lr: float, bound: float | None) -> None:
     import elasticps
 
     with elasticps.join() as run:
         model = network()
-        optimizer = run.optimizer(model, optimizer_name, lr=lr)
+        optimizer = run.optimizer(model, optimizer_name, lr=lr, clip_grad_norm=bound)
         for inputs, targets in run.data(dataset(), batch_size=BATCH, epochs=1_000_000):
             optimizer.zero_grad()
             loss = backward(model, inputs, targets)
@@ -64,7 +64,10 @@ def train(goal: Path, results: Path, optimizer_name: str, lr: float) -> None:
 
 
 def trained_alone(
-    rounds: int, lr: float, kind: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
+    rounds: int,
+    lr: float,
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+    bound: float | None = None,
 ) -> list[float]:
     """The parameters after as many steps in one process."""
     model = network()
@@ -77,6 +80,8 @@ def trained_alone(
             if done < rounds:
                 optimizer.zero_grad()
                 backward(model, inputs[batch], targets[batch])
+                if bound is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), bound)
                 optimizer.step()
                 done += 1
     return numbers(model)
@@ -88,5 +93,6 @@ if __name__ == "__main__":
     options.add_argument("results", type=Path)
     options.add_argument("--optimizer", default="sgd")
     options.add_argument("--lr", type=float, default=0.05)
+    options.add_argument("--clip-grad-norm", type=float)
     chosen = options.parse_args()
-    train(chosen.goal, chosen.results, chosen.optimizer, chosen.lr)
+    train(chosen.goal, chosen.results, chosen.optimizer, chosen.lr, chosen.clip_grad_norm)
