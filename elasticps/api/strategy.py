@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from elasticps.api.pipeline import Pipeline
+
     Tensors = Mapping[str, torch.Tensor]
     """Tensors by the names of the parameters that they belong to, each in its shape and dtype."""
 
@@ -41,6 +43,16 @@ class Pending(Protocol):
         """
 
 
+class Fetching(Protocol):
+    """A fetch under way."""
+
+    def wait(self) -> torch.Tensor:
+        """What was fetched. Raises MembershipChanged, PeerUnavailable."""
+
+    def cancel(self) -> None:
+        """It is not wanted any more. Idempotent."""
+
+
 class Peers(Protocol):
     """The other workers of the job. For a strategy that says ``uses_peers``, in sync mode alone.
 
@@ -64,6 +76,9 @@ class Peers(Protocol):
 
     def fetch_all(self, wanted: Mapping[int, str]) -> dict[int, torch.Tensor]:
         """The same of several peers at a time, by rank."""
+
+    def start_fetch(self, rank: int, key: str) -> Fetching:
+        """The same in the background."""
 
     def sum(self, tensor: torch.Tensor) -> None:
         """Replace ``tensor`` by the sum of all members' in its place, the same in each to the bit.
@@ -143,6 +158,13 @@ class Worker(Protocol):
         """The other workers. Raises UsageError where the strategy does not say ``uses_peers``."""
 
     @property
+    def pipeline(self) -> Pipeline:
+        """The model as layers. Raises UsageError where the script gave none by run.pipeline.
+
+        ``parameters`` has all of them, held or not; no call reads into one that is not.
+        """
+
+    @property
     def consistency(self) -> str:
         """``sync``, ``bounded`` or ``async``."""
 
@@ -173,6 +195,9 @@ class Worker(Protocol):
 
     def pull(self, names: Collection[str] | None = None) -> None:
         """Read into ``served`` what the shards hold: in sync mode as of the last round."""
+
+    def refresh(self, names: Collection[str]) -> None:
+        """Read these ``parameters`` from the shards, in place: what ``pull`` does for served."""
 
     def agree(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
         """One round without reading: on True all members have said so, and its samples count.
@@ -207,6 +232,8 @@ class Strategy(ABC):
     api_version: ClassVar[int] = 2
     uses_peers: ClassVar[bool] = False
     """Does it exchange tensors among the workers? They listen for each other then."""
+    uses_pipeline: ClassVar[bool] = False
+    """Must the script give its model by ``run.pipeline``? Nothing of it need be held here then."""
 
     @property
     def steps_per_round(self) -> int:
@@ -229,6 +256,12 @@ class Strategy(ABC):
 
         Raises UsageError for a job that this strategy cannot serve.
         """
+
+    def forward_backward(
+        self, worker: Worker, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """A pipeline's loss for a batch, with gradients in ``.grad``: computed here by default."""
+        return worker.pipeline.compute(inputs, targets)
 
     @abstractmethod
     def step(self, worker: Worker) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 import elasticps
 from elasticps.errors import ElasticError
 from elasticps.testing.rig import Rig
+from elasticps.worker.chosen_strategy import ChosenStrategy
 
 Script = Callable[[elasticps.Run], Any]
 
@@ -46,6 +47,25 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> None
     optimizer.zero_grad()
     loss_of(model, batch).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
+
+
+def stepped_by(
+    run: elasticps.Run, model: nn.Module, name: str, **options: Any
+) -> Callable[[Any], None]:
+    """Hand ``model`` to the job; what is returned takes a step with a batch, as a script does."""
+    if not ChosenStrategy(run._job.strategy).wants_pipeline:
+        optimizer = run.optimizer(model, name, **options)
+        return lambda batch: step(model, optimizer, batch)
+    assert isinstance(model, nn.Sequential)
+    pipeline = run.pipeline(model, nn.functional.mse_loss)
+    optimizer = run.optimizer(pipeline, name, **options)
+
+    def step_in_stages(batch: Any) -> None:
+        optimizer.zero_grad()
+        pipeline.forward_backward(*batch)
+        optimizer.step()
+
+    return step_in_stages
 
 
 async def as_worker(rig: Rig, uid: str, script: Script) -> Any:

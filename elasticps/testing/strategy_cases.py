@@ -16,7 +16,7 @@ from torch import nn
 import elasticps
 from elasticps.testing.kit import Case, ContractBroken, Subject, require
 from elasticps.testing.rig import Rig
-from elasticps.testing.scripts import Died, as_worker, loss_of, network, samples, step
+from elasticps.testing.scripts import Died, as_worker, loss_of, network, samples, stepped_by
 from elasticps.testing.waiting import eventually
 from elasticps.worker.exchange import Exchange
 
@@ -43,9 +43,10 @@ def _job(subject: Subject, workers: int, body: Callable[[Rig], Coroutine[Any, An
     return asyncio.run(run())
 
 
-def _begun(run: elasticps.Run) -> tuple[nn.Module, Any]:
+def _begun(run: elasticps.Run) -> tuple[nn.Module, Callable[[Any], None]]:
+    """A model, and what takes a step with a batch."""
     model = network()
-    return model, run.optimizer(model, "sgd", lr=LEARNING_RATE)
+    return model, stepped_by(run, model, "sgd", lr=LEARNING_RATE)
 
 
 def _span(subject: Subject) -> int:
@@ -63,9 +64,9 @@ def _batches(seed: int = 0) -> Iterator[Any]:
 
 
 def _trained(run: elasticps.Run, steps: int, seed: int = 0) -> list[torch.Tensor]:
-    model, optimizer = _begun(run)
+    model, step = _begun(run)
     for batch in itertools.islice(_batches(seed), steps):
-        step(model, optimizer, batch)
+        step(batch)
     run.close()
     return [item.detach().clone() for item in model.parameters()]
 
@@ -84,9 +85,9 @@ def two_workers_learn_from_all_samples(subject: Subject) -> None:
     ahead = loss_of(network(), DATA[:]).item()
 
     def script(run: elasticps.Run) -> tuple[float, bool]:
-        model, optimizer = _begun(run)
+        model, step = _begun(run)
         for batch in run.data(DATA, batch_size=BATCH, epochs=epochs):
-            step(model, optimizer, batch)
+            step(batch)
         exhausted = run.turn.exhausted
         run.close()
         return loss_of(model, DATA[:]).item(), exhausted
@@ -120,19 +121,19 @@ def worker_that_joins_later_takes_part(subject: Subject) -> None:
     span, joined = _span(subject), threading.Event()
 
     def first(run: elasticps.Run) -> bool:
-        model, optimizer = _begun(run)
+        _, step = _begun(run)
         together = 0
         for batch in _batches():
-            step(model, optimizer, batch)
+            step(batch)
             together += run.world == 2
             if together >= 2 * span or (joined.is_set() and run.world == 1):
                 return together > 0
         raise AssertionError("batches have no end")
 
     def second(run: elasticps.Run) -> None:
-        model, optimizer = _begun(run)
+        _, step = _begun(run)
         for batch in itertools.islice(_batches(1), 2 * span):
-            step(model, optimizer, batch)
+            step(batch)
         joined.set()
 
     async def body(rig: Rig) -> bool:
@@ -149,9 +150,9 @@ def worker_that_is_asked_to_leave_leaves(subject: Subject) -> None:
     span = _span(subject)
 
     def script(run: elasticps.Run) -> None:
-        model, optimizer = _begun(run)
+        _, step = _begun(run)
         for batch in _batches():
-            step(model, optimizer, batch)
+            step(batch)
 
     async def body(rig: Rig) -> list[Any]:
         stays = asyncio.create_task(
@@ -192,10 +193,10 @@ def _survives(subject: Subject, call: str) -> None:
     steps = ROUNDS * _span(subject)
 
     def dies(run: elasticps.Run) -> None:
-        model, optimizer = _begun(run)
+        _, step = _begun(run)
         with _killed_at(run, call, after=2):
             for batch in itertools.islice(_batches(1), steps):
-                step(model, optimizer, batch)
+                step(batch)
 
     async def body(rig: Rig) -> Any:
         return await asyncio.gather(
@@ -229,10 +230,10 @@ def throughput(subject: Subject) -> str:
     steps = 4 * ROUNDS * _span(subject)
 
     def script(run: elasticps.Run) -> tuple[float, float]:
-        model, optimizer = _begun(run)
+        _, step = _begun(run)
         began = time.perf_counter()
         for batch in itertools.islice(_batches(), steps):
-            step(model, optimizer, batch)
+            step(batch)
         exchange = run._exchange
         assert exchange is not None
         moved = exchange.encoder.pushed_bytes + exchange.bytes_pulled

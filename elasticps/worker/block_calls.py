@@ -42,7 +42,7 @@ class BlockCalls:
             return await self._client.call(call)
 
     async def read(self, proof: PullMeta, into: Targets | None) -> None:
-        """Read the values of the parameters in ``into`` there, or all into the parameters."""
+        """Read the values of the parameters in ``into`` there, or all that are held here."""
         meta = encode(proof)
 
         async def one(memory: BlockMemory, target: memoryview) -> None:
@@ -54,7 +54,7 @@ class BlockCalls:
         await together(
             one(memory, memory.value if into is None else memory.of(into[memory.block.parameter]))
             for memory in self._memory
-            if into is None or memory.block.parameter in into
+            if (memory.is_held if into is None else memory.block.parameter in into)
         )
 
     async def states(self, proof: PullMeta, round_: Round | None) -> States:

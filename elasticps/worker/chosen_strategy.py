@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from elasticps.api.choice import load_choice
 from elasticps.api.plugins import STRATEGIES
 from elasticps.api.strategy import ServedOptimizer, Strategy, Worker
 from elasticps.errors import ElasticError, PluginError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ChosenStrategy(Strategy):
@@ -27,6 +31,11 @@ class ChosenStrategy(Strategy):
         return self._plugin.uses_peers
 
     @property
+    def wants_pipeline(self) -> bool:
+        """The plugin's ``uses_pipeline``."""
+        return self._plugin.uses_pipeline
+
+    @property
     def steps_per_round(self) -> int:
         with self._named("steps_per_round"):
             span = self._plugin.steps_per_round
@@ -43,6 +52,12 @@ class ChosenStrategy(Strategy):
     def begin(self, worker: Worker) -> None:
         with self._named("begin()"):
             self._plugin.begin(worker)
+
+    def forward_backward(
+        self, worker: Worker, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        with self._named("forward_backward()"):
+            return self._plugin.forward_backward(worker, inputs, targets)
 
     def step(self, worker: Worker) -> None:
         with self._named("step()"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from elasticps.api.job_codec import load_codec
 from elasticps.core.audit import Tally, Verdict
@@ -52,6 +52,9 @@ from elasticps.worker.clipping import Clipping
 from elasticps.worker.encoder import Encoder
 from elasticps.worker.parameters import BlockMemory
 
+if TYPE_CHECKING:
+    import torch
+
 Result = TypeVar("Result")
 Restore = Callable[[], tuple[States, Cut]]
 
@@ -89,18 +92,24 @@ class Exchange:
 
     # -- membership -----------------------------------------------------------------------------
 
-    async def join(self, restore: Restore | None = None) -> None:
-        """Become a member, give the blocks their first values if asked to, and read them all.
+    async def join(
+        self,
+        restore: Restore | None = None,
+        first_values: Iterable[Sequence[torch.Tensor]] | None = None,
+    ) -> None:
+        """Become a member, give the blocks their first values if asked to, and read what is held.
 
         ``restore`` gives what a checkpoint has instead; what it raises comes out as it is.
+        ``first_values``: parameters that have theirs until the next are asked for; None: all have.
         """
         admitted = await self._admission(await self._client.ledger(Join))
         if admitted.initialize:
             cut = None
-            states: States = [memory.initial() for memory in self._memory]
             if restore is not None:
                 states, cut = await asyncio.to_thread(restore)
-            await self.initialize(states, cut.round if cut else Round(0))
+                await self.initialize(states, cut.round)
+            else:
+                await self._initialize_in_parts(first_values)
             admitted = await self._admission(
                 await self._client.ledger(lambda worker: Initialized(worker, cut))
             )
@@ -116,10 +125,19 @@ class Exchange:
             raise _unexpected(answer)
         return answer
 
-    async def initialize(self, states: States, round_: Round) -> None:
-        """Give every block a state as of ``round_``; a job that has begun to train keeps its own.
+    async def _initialize_in_parts(self, parts: Iterable[Sequence[torch.Tensor]] | None) -> None:
+        for part in [[memory.parameter for memory in self._memory]] if parts is None else parts:
+            of_part = {id(parameter) for parameter in part}
+            memory = [each for each in self._memory if id(each.parameter) in of_part]
+            await self.initialize([each.initial() for each in memory], Round(0), memory)
 
-        Raises UsageError when only some blocks have begun: their workers are not in step.
+    async def initialize(
+        self, states: States, round_: Round, memory: Sequence[BlockMemory] | None = None
+    ) -> None:
+        """Give blocks (all, but for ``memory``) a state as of ``round_``.
+
+        A job that has begun to train keeps its own. Raises UsageError when only some blocks have
+        begun: their workers are not in step.
         """
 
         async def one(memory: BlockMemory, meta: StateMeta, payload: memoryview) -> bool:
@@ -129,7 +147,7 @@ class Exchange:
             )
             return (await self._blocks.call(call)).header.status is Status.OK
 
-        pairs = zip(self._memory, states, strict=True)
+        pairs = zip(self._memory if memory is None else memory, states, strict=True)
         taken = await together(one(memory, meta, payload) for memory, (meta, payload) in pairs)
         if any(taken) and not all(taken):
             raise UsageError(

@@ -45,7 +45,8 @@ def values_by_parameter(
     """Each parameter's value as its blocks hold it, whatever the parameter itself is by now."""
     whole: dict[torch.Tensor, torch.Tensor] = {}
     for item, (meta, payload) in zip(memory, states, strict=True):
-        full = whole.setdefault(item.parameter, torch.empty_like(item.parameter.detach()))
+        empty = torch.empty(item.parameter.shape, dtype=item.parameter.dtype)
+        full = whole.setdefault(item.parameter, empty)
         for row, tensor in _tensors(meta, payload):
             if row.key == VALUE:
                 full.view(-1)[item.block.start : item.block.stop] = tensor.view(-1)

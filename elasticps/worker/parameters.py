@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import xxhash
 
+from elasticps.api.pipeline import has_room
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter, check_model, partition
 from elasticps.errors import UsageError
 from elasticps.wire.messages import StateMeta, TensorMeta
@@ -24,6 +25,11 @@ class BlockMemory:
     block: Block
     parameter: torch.Tensor
     group: int
+
+    @property
+    def is_held(self) -> bool:
+        """Is the parameter's value in this worker's memory?"""
+        return has_room(self.parameter)
 
     @property
     def value(self) -> memoryview:
@@ -45,6 +51,8 @@ class BlockMemory:
 
     def initial(self) -> tuple[StateMeta, memoryview]:
         """The block's present value as the first state of the block."""
+        if not self.is_held:
+            raise UsageError("a part of the model is in other workers alone", field="pipeline")
         value = self.value
         dtype = dtype_name(self.parameter.dtype)
         rows = (TensorMeta("value", dtype, (self.block.numel,), self.block.nbytes),)
@@ -116,7 +124,7 @@ def _check(name: str, tensor: torch.Tensor) -> None:
             field="device",
             limit="cpu",
         )
-    if not tensor.is_contiguous():
+    if has_room(tensor) and not tensor.is_contiguous():
         raise UsageError(f"parameter {name} is not contiguous in memory", field="stride")
 
 

@@ -47,6 +47,11 @@ class PeerCalls:
     def fetch_all(self, wanted: Mapping[int, str]) -> dict[int, torch.Tensor]:
         return self._call(self._fetched(wanted))
 
+    def start_fetch(self, rank: int, key: str) -> _Fetching:
+        wanted = self._fetched({rank: key})
+        work = self._loop.start(self._exchange.unless_regenerated(wanted))
+        return _Fetching(work, rank)
+
     def sum(self, tensor: torch.Tensor) -> None:
         self._group_now().sum(tensor)
 
@@ -117,6 +122,27 @@ class PeerCalls:
         if done is None:
             raise MembershipChanged("the set of workers changed")
         return done[0]
+
+
+class _Fetching:
+    """A fetch on the data loop."""
+
+    def __init__(self, work: Future[dict[int, torch.Tensor] | None], rank: int) -> None:
+        self._work = work
+        self._rank = rank
+
+    def wait(self) -> torch.Tensor:
+        try:
+            fetched = self._work.result()
+        except BaseException:
+            self._work.cancel()
+            raise
+        if fetched is None:
+            raise MembershipChanged("the set of workers changed")
+        return fetched[self._rank]
+
+    def cancel(self) -> None:
+        self._work.cancel()
 
 
 async def _boxed(work: Coroutine[Any, Any, Result]) -> tuple[Result]:

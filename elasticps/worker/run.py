@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
+from elasticps.api.pipeline import Loss, Pipeline
 from elasticps.api.strategy import ServedOptimizer
 from elasticps.core.audit import Verdict
 from elasticps.core.blocks import Hyperparameters, Model
-from elasticps.core.commands import Turn
+from elasticps.core.commands import Cut, Turn
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec
 from elasticps.errors import UsageError
@@ -122,9 +122,18 @@ class Run:
 
     # -- what a script does ---------------------------------------------------------------------
 
+    def pipeline(self, layers: torch.nn.Sequential, loss_fn: Loss, *, seed: int = 0) -> Pipeline:
+        """``layers`` and their loss, for ``run.optimizer``: what a strategy may cut into stages.
+
+        Built under ``torch.device("meta")``, ``layers`` are never whole in any worker that the
+        strategy gives a stage; ``seed`` draws their initial values. ``loss_fn`` is a mean over the
+        samples. Raises UsageError naming what cannot be cut.
+        """
+        return Pipeline(layers, loss_fn, seed=seed)
+
     def optimizer(
         self,
-        model: torch.nn.Module,
+        model: torch.nn.Module | Pipeline,
         name: str,
         *,
         groups: Sequence[ParamGroup] | None = None,
@@ -146,9 +155,11 @@ class Run:
         clipping = Clipping(clip_grad_norm)
         strategy = ChosenStrategy(self._job.strategy)
         chosen = ServedOptimizer(name=name, options=options)
-        made = job_model(model, chosen, groups, strategy, self._welcome.block_bytes)
+        pipeline = _pipeline_of(model, strategy)
+        whole = model.layers if isinstance(model, Pipeline) else model
+        made = job_model(whole, chosen, groups, strategy, self._welcome.block_bytes)
         self.memory = memory_of(made.described, made.tensors)
-        exchange = self._become_member(made.described, with_peers=strategy.wants_peers)
+        exchange = self._become_member(made.described, strategy, pipeline)
         member = self._stepping = Stepping(
             self._loop,
             exchange,
@@ -160,8 +171,11 @@ class Run:
             clipping=clipping,
             is_retiring=lambda: self._agent.retiring is not None,
             peers=self._peer_calls,
+            pipeline=pipeline,
         )
         member.begin()
+        if pipeline is not None:
+            pipeline.computed_by(self.forward_backward)
         self._stepped_at = time.monotonic()
         local = made.local
         return ElasticOptimizer(
@@ -172,17 +186,25 @@ class Run:
             local=None if made.follows_script else local,
         )
 
-    def _become_member(self, described: Model, *, with_peers: bool) -> Exchange:
+    def _become_member(
+        self, described: Model, strategy: ChosenStrategy, pipeline: Pipeline | None
+    ) -> Exchange:
         welcome, job = self._welcome, self._job
         checkpoints = self._checkpoints = Checkpoints(described, self.memory)
+        first_values = None if pipeline is None else pipeline.first_values()
+
+        def restore() -> tuple[Sequence[tuple[StateMeta, memoryview]], Cut]:
+            if pipeline is not None:  # a checkpoint is read whole
+                pipeline.hold(range(len(pipeline.layers)))
+            return checkpoints.resume(job)
 
         async def enter() -> Exchange:
             await self._agent.describe(described)
             self._client = Client(self._agent, welcome.cluster, welcome.job, welcome.worker)
             exchange = Exchange(self._client, job, described, self.memory)
-            if with_peers:
+            if strategy.wants_peers:
                 self._peers = await self._listen(self._client).__aenter__()
-            await exchange.join(partial(checkpoints.resume, job) if job.resume else None)
+            await exchange.join(restore if job.resume else None, first_values)
             return exchange
 
         self._exchange = exchange = self._loop.call(enter())
@@ -253,6 +275,14 @@ class Run:
         member = self._member
         self._take_part(lambda: member.step(changed_options, self.weight))
 
+    def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Compute a batch of the pipeline by the job's strategy."""
+        member = self._member
+        before = member.generation
+        loss = member.forward_backward(inputs, targets)
+        self._tell_listeners(before)
+        return loss
+
     def register(self, spec: DataSpec) -> None:
         self._member.register(spec)
 
@@ -289,7 +319,10 @@ class Run:
         if member.turn is None:
             self._left = True
             raise WorkerRetired(self._agent.retiring or "asked to leave")
-        if before != member.generation:
+        self._tell_listeners(before)
+
+    def _tell_listeners(self, before: int) -> None:
+        if before != self._member.generation:
             for listener in self._listeners:
                 listener()
 
@@ -382,6 +415,23 @@ class Run:
         if exchange.turn is not None:
             await exchange.leave()
         return verdict
+
+
+def _pipeline_of(model: torch.nn.Module | Pipeline, strategy: ChosenStrategy) -> Pipeline | None:
+    """The script's pipeline; all of it is here where the strategy computes with the whole model."""
+    if isinstance(model, Pipeline):
+        if not strategy.wants_pipeline:
+            for layer in range(len(model.layers)):
+                if not model.is_held(layer):
+                    model.draw(layer)
+        return model
+    if strategy.wants_pipeline:
+        raise UsageError(
+            "the job's strategy cuts the model into stages: it must be given as layers",
+            field="model",
+            hint="run.optimizer(run.pipeline(nn.Sequential(...), loss_fn), ...)",
+        )
+    return None
 
 
 def _number(key: str, item: float | torch.Tensor) -> float:

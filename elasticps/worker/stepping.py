@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
+from elasticps.api.pipeline import Pipeline
 from elasticps.api.strategy import Pending, Strategy
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.commands import Turn
@@ -53,6 +54,7 @@ class Stepping:
         clipping: Clipping,
         is_retiring: Callable[[], bool],
         peers: PeerCalls | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         self.turn = exchange.turn
         self.round = 0
@@ -67,6 +69,7 @@ class Stepping:
         self._job = job
         self._is_retiring = is_retiring
         self._peers = peers
+        self._pipeline = pipeline
         self._lease = Lease(strategy.steps_per_round)
         self._last_turn: Turn | None = None
         self._ticket: _Ticket | None = None
@@ -129,6 +132,16 @@ class Stepping:
         return self._peers
 
     @property
+    def pipeline(self) -> Pipeline:
+        if self._pipeline is None:
+            raise UsageError(
+                "the model is not given as layers",
+                field="strategy",
+                hint="run.optimizer(run.pipeline(layers, loss_fn), ...)",
+            )
+        return self._pipeline
+
+    @property
     def consistency(self) -> str:
         return self._job.consistency.value
 
@@ -177,6 +190,11 @@ class Stepping:
         self._be_alone()
         served = self.served
         wanted = served if names is None else {name: served[name] for name in names}
+        self._loop.call(self._exchange.read(self._model.by_index(wanted)))
+
+    def refresh(self, names: Collection[str]) -> None:
+        self._be_alone()
+        wanted = {name: self.parameters[name] for name in names}
         self._loop.call(self._exchange.read(self._model.by_index(wanted)))
 
     def agree(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
@@ -274,6 +292,15 @@ class Stepping:
         self._lease.stepped()
         self._strategy.step(self)
         self._tell_change(before)
+
+    def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss and the gradients of a batch, as the strategy computes them."""
+        if self.turn is None:
+            raise JobFailed("this worker has left the job")
+        before = self.generation
+        loss = self._strategy.forward_backward(self, inputs, targets)
+        self._tell_change(before)
+        return loss
 
     def _clip(self) -> None:
         self._clipping.clip(self.parameters.values())
