@@ -153,6 +153,7 @@ class Run:
             self._job,
             follows_script=made.follows_script,
             is_retiring=lambda: self._agent.retiring is not None,
+            log=self.log,
             peers=self._peer_calls,
         )
         member.begin()

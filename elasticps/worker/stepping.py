@@ -49,6 +49,7 @@ class Stepping:
         *,
         follows_script: bool,
         is_retiring: Callable[[], bool],
+        log: Callable[..., None],
         peers: PeerCalls | None = None,
     ) -> None:
         self.turn = exchange.turn
@@ -63,6 +64,7 @@ class Stepping:
         self._model = model
         self._job = job
         self._is_retiring = is_retiring
+        self._log = log
         self._peers = peers
         self._lease = Lease(strategy.steps_per_round)
         self._last_turn: Turn | None = None
@@ -187,6 +189,9 @@ class Stepping:
         self._be_alone()
         self._loop.call(self._exchange.regroup(PATIENCE_S))
         self._adopt_turn()
+
+    def log(self, **numbers: float) -> None:
+        self._log(**numbers)
 
     def await_change(self) -> None:
         self._be_alone()
