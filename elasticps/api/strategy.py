@@ -215,6 +215,9 @@ class Worker(Protocol):
     def abstain(self) -> None:
         """Take part in a round without samples, and read ``parameters`` from the shards."""
 
+    def log(self, **numbers: float) -> None:
+        """Numbers to show in ``elasticps status``, beside the script's own from ``Run.log``."""
+
     def await_change(self) -> None:
         """Wait until the members are others than ``generation``'s, and take in who they are now.
 

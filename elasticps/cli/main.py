@@ -16,6 +16,7 @@ from elasticps.cli.daemon import daemon
 from elasticps.cli.inspect import jobs, logs, nodes, status
 from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
+from elasticps.cli.plan import plan
 from elasticps.cli.plugins import plugins
 from elasticps.cli.run import run
 from elasticps.cli.sim import sim
@@ -60,6 +61,7 @@ def cli(ctx: click.Context, api: str) -> None:
 
 for command in (
     run,
+    plan,
     submit,
     status,
     nodes,

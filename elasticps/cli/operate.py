@@ -23,6 +23,7 @@ from elasticps.cli.options import (
 )
 from elasticps.cli.output import print_answer, print_json
 from elasticps.cli.progress import Progress
+from elasticps.cli.trial import decided, is_auto
 from elasticps.errors import ElasticError
 
 if TYPE_CHECKING:
@@ -184,10 +185,12 @@ def submit(
         argv=(str(script.absolute()), *args), cwd=str(Path.cwd()), env=_variables(pairs), **job
     )
     check_job(submission)
+    is_auto(submission)
 
     async def hand_in() -> None:
         async with settings.connect() as api:
-            answer = await api.submit(submission)
+            with Progress() as progress:
+                answer = await api.submit(await decided(api, submission, progress))
         if as_json:
             print_json(answer)
         else:

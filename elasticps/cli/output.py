@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from elasticps.cli.answers import Failure, Job, Jobs, Line, Moves, Nodes, Status
+from elasticps.core.chosen import DEFAULT_CODEC
+from elasticps.core.cost import Prediction
 
 
 def print_answer(answer: Status | Nodes | Jobs | Moves, *, as_json: bool) -> None:
@@ -69,6 +71,24 @@ def traffic(job: Job) -> str:
     """What the job's codec saves."""
     sent, whole = human_bytes(job.pushed_bytes), human_bytes(job.gradient_bytes)
     return f"pushed {sent} for {whole} of gradients (codec {printable(job.codec)})"
+
+
+def decision(chosen: Prediction, predictions: Sequence[Prediction]) -> str:
+    """What ``auto`` has come to, and why."""
+    candidate = chosen.candidate
+    coded = f" with codec {candidate.codec}" if candidate.codec != DEFAULT_CODEC else ""
+    told = f"auto: {candidate.strategy}{coded}: {duration(chosen.step_s)} a step, {chosen.reason}"
+    base = predictions[0]
+    if candidate == base.candidate:
+        exact = [each for each in predictions[1:] if each.candidate.exact]
+        others = ", ".join(f"{each.candidate.strategy} {duration(each.step_s)}" for each in exact)
+        return f"{told}; {others}"
+    return f"{told}; {base.candidate.strategy} {duration(base.step_s)}, {base.reason}"
+
+
+def duration(seconds: float) -> str:
+    """``0.52 ms``, ``12.3 ms``, ``1.24 s``: three digits."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def human_bytes(size: float) -> str:

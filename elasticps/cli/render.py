@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from elasticps.cli.answers import Checkpoint, Job, Jobs, Moves, Node, Nodes, Status
-from elasticps.cli.output import audit, count, human_bytes, metric, printable, traffic
+from elasticps.cli.output import audit, count, duration, human_bytes, metric, printable, traffic
 from elasticps.core.chosen import DEFAULT_CODEC
+
+if TYPE_CHECKING:
+    from elasticps.cli.plan import Plan
 
 _COLOURS = {
     "ready": "green",
@@ -38,6 +41,41 @@ def print_answer(answer: Status | Nodes | Jobs | Moves) -> None:
             _print_jobs(answer.jobs)
         case Moves():
             _print_moves(answer)
+
+
+def print_plan(plan: Plan) -> None:
+    """What was measured, one row a choice with the fastest first, and what ``auto`` takes."""
+    out = _console()
+    out.print(*(Text(printable(line)) for line in _measured(plan).splitlines()), sep="\n")
+    out.print()
+    table = _table("STRATEGY", "CODEC", "STEP>", "WHERE THE TIME GOES", "RESULT")
+    for choice in plan.choices:
+        table.add_row(
+            _cell(choice.strategy),
+            _cell(choice.codec),
+            duration(choice.step_s),
+            _cell(choice.reason),
+            _cell(choice.differs or "exact"),
+        )
+    out.print(table)
+    out.print()
+    for option, choice in (("auto", plan.auto), ("auto:approximate=true", plan.auto_approximate)):
+        out.print(Text(printable(f"{option} takes {choice.strategy}, codec {choice.codec}")))
+
+
+def _measured(plan: Plan) -> str:
+    if plan.bytes_per_s is None or plan.round_trip_s is None:
+        link = "no link between nodes"
+    else:
+        rate = f"{plan.bytes_per_s * 8e-6:.3g} Mbit/s"
+        link = f"{'supposed' if plan.supposed else 'measured'} links of {rate},"
+        link += f" {duration(plan.round_trip_s)} there and back"
+    return (
+        f"{count(plan.workers, 'worker')} on {count(plan.nodes, 'node')},"
+        f" a model of {human_bytes(plan.model_bytes)},"
+        f" steps that compute for {duration(plan.compute_s)};\n"
+        f"{link}; {count(plan.steps, 'step')} measured"
+    )
 
 
 def print_plugins(plugins: Iterable[Mapping[str, str]]) -> None:

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from elasticps.cli import output
 from elasticps.cli.answers import Job, Node, Status, Submission
-from elasticps.cli.daemon import split
+from elasticps.cli.ending import cancel
+from elasticps.cli.opened import (
+    MAX_NODES,
+    MAX_WORKERS_PER_NODE,
+    OpenCluster,
+    local_cluster,
+    while_whole,
+)
 from elasticps.cli.options import check_job, job_options, run_async, script_argument
 from elasticps.cli.progress import Progress
+from elasticps.cli.trial import decided, is_auto
 from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.daemon.chosen import check_chosen
-from elasticps.errors import CheckpointError, ElasticError, JobFailed, PeerUnavailable, UsageError
+from elasticps.errors import CheckpointError, JobFailed, PeerUnavailable, UsageError
 
 if TYPE_CHECKING:
     from elasticps.cli.client import Api
 
-MAX_NODES = 64
-MAX_WORKERS_PER_NODE = 64
-CANCEL_TIMEOUT_S = 5.0
 LAST_LINES_S = 5.0
 """How long the workers' last lines may take to arrive after the job has ended."""
-
-
-class Cluster(Protocol):
-    """What ``run`` needs of a started cluster: the URL of a daemon's API, and when all is lost."""
-
-    @property
-    def api(self) -> str: ...
-
-    async def broken(self) -> str: ...
-
-
-OpenCluster = Callable[[], AbstractAsyncContextManager[Cluster]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +101,7 @@ def run(
     )
     check_job(submission)
     check_chosen(submission)
+    is_auto(submission)
     _check_resumable(submission)
     if submission.min_insync > nodes:
         raise UsageError(
@@ -117,17 +110,9 @@ def run(
             limit=f"1 to {nodes}",
         )
 
-    def open_cluster() -> AbstractAsyncContextManager[Cluster]:
-        from elasticps.daemon.local_cluster import LocalCluster
-        from elasticps.store.config import StoreConfig
-
-        return LocalCluster(
-            nodes=nodes,
-            workers_per_node=workers_per_node,
-            etcd=StoreConfig(endpoints=split(etcd)) if etcd else None,
-            directory=keep_logs.absolute() if keep_logs else None,
-        )
-
+    open_cluster = local_cluster(
+        nodes=nodes, workers_per_node=workers_per_node, etcd=etcd, keep_logs=keep_logs
+    )
     run_async(run_job(open_cluster, Run(submission=submission, nodes=nodes, as_json=as_json)))
 
 
@@ -163,29 +148,18 @@ async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:
                 click.echo(f"cluster API: {cluster.api}", err=True)
                 hint = f"elasticps --api {cluster.api} status"
                 click.echo(f"in another terminal: {hint}", err=True)
-            submitted = await api.submit(wanted.submission)
+            deciding = decided(api, wanted.submission, progress)
+            submission = await while_whole(cluster, deciding, "the trial of the script")
+            submitted = await api.submit(submission)
             try:
-                job = await _follow_while_whole(cluster, api, submitted.job, progress)
+                following = _follow(api, submitted.job, progress)
+                job = await while_whole(cluster, following, submitted.job)
             except BaseException:  # whatever ends the following ends the job
-                await _cancel(api, submitted.job, progress)
+                progress.show("cancelling the job and stopping the cluster ...")
+                await cancel(api, submitted.job)
                 raise
             progress.show("stopping the cluster ...")
     _conclude(job, wanted)
-
-
-async def _follow_while_whole(cluster: Cluster, api: Api, name: str, progress: Progress) -> Job:
-    """Follow the job; raises JobFailed when the cluster breaks under it."""
-    following = asyncio.create_task(_follow(api, name, progress))
-    breaking = asyncio.create_task(cluster.broken())
-    try:
-        await asyncio.wait({following, breaking}, return_when=asyncio.FIRST_COMPLETED)
-        if following.done():
-            return following.result()
-        raise JobFailed(f"the cluster broke: {breaking.result()}", where=name)
-    finally:
-        for task in (following, breaking):
-            task.cancel()
-        await asyncio.wait({following, breaking})
 
 
 async def _follow(api: Api, name: str, progress: Progress) -> Job:
@@ -257,14 +231,6 @@ def _progress(job: Job, status: Status, furthest: int | None) -> str:
     if job.pending_moves:
         parts.append(f"{job.pending_moves} blocks moving")
     return ", ".join(part for part in parts if part)
-
-
-async def _cancel(api: Api, name: str, progress: Progress) -> None:
-    progress.show("cancelling the job and stopping the cluster ...")
-    # The cluster ends with us, so that a job that cannot be cancelled ends too.
-    with contextlib.suppress(ElasticError, TimeoutError):
-        async with asyncio.timeout(CANCEL_TIMEOUT_S):
-            await api.cancel(name)
 
 
 def _conclude(job: Job, wanted: Run) -> None:

@@ -170,6 +170,7 @@ class Run:
             follows_script=made.follows_script,
             clipping=clipping,
             is_retiring=lambda: self._agent.retiring is not None,
+            log=self.log,
             peers=self._peer_calls,
             pipeline=pipeline,
         )

@@ -53,6 +53,7 @@ class Stepping:
         follows_script: bool,
         clipping: Clipping,
         is_retiring: Callable[[], bool],
+        log: Callable[..., None],
         peers: PeerCalls | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
@@ -68,6 +69,7 @@ class Stepping:
         self._model = model
         self._job = job
         self._is_retiring = is_retiring
+        self._log = log
         self._peers = peers
         self._pipeline = pipeline
         self._lease = Lease(strategy.steps_per_round)
@@ -214,6 +216,9 @@ class Stepping:
         self._be_alone()
         self._loop.call(self._exchange.regroup(PATIENCE_S))
         self._adopt_turn()
+
+    def log(self, **numbers: float) -> None:
+        self._log(**numbers)
 
     def await_change(self) -> None:
         self._be_alone()

@@ -1,0 +1,114 @@
+"""``plan`` and ``auto`` with real processes, and the plan held against what then happens."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.network import can_be_made
+
+ROOT = Path(__file__).parents[3]
+ELASTICPS = Path(sys.executable).with_name("elasticps")
+RATES = ("20mbit", "200mbit", "unlimited")
+CHOICES = ("data-parallel/none", "data-parallel/int8", "all-reduce/none", "local-sgd:h=16/none")
+WHY_NOT = can_be_made()
+
+
+def lines(command: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:
+    ran = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+def compared(*rates: str) -> dict[str, dict[str, Any]]:
+    """By link speed, what the benchmark has measured beside what it has predicted."""
+    command = [sys.executable, "-m", "benchmarks.plan", "--replicas", 1, "--rounds", 5]
+    ran = lines([*command, "--rates", *rates, "--choices", *CHOICES], ROOT)
+    return {link["rate"]: link for link in json.loads(ran.stdout.splitlines()[-1])["links"]}
+
+
+def disagrees(link: dict[str, Any]) -> bool:
+    """Is a pair that is clearly apart predicted in the other order?"""
+    return bool(link["pairs"] != link["pairs_predicted"])
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=f"THE PREDICTED RANKING IS NOT CHECKED: {WHY_NOT}")
+@pytest.mark.timeout(600)
+def test_the_predicted_ranking_is_the_measured_one_on_three_link_speeds(
+    record_property: Callable[[str, object], None],
+) -> None:
+    links = compared(*RATES)
+    # What else the machine does may come between a trial and what it predicts; hardly twice.
+    again = [rate for rate, link in links.items() if disagrees(link)]
+    links |= compared(*again) if again else {}
+    record_property("links", links)
+    assert not [link for link in links.values() if disagrees(link)]
+    slow, fast = links["20mbit"], links["unlimited"]
+    assert slow["measured_bytes_per_s"] == pytest.approx(20e6 / 8, rel=0.3)
+    assert slow["measured_bytes_per_s"] < links["200mbit"]["measured_bytes_per_s"]
+    assert links["200mbit"]["measured_bytes_per_s"] < fast["measured_bytes_per_s"]
+    assert slow["pairs"] >= 3  # else there was nothing to predict
+    for link in (slow, links["200mbit"]):
+        steps = {row["choice"]: row["predicted_s"] for row in link["choices"]}
+        assert steps["local-sgd:h=16/none"] == min(steps.values())
+
+
+SCRIPT = """
+import torch
+import elasticps
+
+features = torch.randn(512, 20, generator=torch.Generator().manual_seed(0))
+data = torch.utils.data.TensorDataset(features, features.sum(1, keepdim=True).sin())
+
+with elasticps.join() as run:
+    model = torch.nn.Linear(20, 1)
+    optimizer = run.optimizer(model, "adam", lr=3e-3)
+    for x, y in run.data(data, batch_size=32, epochs=4):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    print("weights", float(model.weight.detach().sum()))
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def weights(ran: subprocess.CompletedProcess[str]) -> list[float]:
+    return [float(text) for text in re.findall(r"weights (\S+)", ran.stdout)]
+
+
+def test_auto_trains_the_script_by_what_it_chose_to_the_same_result(directory: Path) -> None:
+    run = [ELASTICPS, "run", "--nodes", 2, "--json"]
+    chosen = lines([*run, "--strategy", "auto", "train.py"], directory)
+    plain = lines([*run, "train.py"], directory)
+    job = json.loads(chosen.stdout.splitlines()[-1])
+    assert (job["state"], job["codec"]) == ("SUCCEEDED", "none")
+    assert job["strategy"] in ("data-parallel", "all-reduce")
+    assert f"auto: {job['strategy']}: " in chosen.stderr
+    (one, other), (mine, _) = weights(chosen), weights(plain)
+    assert one == pytest.approx(other, abs=1e-6)
+    assert one == pytest.approx(mine, abs=1e-4)
+
+
+def test_plan_prints_what_it_measured_and_stops_the_script(directory: Path) -> None:
+    ran = lines([ELASTICPS, "plan", "--json", "--link", "1Mbit,5ms", "train.py"], directory)
+    plan = json.loads(ran.stdout)
+    assert (plan["nodes"], plan["workers"], plan["model_bytes"]) == (2, 2, 84)
+    assert plan["compute_s"] > 0
+    assert not weights(ran)
+    assert plan["auto"]["differs"] == ""
+    steps = [each["step_s"] for each in plan["choices"]]
+    assert steps == sorted(steps)
