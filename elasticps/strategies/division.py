@@ -17,8 +17,11 @@ from elasticps.strategies.notes import gather, hear, put, tell
 from elasticps.strategies.room import room_bytes
 
 MB = 1 << 20
-PARAMETER_COPIES = 2
-"""A stage has its parameters and their gradients; the optimizer's state is on the shards."""
+PARAMETER_COPIES = 3
+"""Of a stage: the parameters, their gradients, and those once more on their way to the shards.
+
+The optimizer's state is there.
+"""
 
 
 class Division(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +75,9 @@ class Divider:
 
     def _room(self, pipeline: Pipeline, held: Sequence[int]) -> float:
         """What this worker has for a stage now counts as free."""
-        taken = PARAMETER_COPIES * sum(pipeline.nbytes(layer) for layer in held)
+        items = [item for layer in held for item in pipeline.trained(layer)]
+        gradients = [item.grad for item in items if item.grad is not None]
+        taken = sum(tensor.nbytes for tensor in (*items, *gradients))
         return float(self._memory or room_bytes() + taken)
 
     def _decided(
