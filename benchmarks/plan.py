@@ -2,7 +2,7 @@
 
 Nodes in network namespaces of their own, with links of a given rate each way, train one small
 model under each choice; before that, over the same links, a trial predicts them all. A measured
-time is the median of the rounds' times, divided by the steps of a round. Needs root, and ``ip``
+time is that of some whole rounds, divided by the steps in them. Needs root, and ``ip``
 and ``tc``. From the repository's root: ``python -m benchmarks.plan --help``. Prints a table, and
 one JSON object on the last line.
 """
@@ -34,7 +34,7 @@ from tests.chaos.network import Network, can_be_made, enter, is_inside
 SCRIPT = Path(__file__).with_name("plan_train.py")
 BLOCK_BYTES = 64 << 10
 """Small, so that the servers lead about as much each."""
-SEPARATE = 1.5
+APART = 1.5
 """Two measured times are told apart where one is so many times the other."""
 UNLIMITED = "unlimited"
 
@@ -80,7 +80,7 @@ async def measured(options: argparse.Namespace) -> dict[str, Any]:
         "replicas": options.replicas,
         "links": links,
         "pairs": sum(link["pairs"] for link in links),
-        "pairs_predicted": sum(link["pairs_predicted"] for link in links),
+        "mispredicted": sum(len(link["mispredicted"]) for link in links),
     }
 
 
@@ -107,7 +107,7 @@ async def over_one_link(
         )
         name = rows[-1]["choice"]
         print(f"  {name:26} {seconds:8.4f} s  predicted {predicted.step_s:8.4f} s", flush=True)
-    apart, right = ordered(rows)
+    apart, wrong = ordered(rows)
     best = choose([predictions[each] for each in candidates], approximate=True)
     return {
         "rate": rate,
@@ -115,19 +115,20 @@ async def over_one_link(
         "measured_round_trip_s": link.round_trip_s,
         "choices": rows,
         "pairs": apart,
-        "pairs_predicted": right,
+        "mispredicted": wrong,
         "auto_approximate": f"{best.candidate.strategy}/{best.candidate.codec}",
     }
 
 
-def ordered(rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """How many pairs are clearly apart, and how many of those are predicted in their order."""
-    apart = right = 0
+def ordered(rows: Sequence[dict[str, Any]]) -> tuple[int, list[tuple[str, str]]]:
+    """How many pairs are clearly apart, and which of those are predicted in the other order."""
+    apart, wrong = 0, []
     for one, other in combinations(sorted(rows, key=lambda row: row["measured_s"]), 2):
-        if other["measured_s"] > SEPARATE * one["measured_s"]:
+        if other["measured_s"] > APART * one["measured_s"]:
             apart += 1
-            right += other["predicted_s"] > one["predicted_s"]
-    return apart, right
+            if other["predicted_s"] <= one["predicted_s"]:
+                wrong.append((one["choice"], other["choice"]))
+    return apart, wrong
 
 
 def submission(options: argparse.Namespace, rounds: tuple[str, str], **choice: str) -> Submission:

@@ -21,13 +21,14 @@ class CodecSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """Medians of a few steps, in seconds, as one worker saw them while all did the same.
+    """Means of a few steps, in seconds, as one worker saw them while all did the same.
 
     ``compute_s``: from one step's end to the next one's exchange, of the slowest worker.
     ``optimizer_s``: the script's optimizer, here. ``exchange_s``: a data-parallel round, from the
     push to the pull. ``pull_s``: a read of the model. ``vote_s``: a round without tensors.
     ``sum_s``: a sum of the gradients over all workers, among themselves. ``fetch_s``: the model
-    from one other worker. ``copy_s``: the model into one flat tensor and back. The link, as a
+    from one other worker. ``copy_s``: the model into one flat tensor and
+    out of it. The link, as a
     worker has it while all use theirs: ``bytes_per_s``, 0 where there is one worker, and
     ``round_trip_s``.
     """

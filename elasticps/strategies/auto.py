@@ -14,7 +14,7 @@ from elasticps.api.strategy import Strategy, Worker
 from elasticps.core.choices import CODECS
 from elasticps.core.measured import DONE, CodecSpeed, Measured, to_metrics
 from elasticps.errors import MembershipChanged, PeerUnavailable, UsageError
-from elasticps.strategies.flat import flattened, scatter
+from elasticps.strategies.flat import flattened, pieces
 
 STEPS = 5
 """Steps that are measured after a first one, which pays for connections and caches."""
@@ -107,7 +107,9 @@ class Auto(Strategy):
         self._seconds["compute"].append(time.perf_counter() - self._ended_at)
         parameters = list(worker.parameters.values())
         flat = flattened(parameters)
-        self._timed("copy", lambda: scatter(flattened(parameters), parameters))
+        self._timed(
+            "copy", lambda: [each / 2 for each in pieces(flattened(parameters), parameters)]
+        )
         if not self._codecs:
             self._codecs = _speeds(flat)
         if worker.world == 1:
@@ -151,10 +153,7 @@ class Auto(Strategy):
 
     def _measured(self, worker: Worker) -> Measured:
         sizes = [item.nbytes for item in worker.parameters.values()]
-        # The first step connects, and its compute is what comes before the first batch.
-        seconds = {
-            name: statistics.median(each[1:] or each) for name, each in self._seconds.items()
-        }
+        seconds = {name: _typical(each) for name, each in self._seconds.items()}
         probe_bytes = min(sum(sizes), 4 * PROBE_ELEMENTS)
         share = sum(sizes) / probe_bytes
 
@@ -183,6 +182,15 @@ class Auto(Strategy):
             round_trip_s=round_trip_s,
             codecs=self._codecs,
         )
+
+
+def _typical(seconds: list[float]) -> float:
+    """The mean but for the first, which connects and comes before the first batch, and the worst.
+
+    No median: what is predicted are sums, and medians do not add up where times are skewed.
+    """
+    kept = sorted(seconds[1:] or seconds)
+    return statistics.fmean(kept[:-1] or kept)
 
 
 def _speeds(flat: torch.Tensor) -> dict[str, CodecSpeed]:
