@@ -7,7 +7,7 @@ A strategy runs on the script's own thread, inside ``optimizer.step()``. What it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, torch.Tensor]
     """Tensors by the names of the parameters that they belong to, each in its shape and dtype."""
+
+    Weight = float | Mapping[str, float] | None
+    """How much an update counts in the mean: all alike, or by name. None: ``Worker.weight``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +153,7 @@ class Worker(Protocol):
     def backup_workers(self) -> int:
         """How many of the slowest a round does not wait for."""
 
-    def exchange(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+    def exchange(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
         """One round, from the push to the pull: on return ``parameters`` are what the shards hold.
 
         ``updates`` are what the served optimizer gets as gradients, the mean by ``weight`` over
@@ -162,7 +165,7 @@ class Worker(Protocol):
         self,
         updates: Tensors,
         *,
-        weight: float | None = None,
+        weight: Weight = None,
         pull: Collection[str] | None = None,
     ) -> Pending:
         """The same in the background: what it reads is for ``served``, ``parameters`` stay.
@@ -174,7 +177,7 @@ class Worker(Protocol):
     def pull(self, names: Collection[str] | None = None) -> None:
         """Read into ``served`` what the shards hold: in sync mode as of the last round."""
 
-    def agree(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+    def agree(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
         """One round without reading: on True all members have said so, and its samples count.
 
         On False the members changed first: nothing counts, and ``generation`` is another. All must
@@ -187,8 +190,11 @@ class Worker(Protocol):
         Where nobody is gone after a moment the round begins anew with the same members.
         """
 
-    def abstain(self) -> None:
-        """Take part in a round without samples, and read ``parameters`` from the shards."""
+    def abstain(self, pull: Collection[str] | None = None) -> None:
+        """Take part in a round without samples, and read ``parameters`` from the shards.
+
+        ``pull`` names what is read, None all.
+        """
 
     def await_change(self) -> None:
         """Wait until the members are others than ``generation``'s, and take in who they are now.
@@ -205,7 +211,7 @@ class Strategy(ABC):
     """
 
     api_version: ClassVar[int] = 2
-    uses_peers: ClassVar[bool] = False
+    uses_peers: bool = False
     """Does it exchange tensors among the workers? They listen for each other then."""
 
     @property
@@ -223,6 +229,23 @@ class Strategy(ABC):
         alone. All workers must give the same.
         """
         return chosen
+
+    def served_optimizers(
+        self, chosen: ServedOptimizer, names: Sequence[str]
+    ) -> Mapping[str, ServedOptimizer]:
+        """The same for each of the parameters ``names``: all go by ``served_optimizer``'s.
+
+        Where it is ``chosen`` for some of them, the script's schedules are followed for those.
+        """
+        return dict.fromkeys(names, self.served_optimizer(chosen))
+
+    @property
+    def is_published(self) -> bool:
+        """Have the shards all that counts of the last round? A checkpoint waits until they have.
+
+        Where nothing was pushed in the round they have not, whatever this says.
+        """
+        return True
 
     def begin(self, worker: Worker) -> None:  # noqa: B027 - most have nothing to prepare
         """``worker`` has become a member and its parameters are the job's.

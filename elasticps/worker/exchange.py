@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from elasticps.api.job_codec import load_codec
@@ -54,7 +54,10 @@ Restore = Callable[[], tuple[States, Cut]]
 
 
 class Exchange:
-    """A member's traffic with servers and ledger."""
+    """A member's traffic with servers and ledger.
+
+    ``weight`` is that of a push, but for parameters that have one of their own in ``weights``.
+    """
 
     def __init__(
         self, client: Client, info: JobInfo, model: Model, memory: Sequence[BlockMemory]
@@ -64,6 +67,7 @@ class Exchange:
         self.leaving = False
         self.keeps: tuple[Range, ...] = ()
         self.weight = 1.0
+        self.weights: Mapping[int, float] = {}
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
         self.encoder = Encoder(load_codec(info.codec), client.worker)
         self._codec = info.codec
@@ -257,7 +261,7 @@ class Exchange:
         pushers = self._called.pushers if self._called else turn.pushers
         meta = PushMeta(
             turn.generation,
-            self.weight,
+            self.weights.get(memory.block.parameter, self.weight),
             self.hyper[memory.group],
             pushers,
             self._proof().commit,
@@ -311,12 +315,12 @@ class Exchange:
             self._counted = False
         await self.read(into)
 
-    async def abstain(self) -> None:
+    async def abstain(self, into: Targets | None = None) -> None:
         """Take part in a round without a gradient: there were fewer samples than workers."""
         commit = None
         while commit is None:
             commit = await self.vote(contributes=False)
-        await self.read()
+        await self.read(into)
 
     @property
     def bytes_pulled(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 
+from elasticps.api.chosen_strategy import ChosenStrategy
 from elasticps.api.strategy import ServedOptimizer
 from elasticps.core.audit import Verdict
 from elasticps.core.blocks import Hyperparameters, Model
@@ -22,7 +23,6 @@ from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Progress, StateMeta, Welcome
 from elasticps.worker.agent import Agent
 from elasticps.worker.checkpoints import Checkpoints
-from elasticps.worker.chosen_strategy import ChosenStrategy
 from elasticps.worker.client import Client
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
@@ -151,14 +151,19 @@ class Run:
             ServedModel(made.described, made.tensors),
             made.local,
             self._job,
-            follows_script=made.follows_script,
+            follows=made.follows,
             is_retiring=lambda: self._agent.retiring is not None,
             peers=self._peer_calls,
         )
         member.begin()
         self._stepped_at = time.monotonic()
-        stepping_here = None if made.follows_script else made.local
-        return ElasticOptimizer(self, made.local.param_groups, made.local.defaults, stepping_here)
+        return ElasticOptimizer(
+            self,
+            made.local.param_groups,
+            made.local.defaults,
+            None if made.follows_script else made.local,
+            made.served_as_chosen,
+        )
 
     def _become_member(self, described: Model, *, with_peers: bool) -> Exchange:
         welcome, job = self._welcome, self._job
@@ -258,7 +263,7 @@ class Run:
         return self._loop.call(self._known_exchange.states())
 
     def fetch_options(self) -> Sequence[Hyperparameters]:
-        return self._loop.call(self._known_exchange.options())
+        return self._member.of_the_script(self._loop.call(self._known_exchange.options()))
 
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
         self._member.initialize(states)
@@ -284,7 +289,8 @@ class Run:
     def _keep_checkpoints(self, member: Stepping) -> None:
         checkpoints, exchange, job = self._checkpoints, self._known_exchange, self._job
         assert checkpoints is not None
-        if not member.is_exchanging and checkpoints.due(job, exchange):
+        is_whole = member.is_published and not member.is_exchanging
+        if is_whole and checkpoints.due(job, exchange):
             checkpoints.make(job, exchange, self._loop)
             self._told_at = 0.0
 

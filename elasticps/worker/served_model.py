@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -33,10 +33,11 @@ class ServedModel:
     def served(self) -> Tensors:
         return MappingProxyType(self._served)
 
-    def refresh(self) -> None:
-        """The parameters have just been read: what is kept apart is the same."""
+    def refresh(self, names: Collection[str] | None = None) -> None:
+        """The parameters, or ``names``, have just been read: what is kept apart is the same."""
         for name, tensor in self._served.items():
-            tensor.copy_(self.parameters[name].detach())
+            if names is None or name in names:
+                tensor.copy_(self.parameters[name].detach())
 
     def install(self, values: Tensors) -> None:
         """``values``, tensors that nobody else writes to, are what the shards hold."""
@@ -50,6 +51,14 @@ class ServedModel:
         """The same by the parameters' places. Raises UsageError for what does not fit its own."""
         fitting = {name: self._fitting(name, item) for name, item in tensors.items()}
         return {self._index[name]: item for name, item in fitting.items()}
+
+    def numbered(self, weights: Mapping[str, float]) -> dict[int, float]:
+        """The same by the parameters' places."""
+        return {self._place(name): item for name, item in weights.items()}
+
+    def _place(self, name: str) -> int:
+        self._known(name)
+        return self._index[name]
 
     def _fitting(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         parameter = self._known(name)
