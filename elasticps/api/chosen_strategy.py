@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from elasticps.api.strategy import ServedOptimizer, Strategy, Worker
@@ -49,6 +49,10 @@ class ChosenStrategy(Strategy):
     ) -> Mapping[str, ServedOptimizer]:
         with self._named("served_optimizers()"):
             return self._plugin.served_optimizers(chosen, names)
+
+    def applied_at_once(self, names: Sequence[str]) -> Collection[str]:
+        with self._named("applied_at_once()"):
+            return self._plugin.applied_at_once(names)
 
     def begin(self, worker: Worker) -> None:
         with self._named("begin()"):

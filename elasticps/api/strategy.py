@@ -174,6 +174,13 @@ class Worker(Protocol):
         until the ticket is done; ``served`` changes in its ``wait``. One at a time.
         """
 
+    def push(self, updates: Tensors | None = None) -> None:
+        """Push to parameters that are ``Strategy.applied_at_once``, in no round, in sync mode.
+
+        On return it is applied at every counted replica, by itself and once, whatever becomes of
+        the round under way. None stands for ``.grad`` of all of them.
+        """
+
     def pull(self, names: Collection[str] | None = None) -> None:
         """Read into ``served`` what the shards hold: in sync mode as of the last round."""
 
@@ -238,6 +245,16 @@ class Strategy(ABC):
         Where it is ``chosen`` for some of them, the script's schedules are followed for those.
         """
         return dict.fromkeys(names, self.served_optimizer(chosen))
+
+    def applied_at_once(self, names: Sequence[str]) -> Collection[str]:
+        """For which of the parameters ``names`` pushes are applied when they come, in sync mode.
+
+        Rounds have no part of them: they are pushed by ``Worker.push`` and read by ``pull``. A
+        worker that dies has its samples lent again, and may have pushed for them: what is promised
+        is that no push is lost or applied twice. Such a job has neither checkpoints nor backup
+        workers.
+        """
+        return ()
 
     @property
     def is_published(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -24,7 +24,8 @@ class ByName(Strategy):
     one after the other, each until it asks for its round; then there is one round of the job with
     what all of them push. The job's round has as many steps as divide every part's: a part whose
     own has more takes part in one of several, the same one in all workers. What a part does not
-    push in a round is "no gradient", which steps nothing.
+    push in a round is "no gradient", which steps nothing. A part whose pushes are applied at once
+    needs no round, and has no say in how many steps one has.
     """
 
     def __init__(self, parts: str = "*=data-parallel") -> None:
@@ -33,8 +34,7 @@ class ByName(Strategy):
             for index, choice in enumerate(parse_parts(parts))
         ]
         self.uses_peers = any(part.strategy.wants_peers for part in self._parts)
-        # All workers push in a round or none does; what peers agree on comes to that by itself.
-        self._pushes_always = not all(part.strategy.wants_peers for part in self._parts)
+        self._pushes_always = True
         self._is_published = True
         self._weight_seen = 0.0
         for part in self._parts:
@@ -42,7 +42,8 @@ class ByName(Strategy):
 
     @property
     def steps_per_round(self) -> int:
-        return math.gcd(*(part.strategy.steps_per_round for part in self._parts))
+        spans = [part.strategy.steps_per_round for part in self._parts if not part.at_once]
+        return math.gcd(*spans) or 1
 
     @property
     def is_published(self) -> bool:
@@ -57,11 +58,19 @@ class ByName(Strategy):
             served.update(part.strategy.served_optimizers(chosen, part.names))
         return served
 
+    def applied_at_once(self, names: Sequence[str]) -> Collection[str]:
+        self._share_out(names)
+        return [name for part in self._parts for name in part.at_once]
+
     def begin(self, worker: Worker) -> None:
         self._share_out(list(worker.parameters))
         span = self.steps_per_round
         for part in self._parts:
             part.join(worker, span)
+        # All workers push in a round or none does; what peers agree on comes to that by itself.
+        self._pushes_always = not all(
+            part.strategy.wants_peers or part.at_once for part in self._parts
+        )
         if worker.backup_workers and any(part.worker.periods > 1 for part in self._parts):
             raise UsageError(
                 "who was too slow for a round would have to undo a part of its steps",
@@ -241,12 +250,16 @@ class _Part:
         self.fiber = Fiber(pattern)
         self._key = key
 
+    @property
+    def at_once(self) -> Collection[str]:
+        return self.strategy.applied_at_once(self.names)
+
     def join(self, worker: Worker, span: int) -> None:
         self.worker = PartWorker(
             worker,
             self.names,
             span=span,
-            periods=self.strategy.steps_per_round // span,
+            periods=1 if self.at_once else self.strategy.steps_per_round // span,
             stand=self.fiber.stand,
             key=self._key if self.strategy.wants_peers else None,
         )

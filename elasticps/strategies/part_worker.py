@@ -157,9 +157,7 @@ class PartWorker:
     # -- what a strategy does -------------------------------------------------------------------
 
     def exchange(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
-        if updates is None:
-            grads = {name: item.grad for name, item in self.parameters.items()}
-            updates = {name: item for name, item in grads.items() if item is not None}
+        updates = self._gradients if updates is None else updates
         return self._await(self._asked(Act.EXCHANGE, updates, weight, self.names, lands=True))
 
     def start_exchange(
@@ -167,6 +165,11 @@ class PartWorker:
     ) -> Pending:
         reads = tuple(updates) if pull is None else self._own(pull)
         return _Ticket(self._asked(Act.EXCHANGE, updates, weight, reads), self._await)
+
+    def push(self, updates: Tensors | None = None) -> None:
+        updates = self._gradients if updates is None else updates
+        self._own(updates)
+        self._whole.push(updates)
 
     def pull(self, names: Collection[str] | None = None) -> None:
         self._whole.pull(self.names if names is None else self._own(names))
@@ -189,6 +192,11 @@ class PartWorker:
 
     def await_change(self) -> None:
         self._await(self._open(Request(act=Act.AWAIT_CHANGE)))
+
+    @property
+    def _gradients(self) -> Tensors:
+        grads = {name: item.grad for name, item in self.parameters.items()}
+        return {name: item for name, item in grads.items() if item is not None}
 
     def _asked(
         self,

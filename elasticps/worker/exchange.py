@@ -76,6 +76,7 @@ class Exchange:
         self._in_rounds = info.consistency is Consistency.SYNC
         self._called_together = info.backup_workers > 0
         self._memory = memory
+        self._staged = [each for each in memory if not (self._in_rounds and each.at_once)]
         self._attendance = Attendance(client)
         self._floor: Floor = {}
         self._seq = Seq(0)
@@ -83,6 +84,8 @@ class Exchange:
         self._called: Called | None = None
         self._counted = False
         self._tally = Tally()
+        at_once = {each.block.id for each in memory} - {each.block.id for each in self._staged}
+        self._tallies = dict.fromkeys(at_once, Tally())
 
     # -- membership -----------------------------------------------------------------------------
 
@@ -236,7 +239,7 @@ class Exchange:
             )
         if self._called_together and not await self._is_called(turn):
             return
-        pushing = together(self._push(memory, turn) for memory in self._memory)
+        pushing = together(self._push(memory, turn) for memory in self._staged)
         if not self._in_rounds:
             await pushing
             return
@@ -244,6 +247,18 @@ class Exchange:
         if whole is not None and not all(whole):
             # A block knows of a newer generation: the ledger knew of it first.
             await self._attendance.until_regenerated(turn.generation)
+
+    async def push_at_once(self, updates: Targets) -> None:
+        """Push in no round; on return every counted replica has applied it, and none twice."""
+        turn = self.member_turn
+        self.begin(updates)
+        pushed = [item for item in self._memory if item.at_once and item.block.parameter in updates]
+        if not all(await together(self._push(memory, turn) for memory in pushed)):
+            raise JobFailed("a push outside of rounds was refused", where="the data plane")
+        self.encoder.settle(counted=True)
+        for memory in pushed:
+            block = memory.block.id
+            self._tallies[block] = self._tallies[block].plus(self._seq)
 
     async def _is_called(self, turn: Turn) -> bool:
         """Say that the gradient is ready; False when the round is made by others, or is over."""
@@ -264,7 +279,7 @@ class Exchange:
             self.weights.get(memory.block.parameter, self.weight),
             self.hyper[memory.group],
             pushers,
-            self._proof().commit,
+            None if memory.at_once else self._proof().commit,
             turn.rank,
             self._codec,
         )
@@ -359,7 +374,7 @@ class Exchange:
 
     async def audit(self) -> Verdict:
         """Hold what this worker was told was applied against what the blocks applied of it."""
-        return await self._blocks.audit(self._proof(), self._tally)
+        return await self._blocks.audit(self._proof(), self._tally, self._tallies)
 
     @property
     def member_turn(self) -> Turn:

@@ -12,9 +12,11 @@ from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.api.strategy import ServedOptimizer, Strategy
 from elasticps.core.blocks import Model
+from elasticps.core.consistency import Consistency
 from elasticps.errors import UsageError
 from elasticps.optimizers.by_group import KEY as OPTIMIZER
 from elasticps.optimizers.by_group import NAME as BY_GROUP
+from elasticps.wire.messages import JobInfo
 from elasticps.worker.parameters import ParamGroup, describe, fingerprint
 
 
@@ -85,6 +87,7 @@ def job_model(
         elementwise=served.elementwise,
         block_bytes=block_bytes,
         untrained=fingerprint(model, trained),
+        at_once=strategy.applied_at_once(list(names.values())),
     )
     tensors = dict(trained)
     return JobModel(
@@ -93,6 +96,20 @@ def job_model(
         local=local,
         follows=served.follows,
     )
+
+
+def check_at_once(model: Model, job: JobInfo) -> None:
+    """Raise UsageError for a job that cannot have pushes between its rounds."""
+    at_once = [row.name for row in model.parameters if row.at_once]
+    if not at_once or job.consistency is not Consistency.SYNC:
+        return
+    for field in ("checkpoint_dir", "resume", "backup_workers"):
+        if getattr(job, field):
+            raise UsageError(
+                f"pushes of {at_once[0]} are applied as they come, between rounds too",
+                field=field,
+                limit="no checkpoints and no backup workers with such a strategy",
+            )
 
 
 def _served(

@@ -27,7 +27,7 @@ from elasticps.worker.client import Client
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
-from elasticps.worker.job_model import job_model
+from elasticps.worker.job_model import check_at_once, job_model
 from elasticps.worker.lease import Samples
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.parameters import BlockMemory, ParamGroup, memory_of
@@ -142,6 +142,7 @@ class Run:
         strategy = ChosenStrategy(self._job.strategy)
         chosen = ServedOptimizer(name=name, options=options)
         made = job_model(model, chosen, groups, strategy, self._welcome.block_bytes)
+        check_at_once(made.described, self._job)
         self.memory = memory_of(made.described, made.tensors)
         exchange = self._become_member(made.described, with_peers=strategy.wants_peers)
         member = self._stepping = Stepping(

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 
 class ServedModel:
-    """``parameters`` is what the script trains. The served values are kept once they are wanted."""
+    """``parameters`` is what the script trains. The served values are kept once they are wanted.
+
+    ``at_once`` names those whose pushes are in no rounds.
+    """
 
     def __init__(self, model: Model, tensors: Sequence[torch.Tensor]) -> None:
         names = [row.name for row in model.parameters]
         self.parameters: Tensors = MappingProxyType(dict(zip(names, tensors, strict=True)))
+        self.at_once = frozenset(row.name for row in model.parameters if row.at_once)
         self._index = {name: index for index, name in enumerate(names)}
         self._served: dict[str, torch.Tensor] = {}
 

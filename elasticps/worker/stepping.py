@@ -172,6 +172,20 @@ class Stepping:
         self._ticket = _Ticket(work, take_in)
         return self._ticket
 
+    def push(self, updates: Tensors | None = None) -> None:
+        self._be_alone()
+        self._be_in_rounds()
+        at_once = self._model.at_once
+        if updates is None:
+            grads = {name: self.parameters[name].grad for name in at_once}
+            updates = {name: item for name, item in grads.items() if item is not None}
+        for name in updates.keys() - at_once:
+            raise UsageError(
+                f"{name} is pushed in rounds alone: its strategy does not say applied_at_once",
+                field="updates",
+            )
+        self._loop.call(self._exchange.push_at_once(self._model.by_index(updates)))
+
     def pull(self, names: Collection[str] | None = None) -> None:
         self._be_alone()
         served = self.served
@@ -219,6 +233,9 @@ class Stepping:
         self._be_alone()
         if self.turn is None:
             raise JobFailed("this worker has left the job")
+        if updates and self._job.consistency is Consistency.SYNC:
+            for name in self._model.at_once.intersection(updates):
+                raise UsageError(f"{name} is in no round: push it", field="updates")
         exchange = self._exchange
         exchange.keeps = self._lease.hand_in()
         exchange.weight = weight if isinstance(weight, float | int) else self.weight or 1.0

@@ -85,7 +85,7 @@ async def test_digits_are_learned_by_local_sgd_as_a_user_runs_it() -> None:
 
 @pytest.mark.timeout(300)
 async def test_digits_are_learned_by_a_strategy_for_each_layer_as_a_user_runs_it() -> None:
-    strategies = ["--strategy", "0.*=all-reduce", "--strategy", "*=data-parallel"]
+    strategies = ["--strategy", "1.*=all-reduce", "--strategy", "*=data-parallel"]
     ran = await asyncio.to_thread(
         subprocess.run,
         [ELASTICPS, "run", "--nodes", "2", "--audit", *strategies, DIGITS],
