@@ -7,7 +7,7 @@ A strategy runs on the script's own thread, inside ``optimizer.step()``. What it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, torch.Tensor]
     """Tensors by the names of the parameters that they belong to, each in its shape and dtype."""
+
+    Weight = float | Mapping[str, float] | None
+    """How much an update counts in the mean: all alike, or by name. None: ``Worker.weight``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +175,7 @@ class Worker(Protocol):
     def backup_workers(self) -> int:
         """How many of the slowest a round does not wait for."""
 
-    def exchange(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+    def exchange(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
         """One round, from the push to the pull: on return ``parameters`` are what the shards hold.
 
         ``updates`` are what the served optimizer gets as gradients, the mean by ``weight`` over
@@ -184,7 +187,7 @@ class Worker(Protocol):
         self,
         updates: Tensors,
         *,
-        weight: float | None = None,
+        weight: Weight = None,
         pull: Collection[str] | None = None,
     ) -> Pending:
         """The same in the background: what it reads is for ``served``, ``parameters`` stay.
@@ -193,13 +196,20 @@ class Worker(Protocol):
         until the ticket is done; ``served`` changes in its ``wait``. One at a time.
         """
 
+    def push(self, updates: Tensors | None = None) -> None:
+        """Push to parameters that are ``Strategy.applied_at_once``, in no round, in sync mode.
+
+        On return it is applied at every counted replica, by itself and once, whatever becomes of
+        the round under way. None stands for ``.grad`` of all of them.
+        """
+
     def pull(self, names: Collection[str] | None = None) -> None:
         """Read into ``served`` what the shards hold: in sync mode as of the last round."""
 
     def refresh(self, names: Collection[str]) -> None:
         """Read these ``parameters`` from the shards, in place: what ``pull`` does for served."""
 
-    def agree(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+    def agree(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
         """One round without reading: on True all members have said so, and its samples count.
 
         On False the members changed first: nothing counts, and ``generation`` is another. All must
@@ -212,8 +222,11 @@ class Worker(Protocol):
         Where nobody is gone after a moment the round begins anew with the same members.
         """
 
-    def abstain(self) -> None:
-        """Take part in a round without samples, and read ``parameters`` from the shards."""
+    def abstain(self, pull: Collection[str] | None = None) -> None:
+        """Take part in a round without samples, and read ``parameters`` from the shards.
+
+        ``pull`` names what is read, None all.
+        """
 
     def log(self, **numbers: float) -> None:
         """Numbers to show in ``elasticps status``, beside the script's own from ``Run.log``."""
@@ -233,7 +246,7 @@ class Strategy(ABC):
     """
 
     api_version: ClassVar[int] = 2
-    uses_peers: ClassVar[bool] = False
+    uses_peers: bool = False
     """Does it exchange tensors among the workers? They listen for each other then."""
     uses_pipeline: ClassVar[bool] = False
     """Must the script give its model by ``run.pipeline``? Nothing of it need be held here then."""
@@ -253,6 +266,33 @@ class Strategy(ABC):
         alone. All workers must give the same.
         """
         return chosen
+
+    def served_optimizers(
+        self, chosen: ServedOptimizer, names: Sequence[str]
+    ) -> Mapping[str, ServedOptimizer]:
+        """The same for each of the parameters ``names``: all go by ``served_optimizer``'s.
+
+        Where it is ``chosen`` for some of them, the script's schedules are followed for those.
+        """
+        return dict.fromkeys(names, self.served_optimizer(chosen))
+
+    def applied_at_once(self, names: Sequence[str]) -> Collection[str]:
+        """For which of the parameters ``names`` pushes are applied when they come, in sync mode.
+
+        Rounds have no part of them: they are pushed by ``Worker.push`` and read by ``pull``. A
+        worker that dies has its samples lent again, and may have pushed for them: what is promised
+        is that no push is lost or applied twice. Such a job has neither checkpoints nor backup
+        workers.
+        """
+        return ()
+
+    @property
+    def is_published(self) -> bool:
+        """Have the shards all that counts of the last round? A checkpoint waits until they have.
+
+        Where nothing was pushed in the round they have not, whatever this says.
+        """
+        return True
 
     def begin(self, worker: Worker) -> None:  # noqa: B027 - most have nothing to prepare
         """``worker`` has become a member and its parameters are the job's.

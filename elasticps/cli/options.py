@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 import click
 
+from elasticps.api.strategy_choice import joined
 from elasticps.cli.answers import Submission
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
-from elasticps.core.chosen import DEFAULT_CODEC
+from elasticps.core.chosen import DEFAULT_CODEC, DEFAULT_STRATEGY
 from elasticps.core.consistency import MAX_REPLICAS, Consistency, check_guarantees
 from elasticps.errors import UsageError
 
@@ -125,9 +126,13 @@ def job_options(command: Command) -> Command:
     options = (
         click.option(
             "--strategy",
-            default="data-parallel",
+            metavar="[PATTERN=]STRATEGY",
+            multiple=True,
+            callback=lambda _context, _option, texts: joined(texts),
+            default=(DEFAULT_STRATEGY,),
             show_default=True,
-            help="How workers exchange what they learn; see `elasticps plugins list`.",
+            help="How workers exchange what they learn; see `elasticps plugins list`. Several, each"
+            " with a PATTERN of parameters' names, share the model: the first that matches counts.",
         ),
         click.option(
             "--data-policy",

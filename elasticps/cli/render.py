@@ -12,7 +12,7 @@ from rich.text import Text
 
 from elasticps.cli.answers import Checkpoint, Job, Jobs, Moves, Node, Nodes, Status
 from elasticps.cli.output import audit, count, duration, human_bytes, metric, printable, traffic
-from elasticps.core.chosen import DEFAULT_CODEC
+from elasticps.core.chosen import DEFAULT_CODEC, DEFAULT_STRATEGY
 
 if TYPE_CHECKING:
     from elasticps.cli.plan import Plan
@@ -133,7 +133,7 @@ def _print_nodes(nodes: Iterable[Node]) -> None:
 
 
 def _print_jobs(jobs: Iterable[Job]) -> None:
-    """One row a job; lines below for what codecs save, newest checkpoints and failed audits."""
+    """One row a job; lines below for strategy, codec, newest checkpoints and failed audits."""
     jobs = tuple(jobs)
     table = _table("JOB", "STATE", "ROUND>", "METRIC", "WORKERS>", "BLOCKS>", "REASON")
     for job in jobs:
@@ -149,6 +149,8 @@ def _print_jobs(jobs: Iterable[Job]) -> None:
         )
     _print_rows(table, "no jobs")
     for job in jobs:
+        if job.strategy != DEFAULT_STRATEGY:
+            _console().print(Text(printable(f"{job.job}: strategy {job.strategy}")))
         if job.codec != DEFAULT_CODEC:
             _console().print(Text(printable(f"{job.job}: {traffic(job)}")))
         if job.checkpoint is not None:

@@ -27,12 +27,16 @@ Hyperparameters = dict[str, Any]
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
-    """One parameter of the model: its name, shape, dtype (torch's name) and param group."""
+    """One parameter of the model: its name, shape, dtype (torch's name) and param group.
+
+    ``at_once``: a push is applied when it comes, also in a job that goes by whole rounds.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     group: int = 0
+    at_once: bool = False
 
     @property
     def numel(self) -> int:

@@ -12,7 +12,6 @@ import torch
 
 from elasticps.api.job_codec import JobCodec
 from elasticps.core.audit import Tally, mix
-from elasticps.core.consistency import Consistency
 from elasticps.core.ids import ServerId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
@@ -52,6 +51,8 @@ class ParameterBlock(Hosted):
         me: ServerId,
         streams: Streams,
         codec: JobCodec | None = None,
+        *,
+        in_rounds: bool = True,
     ) -> None:
         super().__init__(info.job, tensor.block.id, streams)
         self.pushes = 0
@@ -62,7 +63,7 @@ class ParameterBlock(Hosted):
         self._tensor = tensor
         self._replica = Replica(
             me=me,
-            in_rounds=info.consistency is Consistency.SYNC,
+            in_rounds=in_rounds,
             min_insync=info.min_insync,
         )
         self._staging = Staging()

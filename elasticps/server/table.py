@@ -13,6 +13,7 @@ from elasticps.api.job_codec import JobCodec, load_codec
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import Block, partition
+from elasticps.core.consistency import Consistency
 from elasticps.core.ids import LEDGER, BlockId, JobKey, ServerId
 from elasticps.core.plan import Entry
 from elasticps.core.proposal import Load
@@ -130,7 +131,8 @@ class Table:
         piece = job.blocks[block - 1]
         parameter = info.model.parameters[piece.parameter]
         tensor = TensorBlock(piece, parameter, info.model, job.plugin)
-        return ParameterBlock(info, tensor, self._me, self._streams, job.codec)
+        in_rounds = info.consistency is Consistency.SYNC and not parameter.at_once
+        return ParameterBlock(info, tensor, self._me, self._streams, job.codec, in_rounds=in_rounds)
 
     def alive_workers(self, message: AliveWorkers) -> None:
         job = self._jobs.get(message.job)

@@ -39,7 +39,8 @@ class Block(Hosted):
     def __init__(self, server: Server, block: BlockId) -> None:
         super().__init__(server, block)
         job = server.job
-        self.replica = Replica(me=server.id, in_rounds=job.in_rounds, min_insync=job.min_insync)
+        in_rounds = job.has_rounds(block)
+        self.replica = Replica(me=server.id, in_rounds=in_rounds, min_insync=job.min_insync)
         self.log: tuple[Pushes, ...] = ()
         self._gradients: dict[WorkerId, Push] = {}
         self._held: dict[WorkerId, Request] = {}

@@ -215,7 +215,7 @@ class Checkers:
 
     def pushed(self, worker: Worker, block: BlockId, seq: Seq, status: Status) -> None:
         """Where there are no rounds, a push is acknowledged by each block for itself."""
-        if not worker.job.in_rounds:
+        if not worker.job.has_rounds(block):
             self._hold(status is Status.OK, "refused", f"push {worker.id}:{seq} {status}")
             self._acknowledge(block, (worker.id, seq))
 
@@ -231,7 +231,7 @@ class Checkers:
             if vote.contributes and answer.counted:
                 counted = worker.id in self._commits.get(vote.round, (worker.id,))
                 self._hold(counted, "whole-rounds", f"{vote} was told that it counts")
-                for block in worker.job.block_ids:
+                for block in worker.job.round_blocks:
                     self._acknowledge(block, (worker.id, seq))
             else:
                 self.refusals[worker.id, seq] = True
@@ -246,7 +246,7 @@ class Checkers:
             self._history(worker, block, value)
             self._acknowledged_is_read(worker, block, value)
         if worker.job.in_rounds:
-            self._whole(worker, values)
+            self._whole(worker, {block: values[block] for block in worker.job.round_blocks})
         else:
             self._fresh(worker, values)
 
@@ -297,7 +297,7 @@ class Checkers:
     def audited(self, worker: Worker, tallies: dict[BlockId, Tally]) -> None:
         for block, tally in tallies.items():
             mine = worker.tally
-            if not worker.job.in_rounds:
+            if not worker.job.has_rounds(block):
                 mine = Tally()
                 for _, seq in self._own.get((worker.id, block), ()):
                     mine = mine.plus(seq)

@@ -20,7 +20,7 @@ class Job:
     """What a job's spec promises. ``blocks`` does not count the ledger.
 
     ``push_every``: the workers push for every so many rounds, and exchange among themselves for the
-    others.
+    others. ``at_once``: of how many blocks, the last ones, pushes are applied as they come.
     """
 
     blocks: int
@@ -33,6 +33,7 @@ class Job:
     data: DataSpec | None
     data_policy: str = DYNAMIC
     push_every: int = 1
+    at_once: int = 0
 
     @property
     def in_rounds(self) -> bool:
@@ -41,6 +42,19 @@ class Job:
     @property
     def block_ids(self) -> list[BlockId]:
         return [BlockId(number) for number in range(1, self.blocks + 1)]
+
+    def has_rounds(self, block: BlockId) -> bool:
+        """Are pushes of this block staged, and counted by whole rounds?"""
+        return self.in_rounds and block <= self.blocks - self.at_once
+
+    @property
+    def round_blocks(self) -> list[BlockId]:
+        return [block for block in self.block_ids if self.has_rounds(block)]
+
+    @property
+    def blocks_at_once(self) -> list[BlockId]:
+        """In a job that goes by rounds."""
+        return self.block_ids[self.blocks - self.at_once :]
 
     def new_ledger(self) -> Roster:
         start, policy = self.start_workers, self.data_policy
@@ -92,7 +106,9 @@ def drawn(random: Random) -> Scenario:
     data_policy = random.choice([DYNAMIC, STATIC])
     in_step = job.in_rounds and not job.backup_workers
     push_every = random.choice([2, 3]) if in_step and random.random() < 0.3 else 1
-    return replace(scenario, job=replace(job, data_policy=data_policy, push_every=push_every))
+    job = replace(job, data_policy=data_policy, push_every=push_every)
+    at_once = 1 if in_step and job.blocks > 1 and random.random() < 0.4 else 0
+    return replace(scenario, job=replace(job, at_once=at_once))
 
 
 def _job(random: Random, nodes: int, workers: int) -> Job:

@@ -101,10 +101,15 @@ class Worker(Caller):
                 if len(answers) == self.job.blocks:
                     then(answers)
 
-            self.call(kind, block, body, done)
+            self.call(kind, block, self._proof_for(block, body), done)
 
         for block in self.job.block_ids:
             asked(block)
+
+    def _proof_for(self, block: BlockId, body: Any) -> Any:
+        """A block whose pushes are applied at once knows of no rounds."""
+        at_once = self.job.in_rounds and not self.job.has_rounds(block)
+        return PullBody(None, {}) if at_once and isinstance(body, PullBody) else body
 
     def _admitted(self, answer: Answer) -> None:
         assert isinstance(answer, Admitted)
@@ -174,6 +179,32 @@ class Worker(Caller):
     # -- a step ---------------------------------------------------------------------------------
 
     def _step(self) -> None:
+        if self.job.at_once:
+            self._push_at_once()
+        else:
+            self._step_in_round()
+
+    def _push_at_once(self) -> None:
+        """Before the round, and in none: it is not pushed again when that begins anew."""
+        turn, missing = self.turn, self.job.blocks_at_once
+        assert turn is not None
+        seq = self._seq = Seq(self._seq + 1)
+        self._world.check.attempted(self, seq, turn)
+
+        def asked(block: BlockId) -> None:
+            def done(status: Status, _: Any) -> None:
+                self._world.check.pushed(self, block, seq, status)
+                missing.remove(block)
+                if not missing:
+                    self._step_in_round()
+
+            body = PushBody(turn.generation, 1, None)
+            self.call(Kind.PUSH, block, body, done, seq=seq, round_=turn.round)
+
+        for block in self.job.blocks_at_once:
+            asked(block)
+
+    def _step_in_round(self) -> None:
         assert self.turn is not None
         if self.turn.round % self.job.push_every:
             self._leaving = self.retiring
@@ -207,7 +238,7 @@ class Worker(Caller):
             return
         self._stale = False
         body = PushBody(turn.generation, pushers, self._proof.commit)
-        for block in self.job.block_ids:
+        for block in self.job.round_blocks if self.job.in_rounds else self.job.block_ids:
             self._push_one(block, body, turn)
 
     def _push_one(self, block: BlockId, body: PushBody, turn: Turn) -> None:

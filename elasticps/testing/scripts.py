@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import elasticps
+from elasticps.api.chosen_strategy import ChosenStrategy
 from elasticps.errors import ElasticError
 from elasticps.testing.rig import Rig
-from elasticps.worker.chosen_strategy import ChosenStrategy
 
 Script = Callable[[elasticps.Run], Any]
 

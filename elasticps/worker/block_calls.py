@@ -43,10 +43,9 @@ class BlockCalls:
 
     async def read(self, proof: PullMeta, into: Targets | None) -> None:
         """Read the values of the parameters in ``into`` there, or all that are held here."""
-        meta = encode(proof)
 
         async def one(memory: BlockMemory, target: memoryview) -> None:
-            block = memory.block.id
+            block, meta = memory.block.id, _proof_for(memory, proof)
             call = Call(kind=Kind.PULL, block=block, meta=meta, into=target, deadline_s=None)
             await self._settled(call)
             self.bytes_pulled += len(target)
@@ -65,7 +64,7 @@ class BlockCalls:
 
         async def one(memory: BlockMemory) -> tuple[StateMeta, memoryview]:
             state, payload = await self.state(proof, memory)
-            if round_ is not None and state.round != round_:
+            if round_ is not None and state.round != round_ and not memory.at_once:
                 raise BlockUnavailable(
                     f"block {memory.block.id} is at round {state.round}, not {round_}"
                 )
@@ -74,20 +73,28 @@ class BlockCalls:
         return await together(one(memory) for memory in self._memory)
 
     async def state(self, proof: PullMeta, memory: BlockMemory) -> tuple[StateMeta, memoryview]:
-        call = Call(kind=Kind.STATE, block=memory.block.id, meta=encode(proof), deadline_s=None)
+        meta = _proof_for(memory, proof)
+        call = Call(kind=Kind.STATE, block=memory.block.id, meta=meta, deadline_s=None)
         reply = await self._settled(call)
         assert reply.payload is not None
         return decode(reply.meta, StateMeta), reply.payload
 
-    async def audit(self, proof: PullMeta, tally: Tally) -> Verdict:
-        """Hold what this worker was told was applied against what the blocks applied of it."""
+    async def audit(
+        self, proof: PullMeta, tally: Tally, at_once: Mapping[BlockId, Tally]
+    ) -> Verdict:
+        """Hold what this worker was told was applied against what the blocks applied of it.
 
-        async def one(block: BlockId) -> Verdict:
-            reply = await self._settled(Call(kind=Kind.STATUS, block=block, meta=encode(proof)))
-            return compare(tally, decode(reply.meta, AuditMeta).applied)
+        ``at_once``: the tallies of blocks that were pushed to in no rounds.
+        """
+
+        async def one(memory: BlockMemory) -> Verdict:
+            block = memory.block.id
+            call = Call(kind=Kind.STATUS, block=block, meta=_proof_for(memory, proof))
+            applied = decode((await self._settled(call)).meta, AuditMeta).applied
+            return compare(at_once.get(block, tally), applied)
 
         total = Verdict()
-        for verdict in await together(one(memory.block.id) for memory in self._memory):
+        for verdict in await together(one(memory) for memory in self._memory):
             total = total.plus(verdict)
         return total
 
@@ -99,6 +106,11 @@ class BlockCalls:
                 where="the data plane",
             )
         return reply
+
+
+def _proof_for(memory: BlockMemory, proof: PullMeta) -> bytes:
+    """A block whose pushes are in no rounds knows of none."""
+    return encode(PullMeta(None, proof.floor) if memory.at_once else proof)
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elasticps.api.job_codec import load_codec
@@ -60,7 +60,10 @@ Restore = Callable[[], tuple[States, Cut]]
 
 
 class Exchange:
-    """A member's traffic with servers and ledger."""
+    """A member's traffic with servers and ledger.
+
+    ``weight`` is that of a push, but for parameters that have one of their own in ``weights``.
+    """
 
     def __init__(
         self, client: Client, info: JobInfo, model: Model, memory: Sequence[BlockMemory]
@@ -70,6 +73,7 @@ class Exchange:
         self.leaving = False
         self.keeps: tuple[Range, ...] = ()
         self.weight = 1.0
+        self.weights: Mapping[int, float] = {}
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
         self.clipping = Clipping(None)
         self.encoder = Encoder(load_codec(info.codec), client.worker)
@@ -79,6 +83,7 @@ class Exchange:
         self._in_rounds = info.consistency is Consistency.SYNC
         self._called_together = info.backup_workers > 0
         self._memory = memory
+        self._staged = [each for each in memory if not (self._in_rounds and each.at_once)]
         self._attendance = Attendance(client)
         self._floor: Floor = {}
         self._seq = Seq(0)
@@ -89,6 +94,8 @@ class Exchange:
         self._norms: dict[BlockId, float] = {}
         self._scale = 1.0
         self._tally = Tally()
+        at_once = {each.block.id for each in memory} - {each.block.id for each in self._staged}
+        self._tallies = dict.fromkeys(at_once, Tally())
 
     # -- membership -----------------------------------------------------------------------------
 
@@ -258,7 +265,7 @@ class Exchange:
             )
         if self._called_together and not await self._is_called(turn):
             return
-        pushing = together(self._push(memory, turn) for memory in self._memory)
+        pushing = together(self._push(memory, turn) for memory in self._staged)
         if not self._in_rounds:
             await pushing
             return
@@ -269,6 +276,18 @@ class Exchange:
         elif whole is not None and self._bound is not None:
             norms = [self._norms[memory.block.id] for memory in self._memory]
             self._scale = self.clipping.scale(norms, self._bound)
+
+    async def push_at_once(self, updates: Targets) -> None:
+        """Push in no round; on return every counted replica has applied it, and none twice."""
+        turn = self.member_turn
+        self.begin(updates)
+        pushed = [item for item in self._memory if item.at_once and item.block.parameter in updates]
+        if not all(await together(self._push(memory, turn) for memory in pushed)):
+            raise JobFailed("a push outside of rounds was refused", where="the data plane")
+        self.encoder.settle(counted=True)
+        for memory in pushed:
+            block = memory.block.id
+            self._tallies[block] = self._tallies[block].plus(self._seq)
 
     async def _is_called(self, turn: Turn) -> bool:
         """Say that the gradient is ready; False when the round is made by others, or is over."""
@@ -286,10 +305,10 @@ class Exchange:
         pushers = self._called.pushers if self._called else turn.pushers
         meta = PushMeta(
             turn.generation,
-            self.weight,
+            self.weights.get(memory.block.parameter, self.weight),
             self.hyper[memory.group],
             pushers,
-            self._proof().commit,
+            None if memory.at_once else self._proof().commit,
             turn.rank,
             self._codec,
         )
@@ -347,12 +366,12 @@ class Exchange:
             self._counted = False
         await self.read(into)
 
-    async def abstain(self) -> None:
+    async def abstain(self, into: Targets | None = None) -> None:
         """Take part in a round without a gradient: there were fewer samples than workers."""
         commit = None
         while commit is None:
             commit = await self.vote(contributes=False)
-        await self.read()
+        await self.read(into)
 
     @property
     def bytes_pulled(self) -> int:
@@ -391,7 +410,7 @@ class Exchange:
 
     async def audit(self) -> Verdict:
         """Hold what this worker was told was applied against what the blocks applied of it."""
-        return await self._blocks.audit(self._proof(), self._tally)
+        return await self._blocks.audit(self._proof(), self._tally, self._tallies)
 
     @property
     def member_turn(self) -> Turn:

@@ -12,7 +12,11 @@ from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.api.strategy import ServedOptimizer, Strategy
 from elasticps.core.blocks import Model
+from elasticps.core.consistency import Consistency
 from elasticps.errors import UsageError
+from elasticps.optimizers.by_group import KEY as OPTIMIZER
+from elasticps.optimizers.by_group import NAME as BY_GROUP
+from elasticps.wire.messages import JobInfo
 from elasticps.worker.parameters import ParamGroup, describe, fingerprint
 
 
@@ -20,14 +24,37 @@ from elasticps.worker.parameters import ParamGroup, describe, fingerprint
 class JobModel:
     """``tensors`` are the trained parameters in the order of ``described``'s.
 
-    ``local`` is the optimizer that a single process would use; ``follows_script``: the servers run
-    the same.
+    ``local`` is the optimizer that a single process would use. ``follows``: for each param group of
+    the servers the one of the script whose options it follows, None where the strategy has the
+    servers run another optimizer.
     """
 
     described: Model
     tensors: Sequence[torch.Tensor]
     local: torch.optim.Optimizer
-    follows_script: bool
+    follows: Sequence[int | None]
+
+    @property
+    def follows_script(self) -> bool:
+        """Do the servers run the script's optimizer for all parameters?"""
+        return None not in self.follows
+
+    @property
+    def served_as_chosen(self) -> list[torch.Tensor]:
+        """The parameters for which they do."""
+        rows = zip(self.described.parameters, self.tensors, strict=True)
+        return [tensor for row, tensor in rows if self.follows[row.group] is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """What the servers run: an optimizer plugin with its options, over groups that follow."""
+
+    name: str
+    options: Mapping[str, Any]
+    groups: Sequence[ParamGroup]
+    follows: Sequence[int | None]
+    elementwise: bool
 
 
 def job_model(
@@ -48,27 +75,122 @@ def job_model(
     wanted = groups or [{"params": [item for _, item in trained]}]
     local = _made(plugin, wanted, chosen.options)
     _check_groups(model, local.param_groups)
-    served, served_groups = strategy.served_optimizer(chosen), local.param_groups
-    if served is not chosen:
-        plugin = _plugin(served.name)
-        bare = [{"params": group["params"]} for group in local.param_groups]
-        served_groups = _made(plugin, bare, served.options).param_groups
+    in_groups = {id(item) for group in local.param_groups for item in group["params"]}
+    names = {id(item): key for key, item in trained if id(item) in in_groups}
+    by_name = strategy.served_optimizers(chosen, list(names.values()))
+    served = _served(local.param_groups, chosen, {key: by_name[names[key]] for key in names})
     described = describe(
         trained,
-        served_groups,
+        served.groups,
         optimizer=served.name,
         options=dict(served.options),
-        elementwise=plugin.elementwise,
+        elementwise=served.elementwise,
         block_bytes=block_bytes,
         untrained=fingerprint(model, trained),
+        at_once=strategy.applied_at_once(list(names.values())),
     )
-    by_name = dict(trained)
+    tensors = dict(trained)
     return JobModel(
         described=described,
-        tensors=[by_name[row.name] for row in described.parameters],
+        tensors=[tensors[row.name] for row in described.parameters],
         local=local,
-        follows_script=served is chosen,
+        follows=served.follows,
     )
+
+
+def check_at_once(model: Model, job: JobInfo) -> None:
+    """Raise UsageError for a job that cannot have pushes between its rounds."""
+    at_once = [row.name for row in model.parameters if row.at_once]
+    if not at_once or job.consistency is not Consistency.SYNC:
+        return
+    for field in ("checkpoint_dir", "resume", "backup_workers"):
+        if getattr(job, field):
+            raise UsageError(
+                f"pushes of {at_once[0]} are applied as they come, between rounds too",
+                field=field,
+                limit="no checkpoints and no backup workers with such a strategy",
+            )
+
+
+def check_clipping(model: JobModel, bound: float | None) -> None:
+    """Raise UsageError where the parts of one step's gradient are nowhere together."""
+    several = not model.follows_script and bool(model.served_as_chosen)
+    if bound is not None and (several or any(row.at_once for row in model.described.parameters)):
+        raise UsageError(
+            "parameters of several strategies have no gradient whose norm could be taken",
+            field="clip_grad_norm",
+            limit="one strategy for all parameters",
+        )
+
+
+def _served(
+    groups: Sequence[ParamGroup], chosen: ServedOptimizer, by_id: Mapping[int, ServedOptimizer]
+) -> _Served:
+    """``by_id``: the optimizer of each parameter, by its ``id``."""
+    kinds = list(by_id.values())
+    first = kinds[0] if kinds else chosen
+    if not all(_alike(kind, first, chosen) for kind in kinds):
+        return _mixed(groups, chosen, by_id)
+    plugin, follows_script = _plugin(first.name), first is chosen
+    if not follows_script:
+        bare = [{"params": group["params"]} for group in groups]
+        groups = _made(plugin, bare, first.options).param_groups
+    return _Served(
+        name=first.name,
+        options=first.options,
+        groups=groups,
+        follows=[index if follows_script else None for index in range(len(groups))],
+        elementwise=plugin.elementwise,
+    )
+
+
+def _mixed(
+    groups: Sequence[ParamGroup], chosen: ServedOptimizer, by_id: Mapping[int, ServedOptimizer]
+) -> _Served:
+    """Several optimizers, as ``by-group`` has them: each group is cut where they differ."""
+    parts: list[ParamGroup] = []
+    follows: list[int | None] = []
+    for index, group in enumerate(groups):
+        cut: list[tuple[ServedOptimizer, list[torch.Tensor]]] = []
+        for item in group["params"]:
+            kind = by_id.get(id(item), chosen)
+            same = [items for other, items in cut if _alike(kind, other, chosen)]
+            if same:
+                same[0].append(item)
+            else:
+                cut.append((kind, [item]))
+        for kind, items in cut:
+            parts.append(_part(group, kind, items, is_chosen=kind is chosen))
+            follows.append(index if kind is chosen else None)
+    plugins = {_plugin(part[OPTIMIZER]) for part in parts}
+    return _Served(
+        name=BY_GROUP,
+        options={},
+        groups=_made(_plugin(BY_GROUP), parts, {}).param_groups,
+        follows=follows,
+        elementwise=all(plugin.elementwise for plugin in plugins),
+    )
+
+
+def _alike(one: ServedOptimizer, other: ServedOptimizer, chosen: ServedOptimizer) -> bool:
+    """The script's choice is another than one that is equal to it: it follows the schedules."""
+    return one == other and (one is chosen) == (other is chosen)
+
+
+def _part(
+    group: ParamGroup, kind: ServedOptimizer, items: list[torch.Tensor], *, is_chosen: bool
+) -> ParamGroup:
+    """A group of ``by-group`` with all options of ``kind``, those of the script's ``group``."""
+    if not is_chosen:
+        (group,) = _made(_plugin(kind.name), [{"params": items}], kind.options).param_groups
+    lost = sorted(set(kind.options) - set(group))
+    if lost:
+        raise UsageError(
+            f"{lost[0]} is an option of {kind.name}, and of none of its param groups",
+            field=lost[0],
+            limit="options of param groups, where a job has several optimizers",
+        )
+    return {OPTIMIZER: kind.name, **group, "params": items}
 
 
 def _plugin(name: str) -> Optimizer:

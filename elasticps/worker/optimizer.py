@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,8 @@ class ElasticOptimizer(torch.optim.Optimizer):
     ``step`` pushes every gradient, waits until the round is whole, and reads the new parameters.
     The optimizer's state lives on the shard servers, beside its blocks: ``state`` stays empty, and
     ``state_dict`` fetches it. ``local`` is given where the strategy has the servers run another:
-    the optimizer that steps in this worker, whose state then is the state.
+    the optimizer that steps in this worker, whose state then is the state; but for ``served``,
+    parameters for which the servers run this one all the same.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         clipping: Clipping,
         *,
         local: torch.optim.Optimizer | None = None,
+        served: Collection[torch.Tensor] = (),
     ) -> None:
         self._sealed = False
         super().__init__(list(groups), dict(defaults))
@@ -43,6 +45,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         self._run = run
         self._local = local
         self._clipping = clipping
+        self._served = frozenset(served)
         self._described = [plain(group) for group in groups]
         self._schedules: list[Schedule] = []
 
@@ -139,9 +142,14 @@ class ElasticOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the state fetched from the servers: it loads into the local class."""
-        if self._local is not None:
-            return self._local.state_dict()
-        self.state.update(by_parameter(self._run.memory, self._run.fetch_states()))
+        local = self._local
+        if local is not None and not self._served:
+            return local.state_dict()
+        state = by_parameter(self._run.memory, self._run.fetch_states())
+        if local is not None:
+            state = {name: item for name, item in state.items() if name in self._served}
+            state.update((name, item) for name, item in local.state.items() if name not in state)
+        self.state.update(state)
         try:
             return super().state_dict()
         finally:
@@ -159,7 +167,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         if self._local is not None:
             self._local.load_state_dict(state_dict)
             self._local.param_groups = self.param_groups
-            state = {}
+            state = {name: item for name, item in state.items() if name in self._served}
         if self._run.round == 0:
             self._run.give_states(by_block(self._run.memory, state))
         else:

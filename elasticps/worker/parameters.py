@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,12 @@ ParamGroup = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class BlockMemory:
-    """One block and its parameter."""
+    """One block and its parameter. ``at_once``: its pushes are in no rounds."""
 
     block: Block
     parameter: torch.Tensor
     group: int
+    at_once: bool = False
 
     @property
     def is_held(self) -> bool:
@@ -73,6 +74,7 @@ def describe(
     elementwise: bool,
     block_bytes: int,
     untrained: str = "",
+    at_once: Collection[str] = (),
 ) -> Model:
     """The job's model as the servers must know it. Raises UsageError naming what cannot be."""
     group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
@@ -91,6 +93,7 @@ def describe(
                     shape=tuple(tensor.shape),
                     dtype=dtype_name(tensor.dtype),
                     group=group_of[id(tensor)],
+                    at_once=name in at_once,
                 )
             )
     model = Model(
@@ -156,7 +159,13 @@ def _is_plain(item: object) -> bool:
 
 def memory_of(model: Model, tensors: Sequence[torch.Tensor]) -> list[BlockMemory]:
     """Every block of ``model`` with its parameter, in block order."""
+    rows = model.parameters
     return [
-        BlockMemory(block, tensors[block.parameter], model.parameters[block.parameter].group)
+        BlockMemory(
+            block,
+            tensors[block.parameter],
+            rows[block.parameter].group,
+            rows[block.parameter].at_once,
+        )
         for block in partition(model)
     ]

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from elasticps.api.chosen_strategy import ChosenStrategy
 from elasticps.api.pipeline import Loss, Pipeline
 from elasticps.api.strategy import ServedOptimizer
 from elasticps.core.audit import Verdict
@@ -22,13 +23,12 @@ from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Progress, StateMeta, Welcome
 from elasticps.worker.agent import Agent
 from elasticps.worker.checkpoints import Checkpoints
-from elasticps.worker.chosen_strategy import ChosenStrategy
 from elasticps.worker.client import Client
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
-from elasticps.worker.job_model import job_model
+from elasticps.worker.job_model import check_at_once, check_clipping, job_model
 from elasticps.worker.lease import Samples
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.parameters import BlockMemory, ParamGroup, memory_of
@@ -158,6 +158,8 @@ class Run:
         pipeline = _pipeline_of(model, strategy)
         whole = model.layers if isinstance(model, Pipeline) else model
         made = job_model(whole, chosen, groups, strategy, self._welcome.block_bytes)
+        check_at_once(made.described, self._job)
+        check_clipping(made, clipping.bound)
         self.memory = memory_of(made.described, made.tensors)
         exchange = self._become_member(made.described, strategy, pipeline)
         member = self._stepping = Stepping(
@@ -167,7 +169,7 @@ class Run:
             ServedModel(made.described, made.tensors),
             made.local,
             self._job,
-            follows_script=made.follows_script,
+            follows=made.follows,
             clipping=clipping,
             is_retiring=lambda: self._agent.retiring is not None,
             log=self.log,
@@ -185,6 +187,7 @@ class Run:
             local.defaults,
             clipping,
             local=None if made.follows_script else local,
+            served=made.served_as_chosen,
         )
 
     def _become_member(
@@ -301,7 +304,7 @@ class Run:
         return self._loop.call(self._known_exchange.states())
 
     def fetch_options(self) -> Sequence[Hyperparameters]:
-        return self._loop.call(self._known_exchange.options())
+        return self._member.of_the_script(self._loop.call(self._known_exchange.options()))
 
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
         self._member.initialize(states)
@@ -330,7 +333,8 @@ class Run:
     def _keep_checkpoints(self, member: Stepping) -> None:
         checkpoints, exchange, job = self._checkpoints, self._known_exchange, self._job
         assert checkpoints is not None
-        if not member.is_exchanging and checkpoints.due(job, exchange):
+        is_whole = member.is_published and not member.is_exchanging
+        if is_whole and checkpoints.due(job, exchange):
             checkpoints.make(job, exchange, self._loop)
             self._told_at = 0.0
 

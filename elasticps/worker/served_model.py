@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 
 class ServedModel:
-    """``parameters`` is what the script trains. The served values are kept once they are wanted."""
+    """``parameters`` is what the script trains. The served values are kept once they are wanted.
+
+    ``at_once`` names those whose pushes are in no rounds.
+    """
 
     def __init__(self, model: Model, tensors: Sequence[torch.Tensor]) -> None:
         names = [row.name for row in model.parameters]
         self.parameters: Tensors = MappingProxyType(dict(zip(names, tensors, strict=True)))
+        self.at_once = frozenset(row.name for row in model.parameters if row.at_once)
         self._index = {name: index for index, name in enumerate(names)}
         self._served: dict[str, torch.Tensor] = {}
 
@@ -33,10 +37,11 @@ class ServedModel:
     def served(self) -> Tensors:
         return MappingProxyType(self._served)
 
-    def refresh(self) -> None:
-        """The parameters have just been read: what is kept apart is the same."""
+    def refresh(self, names: Collection[str] | None = None) -> None:
+        """The parameters, or ``names``, have just been read: what is kept apart is the same."""
         for name, tensor in self._served.items():
-            tensor.copy_(self.parameters[name].detach())
+            if names is None or name in names:
+                tensor.copy_(self.parameters[name].detach())
 
     def install(self, values: Tensors) -> None:
         """``values``, tensors that nobody else writes to, are what the shards hold."""
@@ -50,6 +55,14 @@ class ServedModel:
         """The same by the parameters' places. Raises UsageError for what does not fit its own."""
         fitting = {name: self._fitting(name, item) for name, item in tensors.items()}
         return {self._index[name]: item for name, item in fitting.items()}
+
+    def numbered(self, weights: Mapping[str, float]) -> dict[int, float]:
+        """The same by the parameters' places."""
+        return {self._place(name): item for name, item in weights.items()}
+
+    def _place(self, name: str) -> int:
+        self._known(name)
+        return self._index[name]
 
     def _fitting(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         parameter = self._known(name)

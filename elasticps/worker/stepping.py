@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -30,13 +30,14 @@ PATIENCE_S = 1.0
 """How long the ledger may take to hear of a death, before a round begins anew with all members."""
 
 if TYPE_CHECKING:
-    from elasticps.api.strategy import Tensors
+    from elasticps.api.strategy import Tensors, Weight
 
 
 class Stepping:
     """One worker's membership on the script's thread (an ``api.strategy.Worker``).
 
-    ``follows_script``: the servers run the script's optimizer, so that its schedules are theirs.
+    ``follows``: for each param group of the servers the one of the script whose options, and so
+    whose schedules, are its own; None where the servers run another optimizer.
     ``turn`` is this worker's part in the round to come, None once it has left. ``clipping`` is done
     where the whole of a step's gradient is: by the shards, or here.
     """
@@ -50,7 +51,7 @@ class Stepping:
         local_optimizer: torch.optim.Optimizer,
         job: JobInfo,
         *,
-        follows_script: bool,
+        follows: Sequence[int | None],
         clipping: Clipping,
         is_retiring: Callable[[], bool],
         log: Callable[..., None],
@@ -62,10 +63,11 @@ class Stepping:
         self.steps = 0
         self.weight = 0.0
         self.local_optimizer = local_optimizer
-        self.follows_script = follows_script
         self._loop = loop
         self._exchange = exchange
         self._strategy = strategy
+        self._follows = follows
+        self._leaving = False
         self._model = model
         self._job = job
         self._is_retiring = is_retiring
@@ -78,7 +80,7 @@ class Stepping:
         self._ended = False
         self._clipping = clipping
         self._is_in_rounds = job.consistency is Consistency.SYNC
-        if not follows_script:
+        if None in follows:
             local_optimizer.register_step_pre_hook(lambda *_: self._clip())
         elif self._is_in_rounds:
             exchange.clipping = clipping
@@ -125,7 +127,8 @@ class Stepping:
 
     @property
     def leaving(self) -> bool:
-        return self._is_retiring()
+        """As of the beginning of the step: all that happens in it comes to the same answer."""
+        return self._leaving
 
     @property
     def peers(self) -> PeerCalls:
@@ -152,13 +155,18 @@ class Stepping:
         return self._job.backup_workers
 
     @property
+    def is_published(self) -> bool:
+        """Have the shards all that counts of the last round, as far as the strategy knows?"""
+        return self._strategy.is_published
+
+    @property
     def is_exchanging(self) -> bool:
         """Is a round under way in the background?"""
         return self._ticket is not None
 
     # -- what a strategy does -------------------------------------------------------------------
 
-    def exchange(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+    def exchange(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
         self._begin_round(updates, weight)
         counted = self._loop.call(self._exchange.round())
         self._model.refresh()
@@ -169,7 +177,7 @@ class Stepping:
         self,
         updates: Tensors,
         *,
-        weight: float | None = None,
+        weight: Weight = None,
         pull: Collection[str] | None = None,
     ) -> Pending:
         names = tuple(updates) if pull is None else tuple(pull)
@@ -188,6 +196,20 @@ class Stepping:
         self._ticket = _Ticket(work, take_in)
         return self._ticket
 
+    def push(self, updates: Tensors | None = None) -> None:
+        self._be_alone()
+        self._be_in_rounds()
+        at_once = self._model.at_once
+        if updates is None:
+            grads = {name: self.parameters[name].grad for name in at_once}
+            updates = {name: item for name, item in grads.items() if item is not None}
+        for name in updates.keys() - at_once:
+            raise UsageError(
+                f"{name} is pushed in rounds alone: its strategy does not say applied_at_once",
+                field="updates",
+            )
+        self._loop.call(self._exchange.push_at_once(self._model.by_index(updates)))
+
     def pull(self, names: Collection[str] | None = None) -> None:
         self._be_alone()
         served = self.served
@@ -199,7 +221,7 @@ class Stepping:
         wanted = {name: self.parameters[name] for name in names}
         self._loop.call(self._exchange.read(self._model.by_index(wanted)))
 
-    def agree(self, updates: Tensors | None = None, *, weight: float | None = None) -> bool:
+    def agree(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
         self._be_in_rounds()
         samples = self.weight
         self._begin_round(updates, weight)
@@ -230,20 +252,26 @@ class Stepping:
         if not self._is_in_rounds:
             raise UsageError("only synchronous rounds have a set of workers", field="consistency")
 
-    def abstain(self) -> None:
+    def abstain(self, pull: Collection[str] | None = None) -> None:
+        names = self.parameters if pull is None else pull
+        here = {name: self.parameters[name].detach() for name in names}
         self._exchange.leaving = self.leaving
-        self._loop.call(self._exchange.abstain())
-        self._model.refresh()
+        self._loop.call(self._exchange.abstain(self._model.by_index(here)))
+        self._model.refresh(here)
         self._settle(counted=True)
 
-    def _begin_round(self, updates: Tensors | None, weight: float | None) -> None:
+    def _begin_round(self, updates: Tensors | None, weight: Weight) -> None:
         """Number the pushes of a round, and say what of the samples is not read yet."""
         self._be_alone()
         if self.turn is None:
             raise JobFailed("this worker has left the job")
+        if updates and self._job.consistency is Consistency.SYNC:
+            for name in self._model.at_once.intersection(updates):
+                raise UsageError(f"{name} is in no round: push it", field="updates")
         exchange = self._exchange
         exchange.keeps = self._lease.hand_in()
-        exchange.weight = (self.weight or 1.0) if weight is None else weight
+        exchange.weight = weight if isinstance(weight, float | int) else self.weight or 1.0
+        exchange.weights = self._model.numbered(weight) if isinstance(weight, Mapping) else {}
         exchange.leaving = self.leaving
         exchange.begin(None if updates is None else self._model.by_index(updates))
         self.weight = 0.0
@@ -287,10 +315,12 @@ class Stepping:
         if self.turn is None:
             raise JobFailed("this worker has left the job")
         before = self.generation
-        if self.follows_script:
-            self._exchange.hyper = changed_options
-            if not self._is_in_rounds:
-                self._clip()
+        self._leaving = self._is_retiring()
+        self._exchange.hyper = [
+            {} if index is None else changed_options[index] for index in self._follows
+        ]
+        if None not in self._follows and not self._is_in_rounds:
+            self._clip()
         self.steps += 1
         self.weight += weight
         self._ended = False
@@ -321,6 +351,14 @@ class Stepping:
             if self._ticket is not None:
                 self._ticket.wait()
             self._strategy.end(self)
+
+    def of_the_script(self, options: Sequence[Hyperparameters]) -> list[Hyperparameters]:
+        """The servers' param groups' options as the script's groups have them."""
+        found: list[Hyperparameters] = [{} for _ in self.local_optimizer.param_groups]
+        for index, item in zip(self._follows, options, strict=True):
+            if index is not None:
+                found[index] = item
+        return found
 
     # -- what the data loader and the optimizer do ----------------------------------------------
 
@@ -354,6 +392,7 @@ class Stepping:
                 hint="exchange at the latest when worker.steps_left is 0",
             )
         before = self.generation
+        self._leaving = self._is_retiring()
         self._strategy.abstain(self)
         self._tell_change(before)
 

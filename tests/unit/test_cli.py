@@ -369,7 +369,6 @@ def test_submit_sends_the_job_and_leaves_the_rest_to_the_script(api, elasticps, 
                 "argv": [str(script), "--json", "--name", "x"],
                 "cwd": str(script.parent),
                 "env": {"A": "b=c"},
-                "strategy": "data-parallel",
                 "start_workers": 2,
                 "max_workers": 4,
                 "replicas": 3,
@@ -402,6 +401,32 @@ def test_cancel_stops_a_known_job(api, elasticps):
     assert code == 2
     assert "did you mean mnist?" in err
     assert elasticps("cancel", "mnist")[:2] == (0, "mnist: CANCELLED\n")
+
+
+def test_several_strategies_are_sent_as_one_and_shown(api, elasticps, script):
+    texts = ["encoder.*=all-reduce", "*=local-sgd:h=4,outer=sgd"]
+    options = [item for text in texts for item in ("--strategy", text)]
+    assert elasticps("submit", *options, script)[0] == 0
+    (_, sent) = api.asked("POST")[-1]
+    assert sent["strategy"] == "; ".join(texts)
+    api.jobs["mnist"] = job("mnist", strategy="; ".join(texts))
+    _, out, _ = elasticps("status")
+    assert "mnist: strategy encoder.*=all-reduce; *=local-sgd:h=4,outer=sgd\n" in out
+
+
+@pytest.mark.parametrize(
+    ("texts", "what"),
+    [
+        (["encoder.*=all-reduce", "local-sgd"], "'local-sgd' is for no pattern"),
+        (["encoder.*=all-reduce", "*=telepathy"], "no plugin named 'telepathy'"),
+    ],
+)
+def test_what_is_no_strategy_is_refused_before_anything_starts(elasticps, script, texts, what):
+    options = [item for text in texts for item in ("--strategy", text)]
+    code, _, err = elasticps("run", *options, script)
+    assert code == 2
+    assert what in err
+    assert "field strategy" in err
 
 
 def test_codec_is_passed_on_and_refused_before_anything_is_sent(api, elasticps, script):

@@ -81,3 +81,21 @@ async def test_digits_are_learned_by_local_sgd_as_a_user_runs_it() -> None:
     assert float(found[1]) > 0.9
     assert int(found[2]) == 20  # 15 batches an epoch: 8 and 7, ten times
     assert "0 lost, 0 duplicated" in ran.stdout + ran.stderr
+
+
+@pytest.mark.timeout(300)
+async def test_digits_are_learned_by_a_strategy_for_each_layer_as_a_user_runs_it() -> None:
+    strategies = ["--strategy", "1.*=all-reduce", "--strategy", "*=data-parallel"]
+    ran = await asyncio.to_thread(
+        subprocess.run,
+        [ELASTICPS, "run", "--nodes", "2", "--audit", *strategies, DIGITS],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = re.search(r"held-out accuracy ([\d.]+) after (\d+) rounds", ran.stdout)
+    assert found is not None, ran.stdout
+    assert float(found[1]) > 0.9
+    assert "0 lost, 0 duplicated" in ran.stdout + ran.stderr

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from elasticps.api.choice import load_choice
-from elasticps.api.plugins import STRATEGIES
 from elasticps.api.strategy import ServedOptimizer, Strategy, Worker
+from elasticps.api.strategy_choice import load_strategy
 from elasticps.errors import ElasticError, PluginError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class ChosenStrategy(Strategy):
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._plugin = load_choice(STRATEGIES, text, Strategy, "strategy")  # type: ignore[type-abstract]
+        self._plugin = load_strategy(text)
 
     @property
     def wants_peers(self) -> bool:
@@ -45,9 +44,24 @@ class ChosenStrategy(Strategy):
             )
         return span
 
+    @property
+    def is_published(self) -> bool:
+        with self._named("is_published"):
+            return self._plugin.is_published
+
     def served_optimizer(self, chosen: ServedOptimizer) -> ServedOptimizer:
         with self._named("served_optimizer()"):
             return self._plugin.served_optimizer(chosen)
+
+    def served_optimizers(
+        self, chosen: ServedOptimizer, names: Sequence[str]
+    ) -> Mapping[str, ServedOptimizer]:
+        with self._named("served_optimizers()"):
+            return self._plugin.served_optimizers(chosen, names)
+
+    def applied_at_once(self, names: Sequence[str]) -> Collection[str]:
+        with self._named("applied_at_once()"):
+            return self._plugin.applied_at_once(names)
 
     def begin(self, worker: Worker) -> None:
         with self._named("begin()"):
