@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from elasticps.api.data_policy import Range as Range
     from elasticps.api.optimizer import Optimizer as Optimizer
     from elasticps.api.optimizer import TorchOptimizer as TorchOptimizer
+    from elasticps.api.pipeline import Pipeline as Pipeline
     from elasticps.api.placement import Load as Load
     from elasticps.api.placement import PlacedBlock as PlacedBlock
     from elasticps.api.placement import Placement as Placement
@@ -56,6 +57,7 @@ _HOMES = {
     "Loans": "elasticps.api.data_policy",
     "Optimizer": "elasticps.api.optimizer",
     "Pending": "elasticps.api.strategy",
+    "Pipeline": "elasticps.api.pipeline",
     "PlacedBlock": "elasticps.api.placement",
     "Placement": "elasticps.api.placement",
     "PluginError": "elasticps.errors",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import queue
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +14,8 @@ import torch
 from torch import nn, optim
 
 import elasticps
+from elasticps.core.consistency import Consistency
+from elasticps.errors import UsageError
 from elasticps.testing.rig import Rig
 from tests.support.pipelines import alone, batches, drawn, in_stages, layers, numbered
 from tests.support.scripts import as_worker, as_workers, assert_equal
@@ -145,3 +152,97 @@ async def served(rig: Rig) -> nn.Module:
     rig._job["strategy"] = "data-parallel"
     model: nn.Module = await as_worker(rig, body, "reader")
     return model
+
+
+# -- what a user reads --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["model-parallel", "data-parallel"])
+async def test_the_docs_example_learns_in_stages_and_whole(
+    strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "strategies.md").read_text()
+    (source,) = re.findall(r"```python\n# stages.py\n(.*?)```", text, re.DOTALL)
+    join = elasticps.join
+    lines: list[str] = []
+    monkeypatch.setitem(elasticps.__dict__, "join", lambda: join(rig.environment(names.get())))
+    names: queue.Queue[str] = queue.Queue()
+
+    def life(uid: str) -> None:
+        names.put(uid)
+        exec(source, {"print": lines.append})
+
+    async with Rig(start_workers=2, strategy=strategy) as rig:
+        await asyncio.gather(*(asyncio.to_thread(life, uid) for uid in ("w0", "w1")))
+    (line,) = lines
+    found = re.fullmatch(r"loss ([\d.]+) after 100 rounds on 2 workers", line)
+    assert found is not None, line
+    assert float(found[1]) < 0.1  # it begins near 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "job", "field"),
+    [
+        ("model-parallel:schedule=zigzag", {}, "schedule"),
+        ("model-parallel:stages=-1", {}, "stages"),
+        ("model-parallel", {"consistency": Consistency.ASYNC}, "consistency"),
+        ("model-parallel", {"backup_workers": 1}, "consistency"),
+    ],
+)
+async def test_what_cannot_be_is_refused_by_name(
+    strategy: str, job: dict[str, Any], field: str
+) -> None:
+    def body(run: elasticps.Run) -> object:
+        try:
+            in_stages(run, layers(), "sgd", lr=0.01)
+        except UsageError as error:
+            return error
+        return None
+
+    async with Rig(start_workers=1, strategy=strategy, **job) as rig:
+        error = await as_worker(rig, body)
+    assert isinstance(error, UsageError)
+    assert field in str(error)
+
+
+async def test_a_misused_pipeline_says_what_it_wants() -> None:
+    def body(run: elasticps.Run) -> list[str]:
+        told = []
+
+        def tell(act: Callable[[], object]) -> None:
+            try:
+                act()
+            except UsageError as error:
+                told.append(str(error))
+
+        tell(lambda: run.optimizer(layers(), "sgd", lr=0.01))
+        pipeline, optimizer = in_stages(run, layers(), "sgd", lr=0.01)
+        tell(optimizer.step)
+        tell(lambda: pipeline.forward_backward(torch.ones(2, 6), torch.ones(3, 1)))
+        pipeline.forward_backward(torch.ones(2, 6), torch.ones(2, 1))
+        tell(lambda: pipeline.forward_backward(torch.ones(2, 6), torch.ones(2, 1)))
+        return told
+
+    async with Rig(start_workers=1, strategy="model-parallel") as rig:
+        whole, without, uneven, twice = await as_worker(rig, body)
+    assert "must be given as layers" in whole
+    assert "a step without forward_backward()" in without
+    assert "2 inputs and 3 targets" in uneven
+    assert "twice before optimizer.step()" in twice
+
+
+async def test_too_little_memory_is_told_with_what_there_is() -> None:
+    def body(run: elasticps.Run) -> object:
+        model = nn.Sequential(*(nn.Linear(600, 600) for _ in range(3)))
+        pipeline, _ = in_stages(run, model, "sgd", lr=0.01)
+        try:
+            pipeline.forward_backward(torch.ones(2, 600), torch.ones(2, 600))
+        except UsageError as error:
+            return error
+        return None
+
+    async with Rig(start_workers=1, strategy="model-parallel:memory=5") as rig:
+        error = await as_worker(rig, body)
+    assert isinstance(error, UsageError)
+    assert "no cut of 12 MiB of layers fits 1 stages" in str(error)
+    assert "5 MiB" in str(error)
