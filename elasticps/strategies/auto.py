@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -111,7 +111,7 @@ class Auto(Strategy):
             "copy", lambda: [each / 2 for each in pieces(flattened(parameters), parameters)]
         )
         if not self._codecs:
-            self._codecs = _speeds(flat)
+            self._codecs = _speeds(parameters)
         if worker.world == 1:
             return
         probe = flat[:PROBE_ELEMENTS].to(torch.float32)
@@ -193,25 +193,36 @@ def _typical(seconds: list[float]) -> float:
     return statistics.fmean(kept[:-1] or kept)
 
 
-def _speeds(flat: torch.Tensor) -> dict[str, CodecSpeed]:
-    """What each codec takes for a gradient of as many numbers."""
-    sample = flat[:PROBE_ELEMENTS].to(torch.float32).clone()
-    share = flat.numel() / sample.numel()
-    return {text: _speed(text, sample, share) for text in CODECS}
+def _speeds(parameters: Sequence[torch.Tensor]) -> dict[str, CodecSpeed]:
+    """What each codec takes for such a gradient, of which at most a probe is coded.
+
+    A parameter at a time, for each block costs something, however small it is.
+    """
+    samples: list[torch.Tensor] = []
+    room = PROBE_ELEMENTS
+    for parameter in parameters:
+        sample = parameter.detach().reshape(-1)[:room].to(torch.float32)
+        room -= sample.numel()
+        if sample.numel():
+            samples.append(sample)
+    return {text: _speed(text, samples, sum(map(torch.numel, parameters))) for text in CODECS}
 
 
-def _speed(text: str, sample: torch.Tensor, share: float) -> CodecSpeed:
+def _speed(text: str, samples: Sequence[torch.Tensor], numel: int) -> CodecSpeed:
     codec = load_codec(text)
     assert codec is not None
-    coded = codec.encode(sample, SEED)
-    codec.decode(coded, sample.numel())
-    begun = time.perf_counter()
-    coded = codec.encode(sample, SEED)
-    encoded = time.perf_counter()
-    codec.decode(coded, sample.numel())
-    decode_s = time.perf_counter() - encoded
+    for _ in range(2):  # the first is a warm-up
+        begun = time.perf_counter()
+        coded = [codec.encode(sample, SEED) for sample in samples]
+        encoded = time.perf_counter()
+        for each, sample in zip(coded, samples, strict=True):
+            codec.decode(each, sample.numel())
+        decode_s = time.perf_counter() - encoded
     # Error feedback decodes at the worker too, to know what was lost.
     encode_s = encoded - begun + (decode_s if codec.error_feedback else 0.0)
+    share = numel / sum(map(torch.numel, samples))
     return CodecSpeed(
-        fraction=len(coded) / sample.nbytes, encode_s=share * encode_s, decode_s=share * decode_s
+        fraction=sum(map(len, coded)) / sum(sample.nbytes for sample in samples),
+        encode_s=share * encode_s,
+        decode_s=share * decode_s,
     )
