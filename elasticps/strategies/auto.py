@@ -13,7 +13,7 @@ from elasticps.api.job_codec import load_codec
 from elasticps.api.strategy import Strategy, Worker
 from elasticps.core.choices import CODECS
 from elasticps.core.measured import DONE, CodecSpeed, Measured, to_metrics
-from elasticps.errors import MembershipChanged, PeerUnavailable, UsageError
+from elasticps.errors import JobFailed, MembershipChanged, PeerUnavailable, UsageError
 from elasticps.strategies.flat import flattened, pieces
 
 STEPS = 5
@@ -74,6 +74,10 @@ class Auto(Strategy):
         except (MembershipChanged, PeerUnavailable):
             self._stop(worker)
             return False
+        except JobFailed:
+            if not worker.leaving:  # else it has left, by a round of the measuring
+                raise
+            return False
         return True
 
     def _measures(self, worker: Worker) -> bool:
@@ -97,7 +101,13 @@ class Auto(Strategy):
         self._seconds[name].append(time.perf_counter() - begun)
 
     def _meet(self, worker: Worker, word: float = 0.0) -> float:
-        """Wait until all are here; returns the sum of their words."""
+        """Wait until all are here; returns the sum of their words.
+
+        Raises MembershipChanged where a round has ended with others than it began: who has joined
+        by it does not measure, and is not to be waited for.
+        """
+        if worker.generation != self._generation:
+            raise MembershipChanged("the set of workers changed while they measured")
         words = torch.tensor([word])
         worker.peers.sum(words)
         return float(words)
@@ -145,10 +155,11 @@ class Auto(Strategy):
 
     def _note(self, worker: Worker) -> None:
         """A step is measured: say what is known by now, and whether that is all."""
+        is_late = time.perf_counter() - self._begun_at > BUDGET_S
+        are_late = self._meet(worker, float(is_late)) > 0
         self._steps_left -= 1
         worker.log(**to_metrics(self._measured(worker)))
-        is_late = time.perf_counter() - self._begun_at > BUDGET_S
-        if self._meet(worker, float(is_late)) or not self._steps_left:
+        if are_late or not self._steps_left:
             self._stop(worker)
 
     def _measured(self, worker: Worker) -> Measured:
