@@ -26,6 +26,7 @@ from elasticps.core.blocks import DEFAULT_BLOCK_BYTES
 from elasticps.core.choices import choose
 from elasticps.core.consistency import MAX_REPLICAS
 from elasticps.core.cost import Link, Prediction
+from elasticps.errors import UsageError
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +141,8 @@ def plan(
         **job,
     )
     check_job(submission)
+    if link is not None and nodes == 1 and not on_cluster:
+        raise UsageError("one node has no links", field="link", limit="--nodes 2 and more")
 
     async def on_the_cluster() -> Trial:
         async with settings.connect() as api:
@@ -170,7 +173,8 @@ def plan(
 
 def _plan(script: str, trial: Trial, supposed: Link | None) -> Plan:
     predictions = trial.predictions(supposed)
-    link, measured = supposed or trial.link, trial.measured
+    measured = trial.measured
+    link = supposed if supposed and trial.setting.nodes > 1 else trial.link
     return Plan(
         script=script,
         nodes=trial.setting.nodes,
@@ -181,7 +185,7 @@ def _plan(script: str, trial: Trial, supposed: Link | None) -> Plan:
         compute_s=measured.compute_s,
         bytes_per_s=link.bytes_per_s if link else None,
         round_trip_s=link.round_trip_s if link else None,
-        supposed=supposed is not None,
+        supposed=supposed is not None and link is supposed,
         choices=tuple(map(_choice, sorted(predictions, key=lambda each: each.step_s))),
         auto=_choice(choose(predictions, approximate=False)),
         auto_approximate=_choice(choose(predictions, approximate=True)),

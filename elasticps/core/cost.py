@@ -95,10 +95,10 @@ class Costs:
     def __init__(self, measured: Measured, setting: Setting, link: Link | None = None) -> None:
         self.measured = measured
         self._before = measured_link(measured, setting)
-        self._link = link or self._before
+        self._link = (link or self._before) if setting.nodes > 1 else None
         self._model = measured.model_bytes
-        nodes = self._nodes = min(setting.nodes, max(1, measured.workers))
-        self._a_node = measured.workers / nodes
+        self._servers = setting.nodes
+        self._a_node = max(1.0, measured.workers / setting.nodes)
         largest = setting.largest_block_bytes / measured.model_bytes
         self._busiest = max(1.0 / setting.nodes, min(1.0, largest))
         self._copies = min(setting.replicas, setting.nodes) - 1
@@ -117,9 +117,10 @@ class Costs:
 
     def _spread(self) -> float:
         """A model for each worker between workers and servers, less what stays on its node."""
-        others = self.measured.workers - self._a_node
+        workers = self.measured.workers
+        others = workers - self._a_node if workers >= self._servers else workers
         at_server = others * self._busiest
-        at_worker = self._a_node * (self._nodes - 1) / self._nodes
+        at_worker = self._a_node * (self._servers - 1) / self._servers
         return max(at_server, at_worker) * self._model
 
     def _summed(self) -> Traffic:

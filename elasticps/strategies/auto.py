@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,7 +13,7 @@ from elasticps.api.job_codec import load_codec
 from elasticps.api.strategy import Strategy, Worker
 from elasticps.core.choices import CODECS
 from elasticps.core.measured import DONE, CodecSpeed, Measured, to_metrics
-from elasticps.errors import MembershipChanged, PeerUnavailable, UsageError
+from elasticps.errors import JobFailed, MembershipChanged, PeerUnavailable, UsageError
 from elasticps.strategies.flat import flattened, pieces
 
 STEPS = 5
@@ -74,6 +74,10 @@ class Auto(Strategy):
         except (MembershipChanged, PeerUnavailable):
             self._stop(worker)
             return False
+        except JobFailed:
+            if not worker.leaving:  # else it has left, by a round of the measuring
+                raise
+            return False
         return True
 
     def _measures(self, worker: Worker) -> bool:
@@ -97,7 +101,13 @@ class Auto(Strategy):
         self._seconds[name].append(time.perf_counter() - begun)
 
     def _meet(self, worker: Worker, word: float = 0.0) -> float:
-        """Wait until all are here; returns the sum of their words."""
+        """Wait until all are here; returns the sum of their words.
+
+        Raises MembershipChanged where a round has ended with others than it began: who has joined
+        by it does not measure, and is not to be waited for.
+        """
+        if worker.generation != self._generation:
+            raise MembershipChanged("the set of workers changed while they measured")
         words = torch.tensor([word])
         worker.peers.sum(words)
         return float(words)
@@ -111,7 +121,7 @@ class Auto(Strategy):
             "copy", lambda: [each / 2 for each in pieces(flattened(parameters), parameters)]
         )
         if not self._codecs:
-            self._codecs = _speeds(flat)
+            self._codecs = _speeds(parameters)
         if worker.world == 1:
             return
         probe = flat[:PROBE_ELEMENTS].to(torch.float32)
@@ -145,10 +155,11 @@ class Auto(Strategy):
 
     def _note(self, worker: Worker) -> None:
         """A step is measured: say what is known by now, and whether that is all."""
+        is_late = time.perf_counter() - self._begun_at > BUDGET_S
+        are_late = self._meet(worker, float(is_late)) > 0
         self._steps_left -= 1
         worker.log(**to_metrics(self._measured(worker)))
-        is_late = time.perf_counter() - self._begun_at > BUDGET_S
-        if self._meet(worker, float(is_late)) or not self._steps_left:
+        if are_late or not self._steps_left:
             self._stop(worker)
 
     def _measured(self, worker: Worker) -> Measured:
@@ -193,25 +204,36 @@ def _typical(seconds: list[float]) -> float:
     return statistics.fmean(kept[:-1] or kept)
 
 
-def _speeds(flat: torch.Tensor) -> dict[str, CodecSpeed]:
-    """What each codec takes for a gradient of as many numbers."""
-    sample = flat[:PROBE_ELEMENTS].to(torch.float32).clone()
-    share = flat.numel() / sample.numel()
-    return {text: _speed(text, sample, share) for text in CODECS}
+def _speeds(parameters: Sequence[torch.Tensor]) -> dict[str, CodecSpeed]:
+    """What each codec takes for such a gradient, of which at most a probe is coded.
+
+    A parameter at a time, for each block costs something, however small it is.
+    """
+    samples: list[torch.Tensor] = []
+    room = PROBE_ELEMENTS
+    for parameter in parameters:
+        sample = parameter.detach().reshape(-1)[:room].to(torch.float32)
+        room -= sample.numel()
+        if sample.numel():
+            samples.append(sample)
+    return {text: _speed(text, samples, sum(map(torch.numel, parameters))) for text in CODECS}
 
 
-def _speed(text: str, sample: torch.Tensor, share: float) -> CodecSpeed:
+def _speed(text: str, samples: Sequence[torch.Tensor], numel: int) -> CodecSpeed:
     codec = load_codec(text)
     assert codec is not None
-    coded = codec.encode(sample, SEED)
-    codec.decode(coded, sample.numel())
-    begun = time.perf_counter()
-    coded = codec.encode(sample, SEED)
-    encoded = time.perf_counter()
-    codec.decode(coded, sample.numel())
-    decode_s = time.perf_counter() - encoded
+    for _ in range(2):  # the first is a warm-up
+        begun = time.perf_counter()
+        coded = [codec.encode(sample, SEED) for sample in samples]
+        encoded = time.perf_counter()
+        for each, sample in zip(coded, samples, strict=True):
+            codec.decode(each, sample.numel())
+        decode_s = time.perf_counter() - encoded
     # Error feedback decodes at the worker too, to know what was lost.
     encode_s = encoded - begun + (decode_s if codec.error_feedback else 0.0)
+    share = numel / sum(map(torch.numel, samples))
     return CodecSpeed(
-        fraction=len(coded) / sample.nbytes, encode_s=share * encode_s, decode_s=share * decode_s
+        fraction=sum(map(len, coded)) / sum(sample.nbytes for sample in samples),
+        encode_s=share * encode_s,
+        decode_s=share * decode_s,
     )

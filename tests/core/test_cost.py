@@ -159,6 +159,17 @@ def test_one_node_has_no_link_and_one_worker_no_peers() -> None:
         assert step_s(candidate, measured=alone, setting=one) >= alone.compute_s
 
 
+def test_a_link_means_nothing_to_one_node_and_much_to_one_worker_of_many_servers() -> None:
+    link = Link(bytes_per_s=MODEL, round_trip_s=1.0)
+    one = Setting(nodes=1, replicas=2, largest_block_bytes=1)
+    for candidate in CANDIDATES:
+        assert step_s(candidate, link, setting=one) == step_s(candidate, setting=one)
+    alone = fast(workers=1, bytes_per_s=0.0)
+    bare = Setting(nodes=4, replicas=1, largest_block_bytes=1)
+    pull = predict(Costs(alone, bare, link), of("data-parallel")).parts["pull"]
+    assert pull == pytest.approx(3 / 4 + 1.0, rel=0.02)
+
+
 # -- choosing -----------------------------------------------------------------------------------
 
 
