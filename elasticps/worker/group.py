@@ -163,5 +163,5 @@ def until_reaped(timeout_s: float) -> None:
     """Wait for groups that are being let go: a process that exits before them may abort."""
     deadline = time.monotonic() + timeout_s
     for thread in threading.enumerate():
-        if thread.name == "elasticps-reaper":
+        if thread.name == "elasticps-reaper" and thread.is_alive():  # else it is not started yet
             thread.join(max(0.0, deadline - time.monotonic()))
