@@ -107,7 +107,7 @@ def drawn(random: Random) -> Scenario:
     in_step = job.in_rounds and not job.backup_workers
     push_every = random.choice([2, 3]) if in_step and random.random() < 0.3 else 1
     job = replace(job, data_policy=data_policy, push_every=push_every)
-    at_once = 1 if in_step and job.blocks > 1 and random.random() < 0.4 else 0
+    at_once = 1 if in_step and job.blocks > 1 and random.random() > 0.6 else 0
     return replace(scenario, job=replace(job, at_once=at_once))
 
 
