@@ -122,9 +122,9 @@ class Checkers:
     def applied(self, block: Block, round_: Round, pushes: Pushes, scale: float) -> None:
         """A round is the same pushes in every block, those of the commit's contributors.
 
-        All replicas scale it alike: by what the norms of these pushes' mean make, in all blocks.
+        All replicas scale it alike: by what the norms of these pushes' mean make, in all its blocks.
         """
-        right = self._world.job.blocks * norm_of(pushes)
+        right = len(self._world.job.round_blocks) * norm_of(pushes)
         what = f"round {round_} of block {block.block} by {scale}, not {right}"
         self._hold(scale == right or not pushes, "one-scale", what)
         known = self._applied.setdefault(round_, pushes)

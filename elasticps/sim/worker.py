@@ -258,7 +258,7 @@ class Worker(Caller):
     def _clip(self) -> None:
         """What stands for the scale: all blocks' norms are in it."""
         if self.job.in_rounds:
-            self._scale = sum(self._norms[block] for block in self.job.block_ids)
+            self._scale = sum(self._norms[block] for block in self.job.round_blocks)
 
     def _attends(self, generation: Generation) -> bool:
         """See that the ledger tells when ``generation`` is over; False when it has."""
