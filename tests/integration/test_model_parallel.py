@@ -154,6 +154,34 @@ async def served(rig: Rig) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("resumed_as", ["model-parallel", "data-parallel"])
+async def test_a_checkpoint_of_stages_is_one_of_the_whole_model(
+    resumed_as: str, tmp_path: Path
+) -> None:
+    """Two stages stop after 20 rounds; three, or three workers that have all, train to the end."""
+
+    def body(run: elasticps.Run, stop_at: int = 0) -> int:
+        pipeline, optimizer = in_stages(run, layers("meta"), "adamw", lr=0.01)
+        began_at = run.round
+        for _, inputs, targets in run.data(numbered(SIZE), batch_size=BATCH, epochs=EPOCHS):
+            optimizer.zero_grad()
+            pipeline.forward_backward(inputs, targets)
+            optimizer.step()
+            if run.round == stop_at:
+                break
+        return began_at
+
+    saved: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 20}
+    async with Rig(start_workers=2, strategy="model-parallel", **saved) as rig:
+        await as_workers(rig, 2, lambda run: body(run, stop_at=20))
+    async with Rig(start_workers=3, strategy=resumed_as, resume=str(tmp_path)) as rig:
+        assert await as_workers(rig, 3, body) == [20] * 3
+        whole = await served(rig)
+    local = drawn()
+    alone(local, optim.AdamW(local.parameters(), lr=0.01), batches(SIZE, BATCH, EPOCHS))
+    assert_equal(whole, local, exactly=False)
+
+
 # -- what a user reads --------------------------------------------------------------------------
 
 

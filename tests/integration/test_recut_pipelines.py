@@ -20,7 +20,7 @@ from tests.support.pipelines import alone, in_stages, layers, numbered
 from tests.support.processes import wait_until
 from tests.support.scripts import as_worker
 
-SIZE, BATCH, EPOCHS = 60, 8, 6
+SIZE, BATCH, EPOCHS = 60, 8, 3
 
 
 class Rounds:
