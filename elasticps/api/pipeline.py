@@ -148,6 +148,11 @@ def has_room(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
+def is_absent(tensor: torch.Tensor) -> bool:
+    """Does it stand for a trained parameter whose layer is not held here?"""
+    return not has_room(tensor) and bool(tensor[(0,) * tensor.dim()].isnan())
+
+
 def _absent(like: torch.Tensor) -> torch.Tensor:
     dtype = like.dtype
     number = float("nan") if dtype.is_floating_point else 0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import xxhash
 
-from elasticps.api.pipeline import has_room
+from elasticps.api.pipeline import has_room, is_absent
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter, check_model, partition
 from elasticps.errors import UsageError
 from elasticps.wire.messages import StateMeta, TensorMeta
@@ -127,7 +127,7 @@ def _check(name: str, tensor: torch.Tensor) -> None:
             field="device",
             limit="cpu",
         )
-    if has_room(tensor) and not tensor.is_contiguous():
+    if not (tensor.is_contiguous() or is_absent(tensor)):
         raise UsageError(f"parameter {name} is not contiguous in memory", field="stride")
 
 

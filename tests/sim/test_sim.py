@@ -26,7 +26,7 @@ COMMAND = [
 ]
 
 CAUGHT_AT = {
-    "epoch-check": (28, "replica-equality"),
+    "epoch-check": (78, "replica-equality"),
     "dedup-table": (5, "one-hot"),
     "wait-for-backups": (4, "counter-bounds"),
     "dedup-in-snapshots": (1, "audit"),
