@@ -122,7 +122,7 @@ class Checkers:
     def applied(self, block: Block, round_: Round, pushes: Pushes, scale: float) -> None:
         """A round is the same pushes in every block, those of the commit's contributors.
 
-        All replicas scale it alike: by what the norms of these pushes' mean make, in all its blocks.
+        All replicas scale it alike: by the norms of these pushes' mean, in all its blocks.
         """
         right = len(self._world.job.round_blocks) * norm_of(pushes)
         what = f"round {round_} of block {block.block} by {scale}, not {right}"
