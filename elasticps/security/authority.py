@@ -58,17 +58,25 @@ def make_authority(directory: Path, cluster: str, *, days: int) -> Issued:
     return made
 
 
+def check_node(node: str, hosts: Iterable[str]) -> None:
+    """Raises UsageError for names that no certificate can have."""
+    if not _NODE.fullmatch(node):
+        raise UsageError(f"{node[:80]!r} is no node", field="node", limit=_NODE.pattern)
+    if f"{node}.pem" == CA_NAME or f"{node}.pem" == CA_KEY_NAME:
+        raise UsageError("the name is the authority's own", field="node", hint="another name")
+    for host in hosts:
+        _alternative(host)
+
+
 def issue(directory: Path, node: str, hosts: Iterable[str], *, days: int) -> Issued:
     """Make a key for ``node`` and a certificate that says so, signed by ``directory``'s authority.
 
     ``hosts`` are the addresses and names by which the node's API is reached. Raises UsageError for
     names that no certificate can have, and where the files exist.
     """
-    if not _NODE.fullmatch(node):
-        raise UsageError(f"{node[:80]!r} is no node", field="node", limit=_NODE.pattern)
+    hosts = tuple(hosts)
+    check_node(node, hosts)
     made = Issued(cert=directory / f"{node}.pem", key=directory / f"{node}-key.pem")
-    if made.cert.name == CA_NAME or made.key.name == CA_KEY_NAME:
-        raise UsageError("the name is the authority's own", field="node", hint="another name")
     for path in (made.cert, made.key):
         _refuse_existing(path)
     ca_key = _signing_key(directory / CA_KEY_NAME)
