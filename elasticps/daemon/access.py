@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import aiohttp
+
 from elasticps.core.ids import JobKey, NodeId, WorkerId
+from elasticps.core.records import NodeRecord
 from elasticps.daemon.config import DaemonConfig, Security
 from elasticps.security.files import Reloaded, read_file
 from elasticps.security.passes import PassIssuer
@@ -41,12 +44,19 @@ class NodeAccess:
         )
 
 
-def asking(access: NodeAccess | None, node: NodeId) -> dict[str, Any]:
-    """Options of an aiohttp request to the API of ``node``, and to nobody else's."""
+def connecting(access: NodeAccess | None, node: NodeId) -> dict[str, Any]:
+    """Options of a connection to the API of ``node``, and to nobody else's."""
     if access is None:
         return {}
     secured = access.tls.to_node(node)
     return {"ssl": secured.context, "server_hostname": secured.name}
+
+
+def asking(access: NodeAccess | None, record: NodeRecord) -> dict[str, Any]:
+    """Options of an aiohttp request to that node's API. Raises InvalidURL for one without TLS."""
+    if access is not None and not record.http.startswith("https://"):
+        raise aiohttp.InvalidURL(record.http, "a node without TLS, in a cluster with it")
+    return connecting(access, record.node)
 
 
 def is_of_child(process: int, child: int | None) -> bool:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from elasticps.core.ids import NodeId
 from elasticps.core.records import NodeRecord, decode
-from elasticps.daemon.access import NodeAccess, asking
+from elasticps.daemon.access import NodeAccess, connecting
 from elasticps.daemon.config import is_loopback
 from elasticps.daemon.view import ClusterView
 from elasticps.errors import StoreError
@@ -168,7 +168,7 @@ class FailureDetector:
         """Hold a connection until the other end closes it. Raises OSError when none can be made."""
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(
-                peer.host, peer.port, **asking(self._access, peer.node)
+                peer.host, peer.port, **connecting(self._access, peer.node)
             )
         try:
             # Nothing is ever sent: a firewall between would forget the connection.

@@ -75,7 +75,7 @@ class LoadReports:
 
     async def _ask(self, record: NodeRecord, window: asyncio.Semaphore) -> NodeLoad | None:
         try:
-            proof = asking(self._access, record.node)
+            proof = asking(self._access, record)
             url = f"{record.http}/api/v1/load"
             async with window, self._client.get(url, timeout=TIMEOUT, **proof) as response:
                 return msgspec.json.decode(await response.read(), type=NodeLoad)

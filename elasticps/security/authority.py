@@ -62,6 +62,10 @@ def check_node(node: str, hosts: Iterable[str]) -> None:
     """Raises UsageError for names that no certificate can have."""
     if not _NODE.fullmatch(node):
         raise UsageError(f"{node[:80]!r} is no node", field="node", limit=_NODE.pattern)
+    try:
+        node.encode("idna")
+    except UnicodeError as error:
+        raise UsageError(f"{node!r} is no host name: {error}", field="node") from None
     if f"{node}.pem" == CA_NAME or f"{node}.pem" == CA_KEY_NAME:
         raise UsageError("the name is the authority's own", field="node", hint="another name")
     for host in hosts:

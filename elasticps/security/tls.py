@@ -46,6 +46,7 @@ class TlsFiles:
             self._refuse(f"valid until {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
         if left < SOON:
             log.warning("%s is valid for %d days only", self.cert, left.days)
+        _check_host(node)
         names = _names(certificate)
         if common_name(certificate) != node or node not in names:
             self._refuse(f"the certificate is not one of node {node}", limit=", ".join(names))
@@ -124,6 +125,16 @@ def node_of(peer: Mapping[str, Any] | None) -> NodeId | None:
             if key == "commonName":
                 return NodeId(value)
     return None
+
+
+def _check_host(node: str) -> None:
+    """What a node may be called, and a host in a certificate may not: "a..b", say."""
+    try:
+        node.encode("idna")
+    except UnicodeError as error:
+        raise UsageError(
+            f"{node!r} cannot be in a certificate: {error}", field="node", limit="a host name"
+        ) from None
 
 
 def common_name(certificate: x509.Certificate) -> str:

@@ -33,6 +33,8 @@ UNIX_BUFFER = 4 << 20
 is left alone: asking turns off the kernel's own tuning, which no fixed size that was tried beat."""
 MAX_REPLY = 1 << 20
 """Bytes of a reply's payload that are received into fresh memory, unless the request says more."""
+TLS_PIECE = 256 << 10
+"""Bytes encrypted at a time: OpenSSL copies more of them more often, as its buffer grows."""
 CLOSE_TIMEOUT_S = 5.0
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 2, 1, 4
 UNREACHABLE_S = 15
@@ -173,6 +175,10 @@ class Connection(asyncio.BufferedProtocol):
         head = pack(filled, meta)
         if view is None:
             self._transport.write(head)
+        elif self._is_tls:
+            self._transport.write(head)
+            for start in range(0, len(view), TLS_PIECE):
+                self._transport.write(view[start : start + TLS_PIECE])
         else:
             self._transport.writelines((head, view))
 
@@ -244,8 +250,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         # With no slack, "may write" also means "holds nobody's memory"; the kernel has the buffers.
         # TLS transports pause at the limit and not above it: with 0 they would never resume.
-        is_tls = self._transport.get_extra_info("sslcontext") is not None
-        self._transport.set_write_buffer_limits(high=1 if is_tls else 0, low=0)
+        self._is_tls = self._transport.get_extra_info("sslcontext") is not None
+        self._transport.set_write_buffer_limits(high=1 if self._is_tls else 0, low=0)
         _configure(self._transport.get_extra_info("socket"))
         try:
             self._dispatcher = self._on_connect(self)

@@ -107,13 +107,17 @@ async def test_a_slow_reader_holds_the_writer_up(authority: Authority) -> None:
         await greeted(listening.address, client.to_node(N1)) as conn,
     ):
         echo.open[0].pause_reading()
-        for _ in range(4):
-            conn.send(PUSH.reply(), payload=bytes(BIG))
-        waiting = asyncio.create_task(conn.writable())
-        done, _ = await asyncio.wait({waiting}, timeout=0.3)
+
+        async def send_much() -> None:
+            for _ in range(20):
+                await conn.writable()
+                conn.send(PUSH.reply(), payload=bytes(BIG))
+
+        sending = asyncio.create_task(send_much())
+        done, _ = await asyncio.wait({sending}, timeout=0.5)
         assert not done
         echo.open[0].resume_reading()
-        await waiting
+        await sending
 
 
 @on_both_loops

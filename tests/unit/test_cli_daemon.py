@@ -136,7 +136,8 @@ def test_the_example_environment_of_the_unit_is_understood(monkeypatch):
     known = {getattr(option, "envvar", None) for option in daemon.params}
     for name, _, text in pairs:
         assert name in known
-        if not name.startswith("ELASTICPS_ETCD_"):  # those name files and a login of a real etcd
+        # Those name files, and a login of a real etcd.
+        if not name.startswith(("ELASTICPS_ETCD_", "ELASTICPS_TLS_", "ELASTICPS_TOKENS")):
             monkeypatch.setenv(name, text)
     assert config().labels == {"zone": "a", "rack": "12"}
 

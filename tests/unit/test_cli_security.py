@@ -84,6 +84,7 @@ def test_nothing_is_overwritten(capsys):
         (["issue", "c", "A B"], "is no node"),
         (["issue", "c", "ca"], "the authority's own"),
         (["issue", "c", "../x"], "is no node"),
+        (["issue", "c", "a..b"], "is no host name"),
         (["issue", "c", "a", "--host", "a b"], "neither a name nor an address"),
         (["issue", "c", "a", "--days", "0"], "1 to 36500"),
         (["issue", "none", "a"], "cannot be read"),

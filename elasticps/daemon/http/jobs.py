@@ -170,7 +170,7 @@ class JobRoutes:
             return
         url = f"{record.http}/api/v1/jobs/{job}/logs?local=1&follow={int(follow)}"
         try:
-            proof = asking(self._node.access, record.node)
+            proof = asking(self._node.access, record)
             async with self._client.get(url, timeout=FOLLOW_TIMEOUT, **proof) as response:
                 async for line in response.content:
                     await lines.put(line)

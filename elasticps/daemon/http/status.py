@@ -140,7 +140,7 @@ class ClusterStatus:
     async def _ask(self, record: NodeRecord) -> LocalStatus | None:
         try:
             url = f"{record.http}/api/v1/local"
-            proof = asking(self._node.access, record.node)
+            proof = asking(self._node.access, record)
             async with self._client.get(url, timeout=LOCAL_TIMEOUT, **proof) as response:
                 return msgspec.json.decode(await response.read(), type=LocalStatus)
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
