@@ -23,8 +23,14 @@ Loaded = TypeVar("Loaded")
 
 def read_file(path: Path, field: str) -> bytes:
     """The bytes of a file that the configuration names. Raises UsageError."""
+    return _read(path, field)[0]
+
+
+def _read(path: Path, field: str) -> tuple[bytes, int]:
+    """The bytes and the mode of one and the same file."""
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(
@@ -32,13 +38,12 @@ def read_file(path: Path, field: str) -> bytes:
         ) from None
     if len(content) > MAX_BYTES:
         raise UsageError("too large", where=str(path), field=field, limit=f"{MAX_BYTES} bytes")
-    return content
+    return content, mode
 
 
 def read_secret(path: Path, field: str) -> bytes:
     """The same, of a file that only its owner, and its group, may read. Raises UsageError."""
-    content = read_file(path, field)
-    mode = path.stat().st_mode
+    content, mode = _read(path, field)
     if mode & OTHERS:
         raise UsageError(
             f"others may read or change the file (mode {mode & 0o777:04o})",

@@ -65,6 +65,7 @@ def test_folders_are_the_systems_for_root_and_the_users_own_otherwise(monkeypatc
 def test_every_option_arrives(tmp_path):
     for name in ("ca", "cert", "key"):
         (tmp_path / name).write_text(PEM)
+        (tmp_path / name).chmod(0o600)
     password = tmp_path / "password"
     password.write_text("s3cret\n")
     password.chmod(0o600)
