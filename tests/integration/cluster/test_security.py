@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import shutil
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -17,6 +19,7 @@ import pytest_asyncio
 
 from elasticps.core.ids import BlockId, JobKey, NodeId, WorkerId
 from elasticps.errors import AccessDenied, PeerUnavailable
+from elasticps.security.authority import issue
 from elasticps.security.passes import PassIssuer
 from elasticps.security.tls import NodeTls, Secured, trusting
 from elasticps.security.tokens import Role, create_token, revoke_token
@@ -25,7 +28,7 @@ from elasticps.wire.connection import connect
 from elasticps.wire.control import ControlEnd, tell
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import HelloMeta, PullMeta, WorkerHello, encode
-from tests.integration.cluster.acts import SCRIPTS, WAIT_S, Training
+from tests.integration.cluster.acts import SCRIPTS, WAIT_S, Training, kill
 from tests.integration.cluster.conftest import Script
 from tests.integration.cluster.secured import (
     SecretFiles,
@@ -274,6 +277,27 @@ async def test_sums_that_would_cross_the_network_readable_are_refused(
 
 
 # -- failure
+
+
+async def test_certificates_are_renewed_and_a_killed_server_replaced_while_a_job_trains(
+    cluster: SecuredCluster, training: Training, tmp_path: Path
+) -> None:
+    files = cluster.files.nodes["n1"]
+    ca = cluster.files.authority
+    for name in ("ca.pem", "ca-key.pem"):
+        shutil.copy(ca.directory / name, tmp_path / name)
+    fresh = issue(tmp_path, "n1", ["127.0.0.1"], days=30)
+    for made, used in ((fresh.cert, files.cert), (fresh.key, files.key)):
+        made.replace(used)
+    kill(await cluster.shard_server_pid("n1"))
+    await training.goes_on()
+    await training.lies_on("n1", "n2")
+    record = await cluster.record("n1")
+    assert record is not None
+    for address in (urlsplit(record.http).netloc, record.servers[0].tcp.removeprefix("tcp:")):
+        host, _, port = address.rpartition(":")
+        shown = await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
+        assert ssl.PEM_cert_to_DER_cert(shown) == ssl.PEM_cert_to_DER_cert(files.cert.read_text())
 
 
 async def test_a_killed_daemon_is_noticed_by_its_refused_connection(
