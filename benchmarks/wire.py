@@ -1,8 +1,9 @@
 """How near a connection comes to a bare uvloop socket pair that moves the same bytes.
 
 Two processes. In each round both move blocks of 4 MiB there and back, a few at a time, and then
-exchange empty frames one by one; the two take turns, so that a busy machine slows both. Prints a
-table, and one JSON object on the last line. See ``python benchmarks/wire.py --help``.
+exchange empty frames one by one; the two take turns, so that a busy machine slows both. TLS is held
+against the same bare socket without it, so that its figure beside that of plain TCP is its cost.
+Prints a table, and one JSON object on the last line. See ``python benchmarks/wire.py --help``.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import cast
 
 import uvloop
 
+from elasticps.core.ids import NodeId
+from elasticps.security.authority import issue, make_authority
+from elasticps.security.tls import NodeTls, TlsFiles
 from elasticps.wire.address import Address
 from elasticps.wire.connection import UNIX_BUFFER, Connection, connect
 from elasticps.wire.frame import HEADER_SIZE, Header, Kind
@@ -45,11 +49,12 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Addresses:
-    """Where one server process listens, for one transport."""
+    """Where one server process listens, for one transport, and how its frames are encrypted."""
 
     frames: Address
     bare_blocks: Address
     bare_pings: Address
+    tls: TlsFiles | None = None
 
 
 class Block:
@@ -115,8 +120,11 @@ async def serve(pipe: Pipe, load: Load, wanted: Addresses) -> None:
     block = Block(load.size)
     blocks, blocks_at = await bare_listen(wanted.bare_blocks, load.size)
     pings, pings_at = await bare_listen(wanted.bare_pings, HEADER_SIZE)
-    async with listen(wanted.frames, lambda _: block) as server, blocks, pings:
-        pipe.send(Addresses(frames=server.address, bare_blocks=blocks_at, bare_pings=pings_at))
+    tls = NodeTls(wanted.tls).server() if wanted.tls else None
+    async with listen(wanted.frames, lambda _: block, tls=tls) as server, blocks, pings:
+        pipe.send(
+            replace(wanted, frames=server.address, bare_blocks=blocks_at, bare_pings=pings_at)
+        )
         await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
 
 
@@ -186,7 +194,8 @@ async def measure(addresses: Addresses, load: Load, rounds: int) -> dict[str, fl
     frames, bare, frame_pings, bare_pings = [], [], [], []
     bare_blocks = await bare_connect(addresses.bare_blocks, load.size)
     bare_ping = await bare_connect(addresses.bare_pings, HEADER_SIZE)
-    async with await connect(addresses.frames, timeout_s=TIMEOUT_S) as conn:
+    secured = NodeTls(addresses.tls).to_node(NodeId("node")) if addresses.tls else None
+    async with await connect(addresses.frames, timeout_s=TIMEOUT_S, secured=secured) as conn:
         for _ in range(rounds + 1):
             moments = await bare_exchange(bare_blocks, load.moves, load.in_flight)
             bare.append(moved / moments[-1])
@@ -219,6 +228,12 @@ def run(wanted: Addresses, load: Load, rounds: int) -> dict[str, float]:
         server.join()
 
 
+def certificates(directory: Path) -> TlsFiles:
+    ca = make_authority(directory, "benchmark", days=1).cert
+    made = issue(directory, "node", ["127.0.0.1"], days=1)
+    return TlsFiles(ca=ca, cert=made.cert, key=made.key)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=4 << 20, help="bytes of a block")
@@ -233,15 +248,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         unix = [Address.unix(Path(directory) / name) for name in ("frames", "blocks", "pings")]
         tcp = [Address.tcp("127.0.0.1", 0)] * 3
-        for name, (frames, blocks, pings) in {"tcp": tcp, "unix": unix}.items():
-            wanted = Addresses(frames=frames, bare_blocks=blocks, bare_pings=pings)
+        for name, (frames, blocks, pings) in {"tcp": tcp, "tls": tcp, "unix": unix}.items():
+            tls = certificates(Path(directory)) if name == "tls" else None
+            wanted = Addresses(frames=frames, bare_blocks=blocks, bare_pings=pings, tls=tls)
             found = results[name] = run(wanted, load, args.rounds)
             print(
                 f"{name:6}{found['gb_per_s']:8.2f}{found['bare_gb_per_s']:8.2f}"
                 f"{found['of_bare']:9.2f}{found['empty_p50_us']:9.1f} us"
                 f"{found['bare_empty_p50_us']:8.1f} us"
             )
-    print(json.dumps({"benchmark": "wire", "load": asdict(load), "results": results}))
+    tls_of_plain = results["tls"]["of_bare"] / results["tcp"]["of_bare"]
+    print(f"TLS moves {tls_of_plain:.2f} of what plain TCP does")
+    report = {"benchmark": "wire", "load": asdict(load), "results": results}
+    print(json.dumps(report | {"tls_of_plain": tls_of_plain}))
 
 
 if __name__ == "__main__":

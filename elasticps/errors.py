@@ -48,6 +48,10 @@ class WireError(ElasticError):
     """A peer sent bytes that break the frame format. Its connection is closed, nothing else."""
 
 
+class AccessDenied(ElasticError):
+    """Who asks has not proven who it is, or may not do this."""
+
+
 class PeerUnavailable(ElasticError):
     """A peer refused the connection, reset it, or did not answer in time."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote
@@ -27,7 +29,7 @@ from elasticps.cli.answers import (
     Status,
     Submission,
 )
-from elasticps.errors import ElasticError, PeerUnavailable, UsageError
+from elasticps.errors import AccessDenied, ElasticError, PeerUnavailable, UsageError
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 15.0
@@ -45,16 +47,21 @@ class Api:
     Raises UsageError for what the daemon refuses (400, 404), PeerUnavailable when it cannot be
     reached or has no leader to ask (503), ElasticError for the rest. A daemon that is gone is
     replaced, for questions that change nothing, by another that ``nodes`` or ``status`` named.
+    ``ca`` is the file of the authority that an https API must be certified by, where the machine
+    does not know it; ``token`` goes to such an API alone.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, ca: Path | None = None, token: str | None = None) -> None:
         self.url = url
+        self._ca = ca
+        self._token = token
         self._others: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
             headers={"User-Agent": f"elasticps/{__version__}", "Accept": "application/json"},
+            connector=aiohttp.TCPConnector(ssl=_trust(self._ca) if self._ca else True),
             read_bufsize=MAX_LINE_BYTES,
         )
         return self
@@ -111,10 +118,17 @@ class Api:
         url += f"?follow={int(follow)}" + ("&local=1" if node else "")
         endless = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
         with _plain_errors(url):
-            async with self._session.get(url, timeout=endless, allow_redirects=False) as response:
+            async with self._session.get(
+                url, headers=self._proof(url), timeout=endless, allow_redirects=False
+            ) as response:
                 await _check(response, url)
                 async for line in response.content:
                     yield _decoded(line, Line, url)
+
+    def _proof(self, url: str) -> dict[str, str]:
+        if self._token is None or not url.startswith("https://"):
+            return {}
+        return {"Authorization": f"Bearer {self._token}"}
 
     def _remember(self, nodes: tuple[Node, ...]) -> None:
         self._others = tuple(url for url in map(_url, nodes) if url != self.url)
@@ -141,6 +155,7 @@ class Api:
     ) -> Answer:
         url = f"{base or self.url}/api/v1/{path}"
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers |= self._proof(url)
         with _plain_errors(url):
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
@@ -173,6 +188,13 @@ async def watch(
 def _plain_errors(url: str) -> Iterator[None]:
     try:
         yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise PeerUnavailable(
+            f"the daemon's certificate is not to be trusted: {error.certificate_error}",
+            where=url,
+            hint="--ca names the cluster's authority; the certificate must name the URL's host"
+            " (`elasticps certs issue --host`)",
+        ) from None
     except TimeoutError:
         raise PeerUnavailable("the daemon did not answer in time", where=url, hint=_HINT) from None
     except (aiohttp.ClientError, OSError) as error:
@@ -180,6 +202,19 @@ def _plain_errors(url: str) -> Iterator[None]:
             f"the daemon cannot be reached: {str(error) or type(error).__name__}",
             where=url,
             hint=_HINT,
+        ) from None
+
+
+def _trust(ca: Path) -> ssl.SSLContext:
+    """That authority's certificates and no others. Raises UsageError."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(
+            f"not an authority's certificate: {error.strerror or error}",
+            where=str(ca),
+            field="ca",
+            limit="a PEM file",
         ) from None
 
 
@@ -202,6 +237,8 @@ async def _check(response: aiohttp.ClientResponse, url: str) -> None:
 def _error(status: int, body: ErrorBody) -> ElasticError:
     kinds: dict[int, type[ElasticError]] = {
         400: UsageError,
+        401: AccessDenied,
+        403: AccessDenied,
         404: UsageError,
         503: PeerUnavailable,
     }

@@ -12,7 +12,7 @@ from elasticps.cli.options import Command
 from elasticps.errors import UsageError
 
 if TYPE_CHECKING:  # the daemon's modules load when a daemon is to run
-    from elasticps.daemon.config import DaemonConfig
+    from elasticps.daemon.config import DaemonConfig, Security
     from elasticps.store.config import StoreConfig
 
 DEFAULT_ETCD = "127.0.0.1:2379"
@@ -59,9 +59,18 @@ def _option(flag: str, help_text: str, **attributes: Any) -> Callable[[Command],
 @_option("--state-dir", "The folder of what must outlive the daemon.", type=Path)
 @_option("--log-dir", "The folder of the children's logs.", type=Path)
 @_option("--runtime-dir", "The folder of sockets.", type=Path)
+@_option("--tls-ca", "PEM file of the cluster's authority; see `elasticps certs`.", type=Path)
+@_option("--tls-cert", "PEM file of this node's certificate.", type=Path)
+@_option("--tls-key", "PEM file of that certificate's key.", type=Path)
+@_option("--tokens", "The file of the API's tokens; see `elasticps token`.", type=Path)
+@_option(
+    "--allow-plain-all-reduce",
+    "Let all-reduce's sums cross the network, which are not encrypted.",
+    is_flag=True,
+)
 @_option(
     "--allow-insecure-network",
-    "Bind off loopback without TLS: trusted networks only.",
+    "Bind off loopback without TLS and tokens: trusted networks only.",
     is_flag=True,
 )
 def daemon(**options: Any) -> None:
@@ -99,6 +108,11 @@ def config_from(
     workers: int | None,
     lease_ttl: int | None,
     drain_timeout: float | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tokens: Path | None,
+    allow_plain_all_reduce: bool,
     **plain: Any,
 ) -> DaemonConfig:
     """The configuration that the options spell. Raises UsageError, naming field and limit."""
@@ -112,6 +126,7 @@ def config_from(
         "worker_slots": workers,
         "lease_ttl_s": lease_ttl,
         "drain_timeout_s": drain_timeout,
+        "security": _security(tls_ca, tls_cert, tls_key, tokens, allow_plain_all_reduce),
     }
     folders = ("state_dir", "log_dir", "runtime_dir")
     given |= {
@@ -128,6 +143,31 @@ def split(*lists: str) -> tuple[str, ...]:
     return tuple(item.strip() for text in lists for item in text.split(",") if item.strip())
 
 
+def _security(
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    tokens: Path | None,
+    plain_all_reduce: bool,
+) -> Security | None:
+    """All of it or nothing: half of it would be taken for the whole."""
+    from elasticps.daemon.config import Security
+    from elasticps.security.tls import TlsFiles
+
+    files = {"tls_ca": ca, "tls_cert": cert, "tls_key": key, "tokens": tokens}
+    missing = [name for name, path in files.items() if path is None]
+    if len(missing) == len(files):
+        return None
+    if missing or ca is None or cert is None or key is None or tokens is None:
+        raise UsageError(
+            "TLS and tokens go together",
+            field=missing[0],
+            hint="give --tls-ca, --tls-cert, --tls-key and --tokens",
+        )
+    tls = TlsFiles(ca=ca.absolute(), cert=cert.absolute(), key=key.absolute())
+    return Security(tls=tls, tokens=tokens.absolute(), plain_all_reduce=plain_all_reduce)
+
+
 def _store(
     etcd: str,
     ca: Path | None,
@@ -136,6 +176,7 @@ def _store(
     user: str | None,
     password_file: Path | None,
 ) -> StoreConfig:
+    from elasticps.security.files import read_word
     from elasticps.store.config import StoreConfig
 
     return StoreConfig(
@@ -144,26 +185,5 @@ def _store(
         cert=cert,
         key=key,
         username=user,
-        password=_secret(password_file) if password_file else None,
+        password=read_word(password_file, "etcd_password_file") if password_file else None,
     )
-
-
-def _secret(path: Path) -> str:
-    """The one line of a file that only its owner and group may read."""
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(
-            f"the file cannot be read: {reason}", where=str(path), field="etcd_password_file"
-        ) from None
-    if mode & 0o027:
-        raise UsageError(
-            f"others may read or change the file (mode {mode & 0o777:04o})",
-            where=str(path),
-            field="etcd_password_file",
-            limit="mode 0600, or 0640",
-            hint=f"chmod 600 {path}",
-        )
-    return text.rstrip("\r\n")

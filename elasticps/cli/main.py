@@ -7,10 +7,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from elasticps import __version__
+from elasticps.cli.certs import certs
 from elasticps.cli.checkpoint import checkpoint
 from elasticps.cli.daemon import daemon
 from elasticps.cli.inspect import jobs, logs, nodes, status
@@ -20,6 +22,7 @@ from elasticps.cli.plan import plan
 from elasticps.cli.plugins import plugins
 from elasticps.cli.run import run
 from elasticps.cli.sim import sim
+from elasticps.cli.token import token
 from elasticps.errors import ElasticError, UsageError
 
 DEBUG_VARIABLE = "ELASTICPS_DEBUG"
@@ -38,8 +41,24 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
     show_envvar=True,
     help="The HTTP address of any daemon of the cluster.",
 )
+@click.option(
+    "--ca",
+    envvar="ELASTICPS_CA",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    show_envvar=True,
+    help="The cluster's authority (ca.pem), by which an https API proves itself.",
+)
+@click.option(
+    "--token-file",
+    envvar="ELASTICPS_TOKEN_FILE",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    show_envvar=True,
+    help="The file that holds your token, which nobody else may read.",
+)
 @click.pass_context
-def cli(ctx: click.Context, api: str) -> None:
+def cli(ctx: click.Context, api: str, ca: Path | None, token_file: Path | None) -> None:
     """An elastic parameter server for PyTorch: machines join, leave and die while a model trains.
 
     \b
@@ -56,7 +75,7 @@ def cli(ctx: click.Context, api: str) -> None:
 
     ELASTICPS_DEBUG=1 shows where in elasticps an error came from.
     """
-    ctx.obj = Settings(api=api)
+    ctx.obj = Settings(api=api, ca=ca, token_file=token_file)
 
 
 for command in (
@@ -73,6 +92,8 @@ for command in (
     undrain,
     rebalance,
     plugins,
+    certs,
+    token,
     sim,
     daemon,
 ):

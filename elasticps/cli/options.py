@@ -37,12 +37,28 @@ class Settings:
     """The options of the group, before the command's name."""
 
     api: str
+    ca: Path | None = None
+    token_file: Path | None = None
 
     def connect(self) -> Api:
         """The client, to be entered with ``async with``."""
         from elasticps.cli.client import Api
 
-        return Api(self.api)
+        return Api(self.api, ca=self.ca, token=self._token())
+
+    def _token(self) -> str | None:
+        if self.token_file is None:
+            return None
+        from elasticps.security.files import read_word
+
+        if not self.api.startswith("https://"):
+            raise UsageError(
+                "a token is not sent where others may read it",
+                where=self.api,
+                field="api",
+                limit="https://host:port",
+            )
+        return read_word(self.token_file, "token_file")
 
 
 def run_async(main: Coroutine[Any, Any, Result]) -> Result:

@@ -46,7 +46,8 @@ class DrainRecord(msgspec.Struct, frozen=True, kw_only=True):
 class JobSpec(Guarantees, frozen=True, kw_only=True):
     """What was submitted; never changed afterwards.
 
-    ``identity`` is random: no two jobs of any clusters have the same.
+    ``identity`` is random: no two jobs of any clusters have the same. ``owner`` names the token
+    that it was submitted with, where one was needed.
     """
 
     name: JobName
@@ -59,6 +60,7 @@ class JobSpec(Guarantees, frozen=True, kw_only=True):
     block_bytes: int = DEFAULT_BLOCK_BYTES
     audit: bool = False
     submitted_unix: float = 0.0
+    owner: str = ""
 
 
 class JobState(Enum):

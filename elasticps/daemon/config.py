@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elasticps.errors import UsageError
+from elasticps.security.tls import TlsFiles
+from elasticps.security.tokens import read_tokens
 from elasticps.wire.address import MAX_PORT, Address
 
 if TYPE_CHECKING:  # the store's package brings gRPC along, which a check of options need not
@@ -67,11 +69,24 @@ def _xdg_state_home() -> Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """What lets a daemon listen off loopback: TLS, and the tokens of who may use its API.
+
+    ``tokens`` is the file of ``elasticps token create``. ``plain_all_reduce`` lets the sums of
+    all-reduce cross the network, which gloo does not encrypt.
+    """
+
+    tls: TlsFiles
+    tokens: Path
+    plain_all_reduce: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonConfig:
     """A daemon's settings. Raises UsageError, naming field and limit, for what cannot work.
 
     ``http`` and ``data`` are the host and port that the API and the data plane listen at; port 0
-    takes any free one. Off loopback both need ``allow_insecure_network``, while there is no TLS.
+    takes any free one. Off loopback both need ``security``, or ``allow_insecure_network``.
     ``weight`` is this node's share of the blocks beside the others' (1.0), ``worker_slots`` how
     many workers of one job it runs. ``lease_ttl_s`` is in whole seconds, as etcd counts; after
     ``drain_timeout_s`` a stopping daemon leaves although it still holds blocks; as leader it gives
@@ -95,6 +110,7 @@ class DaemonConfig:
     state_dir: Path = field(default_factory=default_state_dir)
     log_dir: Path = field(default_factory=default_log_dir)
     runtime_dir: Path = field(default_factory=default_runtime_dir)
+    security: Security | None = None
     allow_insecure_network: bool = False
 
     def __post_init__(self) -> None:
@@ -113,19 +129,43 @@ class DaemonConfig:
         for name in ("state_dir", "log_dir", "runtime_dir"):
             _check_directory(name, getattr(self, name))
         self._check_network()
+        if self.security is not None:
+            self._check_security(self.security)
 
     def _check_network(self) -> None:
         for name, (host, port) in (("http", self.http), ("data", self.data)):
             _check_listen(name, host, port)
-            if not (is_loopback(host) or self.allow_insecure_network):
+            if not (is_loopback(host) or self.security or self.allow_insecure_network):
                 raise UsageError(
-                    f"there is no TLS yet: {host} would open the cluster to whoever reaches it",
+                    f"without TLS and tokens {host} would open the cluster to whoever reaches it",
                     field=name,
                     limit="a loopback address",
-                    hint="--allow-insecure-network allows it, for trusted networks only",
+                    hint="--tls-ca, --tls-cert, --tls-key and --tokens; see docs/security.md."
+                    " --allow-insecure-network goes without, for trusted networks only",
                 )
         if self.http == self.data and self.http[1] != 0:
             raise UsageError("http and data cannot share a port", field="data")
+
+    def _check_security(self, security: Security) -> None:
+        """Nothing that is named is left out of use because something is wrong with it."""
+        if self.allow_insecure_network:
+            raise UsageError(
+                "TLS and tokens are given, and the network is to be insecure",
+                field="allow_insecure_network",
+                hint="leave it out",
+            )
+        security.tls.check(self.node)
+        read_tokens(security.tokens)
+        if not self.etcd.tls:
+            for target in self.etcd.targets:
+                host = target.rpartition(":")[0].strip("[]")
+                if not is_loopback(host):
+                    raise UsageError(
+                        f"etcd at {target} without TLS: who reads or changes it owns the cluster",
+                        field="etcd",
+                        limit="https, or a loopback address",
+                        hint="--etcd https://HOST:PORT --etcd-ca FILE",
+                    )
 
 
 def parse_listen(text: str, name: str) -> tuple[str, int]:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from elasticps.core.ids import NodeId
 from elasticps.core.records import NodeRecord, decode
+from elasticps.daemon.access import NodeAccess, connecting
 from elasticps.daemon.config import is_loopback
 from elasticps.daemon.view import ClusterView
 from elasticps.errors import StoreError
@@ -81,7 +82,9 @@ class FailureDetector:
         changed: asyncio.Condition,
         me: NodeId,
         machine: str,
+        access: NodeAccess | None = None,
     ) -> None:
+        self._access = access
         self._store = store
         self._view = view
         self._changed = changed
@@ -125,7 +128,7 @@ class FailureDetector:
         while True:
             began = time.monotonic()
             try:
-                await _connected_until_closed(peer)
+                await self._connected_until_closed(peer)
                 stood, obstacle = True, ""
             except (OSError, UnicodeError) as error:
                 refused = isinstance(error, ConnectionRefusedError)
@@ -161,19 +164,20 @@ class FailureDetector:
             return False
         return True
 
-
-async def _connected_until_closed(peer: Peer) -> None:
-    """Hold a connection until the other end closes it. Raises OSError when none can be made."""
-    async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        reader, writer = await asyncio.open_connection(peer.host, peer.port)
-    try:
-        # Nothing is ever sent: a firewall between would forget the connection.
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        with contextlib.suppress(OSError):
-            while await reader.read(4096):
-                continue
-    finally:
-        writer.transport.abort()
+    async def _connected_until_closed(self, peer: Peer) -> None:
+        """Hold a connection until the other end closes it. Raises OSError when none can be made."""
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(
+                peer.host, peer.port, **connecting(self._access, peer.node)
+            )
+        try:
+            # Nothing is ever sent: a firewall between would forget the connection.
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            with contextlib.suppress(OSError):
+                while await reader.read(4096):
+                    continue
+        finally:
+            writer.transport.abort()
 
 
 def _leads_back(host: str) -> bool:

@@ -22,6 +22,7 @@ from elasticps.core.plan import Entry, encode_part, part_of, parts
 from elasticps.core.planner import Planned, destinations, first_plan, next_plan, targets
 from elasticps.core.proposal import Placed, wanted
 from elasticps.core.records import JobSpec, JobState, JobStatus, Movement, encode
+from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.placements import Placements, alive, has_own_placement, sites_of
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable
@@ -291,13 +292,18 @@ class Leader:
     """Leads while its fence holds."""
 
     def __init__(
-        self, store: Store, view: ClusterView, changed: asyncio.Condition, lost_after_s: float
+        self,
+        store: Store,
+        view: ClusterView,
+        changed: asyncio.Condition,
+        lost_after_s: float,
+        access: NodeAccess | None = None,
     ) -> None:
         self._store = store
         self._view = view
         self._changed = changed
         self._lost_after_s = lost_after_s
-        self.placements = Placements(view, changed)
+        self.placements = Placements(view, changed, access=access)
 
     async def lead(self, fence: Fence) -> None:
         """Decide and write until cancelled. Raises FenceLost when another has been elected."""

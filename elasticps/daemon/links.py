@@ -15,6 +15,7 @@ from elasticps.errors import PeerUnavailable
 from elasticps.wire.connection import Connection
 from elasticps.wire.control import ControlEnd, tell
 from elasticps.wire.messages import (
+    Access,
     AliveWorkers,
     Control,
     Describe,
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 class Children(Protocol):
     """Who acts on what children say."""
 
-    def server_said_hello(self, record: ServerRecord) -> None: ...
+    def server_said_hello(self, record: ServerRecord, process: int) -> bool: ...
 
     def server_gone(self) -> None: ...
 
@@ -48,7 +49,9 @@ class Children(Protocol):
 
     def loaded(self, load: ServerLoad) -> None: ...
 
-    def welcome(self, uid: str) -> Welcome | None: ...
+    def welcome(self, uid: str, process: int) -> Welcome | None: ...
+
+    def access_of(self, uid: str) -> Access | None: ...
 
     def retired(self, uid: str) -> Retire | None: ...
 
@@ -109,6 +112,13 @@ class Links:
             if link.uid == uid:
                 link.tell(message)
 
+    def renew_access(self) -> None:
+        """Give each worker a pass anew, before the one that it has is over."""
+        for link in self._links.values():
+            access = self._children.access_of(link.uid) if link.job is not None else None
+            if access is not None:
+                link.tell(access)
+
     def sync(self) -> None:
         """Tell every child what has changed in the view since it was last told."""
         self._rehearsals.keep_only({job.key for job in self._view.active_jobs})
@@ -128,12 +138,15 @@ class Links:
 
     def _hello(self, conn: Connection, message: Control) -> None:
         if isinstance(message, ServerHello):
+            if not self._children.server_said_hello(message.record, conn.peer_process()):
+                log.error("a process says it is the shard server, which was not started here")
+                conn.abort()
+                return
             link = self._links[conn] = _Link(conn, "", None)
             link.tell(ServeUntil(self._serve_until))
-            self._children.server_said_hello(message.record)
             self._sync(link)
         elif isinstance(message, WorkerHello):
-            welcome = self._children.welcome(message.uid)
+            welcome = self._children.welcome(message.uid, conn.peer_process())
             if welcome is None:
                 log.error("a process says it is worker %s, which was not started here", message.uid)
                 conn.abort()

@@ -16,6 +16,7 @@ import msgspec
 from elasticps.core.ids import BlockId, JobKey, NodeId, ServerId
 from elasticps.core.proposal import Load
 from elasticps.core.records import NodeRecord
+from elasticps.daemon.access import NodeAccess, asking
 from elasticps.wire.messages import ServerLoad
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,9 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
 class LoadReports:
     """The newest answers of all nodes that answer."""
 
-    def __init__(self, client: aiohttp.ClientSession) -> None:
+    def __init__(self, client: aiohttp.ClientSession, access: NodeAccess | None = None) -> None:
         self._client = client
+        self._access = access
         self._asking = asyncio.Lock()
         self._asked_s = float("-inf")
         self._answers: list[NodeLoad] = []
@@ -73,10 +75,9 @@ class LoadReports:
 
     async def _ask(self, record: NodeRecord, window: asyncio.Semaphore) -> NodeLoad | None:
         try:
-            async with (
-                window,
-                self._client.get(f"{record.http}/api/v1/load", timeout=TIMEOUT) as response,
-            ):
+            proof = asking(self._access, record)
+            url = f"{record.http}/api/v1/load"
+            async with window, self._client.get(url, timeout=TIMEOUT, **proof) as response:
                 return msgspec.json.decode(await response.read(), type=NodeLoad)
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             log.info("node=%s does not tell its load: %s", record.node, error)

@@ -34,6 +34,8 @@ def run(config: DaemonConfig) -> int:
         stream=sys.stderr,
         format=f"%(asctime)s %(levelname)s node={config.node} %(name)s: %(message)s",
     )
+    if config.allow_insecure_network:
+        log.warning("no TLS and no tokens: whoever reaches this daemon's ports owns the cluster")
     for directory in (config.state_dir, config.log_dir, config.runtime_dir):
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
     try:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from elasticps.core.ids import JobName, NodeId
 from elasticps.core.proposal import Placed
 from elasticps.core.records import NodeRecord, ServerRecord
+from elasticps.daemon.access import NodeAccess, is_of_child
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.departure import Departure
 from elasticps.daemon.failure_detector import FailureDetector
@@ -22,16 +23,19 @@ from elasticps.daemon.membership import Membership
 from elasticps.daemon.notify import Notifier
 from elasticps.daemon.rehearsals import Rehearsals
 from elasticps.daemon.reports import Reports
+from elasticps.daemon.shard_server import CHILD as SHARD_SERVER
 from elasticps.daemon.shard_server import ShardServerChild
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Workers
 from elasticps.errors import StoreError, StoreRolledBack
+from elasticps.security.passes import RENEWED_AFTER_S
 from elasticps.store import Keys, Lease, Store, check_format, watch_prefix
 from elasticps.wire.address import Address
 from elasticps.wire.listener import listen
 from elasticps.wire.machine import this_machine
 from elasticps.wire.messages import (
+    Access,
     Describe,
     Finished,
     Progress,
@@ -61,6 +65,7 @@ class Node:
         self.http_url = ""
         self.machine = this_machine()
         self.supervisor = Supervisor(config.log_dir)
+        self.access = NodeAccess.of(config)
         control = Address.unix(config.runtime_dir / "control.sock")
         self.server = ShardServerChild(config, control, self._server_changed)
         self._incarnation = secrets.token_hex(4)
@@ -71,7 +76,7 @@ class Node:
         self._rehearsals = Rehearsals(lambda: self._links.sync())
         self._links = Links(self.view, self.machine, self, self._rehearsals)
         self._reports = Reports(store, self.view, self.name, self._links.tell_worker)
-        self._leader = Leader(store, self.view, self._changed, config.lost_after_s)
+        self._leader = Leader(store, self.view, self._changed, config.lost_after_s, self.access)
         self.membership = Membership(
             config,
             store,
@@ -82,8 +87,12 @@ class Node:
             self._links.serve_until,
             self._on_membership,
         )
-        self._detector = FailureDetector(store, self.view, self._changed, self.name, self.machine)
-        self.workers = Workers(config, store, self.view, self.supervisor, self.logs, str(control))
+        self._detector = FailureDetector(
+            store, self.view, self._changed, self.name, self.machine, self.access
+        )
+        self.workers = Workers(
+            config, store, self.view, self.supervisor, self.logs, str(control), self.access
+        )
         self.departure = Departure(
             store, self.view, self._changed, self.name, config.drain_timeout_s, self._is_empty
         )
@@ -118,6 +127,7 @@ class Node:
                 tasks.create_task(self._reconcile(), name="workers")
                 tasks.create_task(self._reports.run(), name="reports")
                 tasks.create_task(self._feed_watchdog(), name="watchdog")
+                tasks.create_task(self._renew_access(), name="passes")
                 tasks.create_task(self._end_with_etcds_history(), name="etcd's history")
                 code = await self.departure.wait(lambda: self.membership.joined)
                 self._notifier.stopping()
@@ -168,6 +178,11 @@ class Node:
         while period_s is not None:
             self._notifier.watchdog()
             await asyncio.sleep(period_s)
+
+    async def _renew_access(self) -> None:
+        while self.access is not None:
+            await asyncio.sleep(RENEWED_AFTER_S)
+            self._links.renew_access()
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until ``condition`` holds; it is looked at whenever the view changes."""
@@ -220,8 +235,11 @@ class Node:
 
     # -- what children say ----------------------------------------------------------------------
 
-    def server_said_hello(self, record: ServerRecord) -> None:
+    def server_said_hello(self, record: ServerRecord, process: int) -> bool:
+        if not self._is_child(SHARD_SERVER, process):
+            return False
         self.server.said_hello(record)
+        return True
 
     def server_gone(self) -> None:
         self.server.gone()
@@ -232,8 +250,21 @@ class Node:
     def loaded(self, load: ServerLoad) -> None:
         self.server.heard(load)
 
-    def welcome(self, uid: str) -> Welcome | None:
+    def welcome(self, uid: str, process: int) -> Welcome | None:
+        life = self.workers.lives.get(uid)
+        if life is None or not self._is_child(life.child, process):
+            return None
         return self.workers.welcome(uid, self.config.cluster)
+
+    def access_of(self, uid: str) -> Access | None:
+        return self.workers.access(uid)
+
+    def _is_child(self, name: str, process: int) -> bool:
+        """By the kernel's word, for whoever may open the socket may say any name."""
+        return any(
+            child.name == name and is_of_child(process, child.pid)
+            for child in self.supervisor.snapshot()
+        )
 
     def retired(self, uid: str) -> Retire | None:
         life = self.workers.lives.get(uid)

@@ -12,6 +12,7 @@ from elasticps.core.chosen import BALANCED
 from elasticps.core.ids import JobName, ServerId
 from elasticps.core.placement import Site
 from elasticps.core.proposal import Placed, Situation, situation_of
+from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.load_reports import LoadReports
 from elasticps.daemon.placing import ask
 from elasticps.daemon.view import ClusterView, JobView
@@ -48,18 +49,25 @@ def has_own_placement(job: JobView) -> bool:
 class Placements:
     """What each job's placement said last. ``run`` keeps it new while this node leads."""
 
-    def __init__(self, view: ClusterView, changed: asyncio.Condition, ask: Ask = ask) -> None:
+    def __init__(
+        self,
+        view: ClusterView,
+        changed: asyncio.Condition,
+        ask: Ask = ask,
+        access: NodeAccess | None = None,
+    ) -> None:
         self.placed: dict[JobName, Placed] = {}
         self._view = view
         self._changed = changed
         self._ask = ask
+        self._access = access
         self._window = asyncio.Semaphore(PROCESSES)
 
     async def run(self) -> None:
         """Ask for each job that has a placement of its own, until cancelled."""
         asking: dict[JobName, asyncio.Task[None]] = {}
         async with aiohttp.ClientSession() as client:
-            reports = LoadReports(client)
+            reports = LoadReports(client, self._access)
             try:
                 while True:
                     jobs = {job.name for job in self._view.active_jobs if has_own_placement(job)}

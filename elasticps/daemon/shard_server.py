@@ -40,13 +40,16 @@ class ShardServerChild:
 
     def start(self, supervisor: Supervisor) -> None:
         host, port = self._config.data
-        arguments = {
+        arguments: dict[str, object] = {
             "control": self._control,
             "cluster": self._config.cluster,
             "node": self._config.node,
             "tcp": Address.tcp(host, port),
             "unix": Address.unix(self._config.runtime_dir / "data.sock"),
         }
+        if self._config.security is not None:
+            files = self._config.security.tls
+            arguments |= {"tls-ca": files.ca, "tls-cert": files.cert, "tls-key": files.key}
         options = [part for key, item in arguments.items() for part in (f"--{key}", str(item))]
         spec = ChildSpec(
             name=CHILD,

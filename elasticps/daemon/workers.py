@@ -26,6 +26,7 @@ from elasticps.core.restart import (
     RestartTracker,
     RestartWhen,
 )
+from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.log_files import LogBuffer
@@ -33,7 +34,7 @@ from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Finished, Progress, Retire, Welcome
+from elasticps.wire.messages import Access, Finished, Progress, Retire, Welcome
 from elasticps.worker.launch import ScriptFailure
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class Workers:
         supervisor: Supervisor,
         logs: LogBuffer,
         control: str,
+        access: NodeAccess | None = None,
     ) -> None:
         self.lives: dict[str, Life] = {}
         self._config = config
@@ -114,6 +116,7 @@ class Workers:
         self._supervisor = supervisor
         self._logs = logs
         self._control = control
+        self._access = access
         self._me = NodeId(config.node)
         self._next_number = 1
         self._slots: dict[JobKey, _Slot] = {}
@@ -363,6 +366,13 @@ class Workers:
 
     # -- what workers say -----------------------------------------------------------------------
 
+    def access(self, uid: str) -> Access | None:
+        """What a worker shows from now on; None where nothing is to be shown, or nobody is left."""
+        life = self.lives.get(uid)
+        if life is None or self._access is None:
+            return None
+        return self._access.of_worker(life.worker, life.job)
+
     def welcome(self, uid: str, cluster: str) -> Welcome | None:
         life = self.lives.get(uid)
         if life is None:
@@ -375,6 +385,7 @@ class Workers:
             cluster=cluster,
             audit=life.audit,
             block_bytes=life.block_bytes,
+            access=self.access(uid),
         )
 
 

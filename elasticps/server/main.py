@@ -8,6 +8,7 @@ import logging
 import secrets
 import signal
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ import uvloop
 
 from elasticps.core.ids import NodeId, ServerId, server_of
 from elasticps.core.records import ServerRecord
+from elasticps.errors import AccessDenied, ElasticError
+from elasticps.security.tls import NodeTls, TlsFiles
+from elasticps.server.admission import Admission, Open, Proven, ServerCredentials
 from elasticps.server.session import Lease, Session
 from elasticps.server.table import Table
 from elasticps.wire.address import Address
@@ -45,13 +49,18 @@ MAX_PROMISES_QUEUED = 1024
 class ShardServer:
     """Hosts what the daemon's messages say, until the daemon says Stop or is gone."""
 
-    def __init__(self, cluster: str, me: ServerId, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, cluster: str, me: ServerId, tasks: asyncio.TaskGroup, tls: NodeTls | None = None
+    ) -> None:
         self.lease = Lease()
         self.stopped = asyncio.Event()
         self.promises: asyncio.Queue[Promises] = asyncio.Queue(MAX_PROMISES_QUEUED)
         self._addresses: dict[ServerId, Address] = {}
         self.peers: ConnectionPool[ServerId] = ConnectionPool(
-            cluster, me, lambda server: self._addresses.get(server)
+            cluster,
+            me,
+            lambda server: self._addresses.get(server),
+            ServerCredentials(tls, cluster, me) if tls else None,
         )
         self.table = Table(me, tasks, self.peers, self.promises)
 
@@ -101,11 +110,12 @@ class ShardServer:
 async def serve(options: argparse.Namespace) -> None:
     """Listen, say hello to the daemon, and serve until told to stop."""
     me = server_of(NodeId(options.node), secrets.token_hex(4))
+    tls = _tls(options)
     try:
         async with asyncio.TaskGroup() as tasks:
-            server = ShardServer(options.cluster, me, tasks)
+            server = ShardServer(options.cluster, me, tasks, tls)
             stop_on_signals(server.stopped)
-            await _serve(options, me, server, tasks)
+            await _serve(options, me, server, tls)
             raise _Stopped
     except* _Stopped:
         log.info("stopped")
@@ -115,17 +125,27 @@ class _Stopped(Exception):
     """Ends the task group: the server was told to stop."""
 
 
+def _tls(options: argparse.Namespace) -> NodeTls | None:
+    if not options.tls_key:
+        return None
+    ca, cert, key = (Path(path) for path in (options.tls_ca, options.tls_cert, options.tls_key))
+    return NodeTls(TlsFiles(ca=ca, cert=cert, key=key))
+
+
 async def _serve(
-    options: argparse.Namespace, me: ServerId, server: ShardServer, tasks: asyncio.TaskGroup
+    options: argparse.Namespace, me: ServerId, server: ShardServer, tls: NodeTls | None
 ) -> None:
+    admission: Admission = Proven(tls.files) if tls else Open()
+    context = tls.server() if tls else None
+
     def session(_: Connection) -> Session:
-        return Session(options.cluster, server.table, server.lease)
+        return Session(options.cluster, server.table, server.lease, admission)
 
     tcp_address, unix_address = Address.parse(options.tcp), Address.parse(options.unix)
     control = ControlEnd(server.on_message, server.on_closed)
     async with (
-        listen(tcp_address, session) as tcp,
-        listen(unix_address, session) as unix,
+        listen(tcp_address, session, on_error=_note, tls=context) as tcp,
+        listen(unix_address, session, on_error=_note) as unix,
         await connect(
             Address.parse(options.control), timeout_s=CONNECT_TIMEOUT_S, dispatcher=control
         ) as daemon,
@@ -134,6 +154,11 @@ async def _serve(
         tell(daemon, ServerHello(record))
         await first_of(server.stopped.wait(), server.report(daemon))
     await server.peers.aclose()
+
+
+def _note(connection: Connection, error: ElasticError) -> None:
+    if isinstance(error, AccessDenied):
+        log.warning("refused: peer=%s %s", connection.where, error)
 
 
 async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
@@ -166,6 +191,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="elasticps.server", description=__doc__)
     for name in ("control", "cluster", "node", "tcp", "unix"):
         parser.add_argument(f"--{name}", required=True)
+    for name in ("tls-ca", "tls-cert", "tls-key"):
+        parser.add_argument(f"--{name}")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     warm_up()

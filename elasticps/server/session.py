@@ -8,6 +8,7 @@ import torch
 
 from elasticps.core.replication import Check
 from elasticps.errors import WireError
+from elasticps.server.admission import Admission, Admitted, Open
 from elasticps.server.hosted import STATUS_OF, Hosted, Request
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
@@ -48,21 +49,26 @@ class Lease:
 class Session:
     """The server's end of one connection (a ``wire.connection.Dispatcher``)."""
 
-    def __init__(self, cluster: str, table: Table, lease: Lease) -> None:
+    def __init__(
+        self, cluster: str, table: Table, lease: Lease, admission: Admission | None = None
+    ) -> None:
         self._cluster = cluster
         self._table = table
         self._lease = lease
+        self._admission = admission or Open()
+        self._admitted: Admitted | None = None
         self._caller = ""
         self._incoming: torch.Tensor | None = None
 
     def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
         """Memory for a payload that its block can take; a block that is not here drops it."""
-        if not self._caller:
+        if self._admitted is None:
             raise WireError("a payload before hello", field="kind")
         if header.kind not in _PAYLOAD_KINDS:
             raise WireError(
                 f"a {header.kind.name} takes no payload", field="payload_length", limit="0"
             )
+        self._admitted.check(header)
         hosted = self._table.replica(header.job, header.block)
         if hosted is None:
             self._incoming = None
@@ -91,9 +97,11 @@ class Session:
         request = Request(conn, header)
         if header.kind is Kind.HELLO:
             self._hello(request, meta)
-        elif not self._caller:
+            return
+        if self._admitted is None:
             raise WireError("a request before hello", field="kind")
-        elif header.kind in _CLIENT_KINDS:
+        self._admitted.check(header)
+        if header.kind in _CLIENT_KINDS:
             self._client(request, meta, payload, incoming)
         elif header.kind in (Kind.SNAPSHOT, Kind.OP):
             self._replicate(request, meta, payload)
@@ -109,6 +117,7 @@ class Session:
             raise WireError(
                 f"a caller of cluster {hello.cluster!r}", field="cluster", limit=self._cluster
             )
+        self._admitted = self._admission.admit(request.connection, hello)
         self._caller = hello.caller
         request.answer(Status.OK)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from elasticps.errors import UsageError
+from elasticps.security.files import read_file, read_secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +91,6 @@ def _split(endpoint: str) -> tuple[str, str]:
 
 
 def _require_pem(name: str, path: Path) -> None:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"the file cannot be read: {error.strerror}", where=str(path), field=name
-        ) from None
+    content = read_secret(path, name) if name == "key" else read_file(path, name)
     if b"-----BEGIN " not in content:
         raise UsageError("the file holds no PEM block", where=str(path), field=name)

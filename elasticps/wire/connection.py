@@ -11,12 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
 import msgspec
 
+from elasticps.core.ids import NodeId
 from elasticps.errors import ElasticError, PeerUnavailable, WireError
+from elasticps.security.tls import Secured, node_of
 from elasticps.wire.address import Address
 from elasticps.wire.frame import FLAG_PAYLOAD_CHECKSUM, MAX_PAYLOAD, Header, checksum, pack
 from elasticps.wire.inflight import InFlight, Pending, Reply
@@ -30,10 +33,14 @@ UNIX_BUFFER = 4 << 20
 is left alone: asking turns off the kernel's own tuning, which no fixed size that was tried beat."""
 MAX_REPLY = 1 << 20
 """Bytes of a reply's payload that are received into fresh memory, unless the request says more."""
+TLS_PIECE = 256 << 10
+"""Bytes encrypted at a time: OpenSSL copies more of them more often, as its buffer grows."""
 CLOSE_TIMEOUT_S = 5.0
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 2, 1, 4
 UNREACHABLE_S = 15
 """How long a peer may take nothing before its connection counts as lost; for TCP alone."""
+_CREDENTIALS = struct.Struct("3i")
+"""``struct ucred``: process, user and group."""
 
 
 class Dispatcher(Protocol):
@@ -168,6 +175,10 @@ class Connection(asyncio.BufferedProtocol):
         head = pack(filled, meta)
         if view is None:
             self._transport.write(head)
+        elif self._is_tls:
+            self._transport.write(head)
+            for start in range(0, len(view), TLS_PIECE):
+                self._transport.write(view[start : start + TLS_PIECE])
         else:
             self._transport.writelines((head, view))
 
@@ -175,6 +186,17 @@ class Connection(asyncio.BufferedProtocol):
         """The other end as the kernel knows it; for a Unix socket, the listener's address."""
         name = self._transport.get_extra_info("peername")
         return Address.tcp(*name[:2]) if isinstance(name, tuple) else self.where
+
+    def peer_node(self) -> NodeId | None:
+        """The node whose certificate the other end has proven to have; None where it showed none,
+        as workers do, or without TLS."""
+        return node_of(self._transport.get_extra_info("peercert"))
+
+    def peer_process(self) -> int:
+        """Of a Unix socket, the process that connected or listens, by the kernel's word."""
+        sock = self._transport.get_extra_info("socket")
+        found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(found)[0])
 
     def _check_open(self) -> None:
         if self._lost.is_set() or self._transport.is_closing():
@@ -227,7 +249,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         # With no slack, "may write" also means "holds nobody's memory"; the kernel has the buffers.
-        self._transport.set_write_buffer_limits(high=0)
+        # TLS transports pause at the limit and not above it: with 0 they would never resume.
+        self._is_tls = self._transport.get_extra_info("sslcontext") is not None
+        self._transport.set_write_buffer_limits(high=1 if self._is_tls else 0, low=0)
         _configure(self._transport.get_extra_info("socket"))
         try:
             self._dispatcher = self._on_connect(self)
@@ -295,13 +319,15 @@ async def connect(
     *,
     timeout_s: float,
     dispatcher: Dispatcher | None = None,
+    secured: Secured | None = None,
     checksum_payloads: bool = False,
     max_payload: int = MAX_PAYLOAD,
 ) -> Connection:
     """A connection to the listener at ``address``; ``async with`` it, or ``aclose`` it.
 
-    ``dispatcher`` takes what the peer sends unasked; without one, that is a WireError.
-    Raises PeerUnavailable when nobody answers there within ``timeout_s``.
+    ``dispatcher`` takes what the peer sends unasked; without one, that is a WireError. With
+    ``secured`` TCP is TLS, to whom that names; a Unix socket does not leave the machine.
+    Raises PeerUnavailable when nobody answers there within ``timeout_s``, or another than named.
     """
     loop = asyncio.get_running_loop()
 
@@ -318,13 +344,20 @@ async def connect(
             if address.transport == "unix":
                 _, conn = await loop.create_unix_connection(protocol, address.path)
             else:
-                _, conn = await loop.create_connection(protocol, address.host, address.port)
+                _, conn = await loop.create_connection(
+                    protocol,
+                    address.host,
+                    address.port,
+                    ssl=secured.context if secured else None,
+                    server_hostname=secured.name if secured else None,
+                )
     except TimeoutError:
         raise PeerUnavailable(
             "no connection in time", where=str(address), limit=f"{timeout_s} s"
         ) from None
     except (OSError, UnicodeError) as error:
-        raise PeerUnavailable(f"cannot connect: {error}", where=str(address)) from error
+        why = str(error) or type(error).__name__
+        raise PeerUnavailable(f"cannot connect: {why}", where=str(address)) from error
     return conn
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from elasticps.wire.connection import Connection, Dispatcher, OnConnect
 from elasticps.wire.frame import MAX_PAYLOAD
 
 BACKLOG = 512
+HANDSHAKE_TIMEOUT_S = 5.0
 
 OnError = Callable[[Connection, ElasticError], None]
 
@@ -27,19 +29,22 @@ def listen(
     on_connect: OnConnect,
     *,
     on_error: OnError | None = None,
+    tls: ssl.SSLContext | None = None,
     checksum_payloads: bool = False,
     max_payload: int = MAX_PAYLOAD,
 ) -> Listener:
     """A listener at ``address``, open inside ``async with``; leaving closes its connections too.
 
     ``on_connect`` gives each new connection its dispatcher (an ElasticError it raises refuses the
-    connection). ``on_error`` is told of each connection that ended in an error. Entering raises
-    UsageError when the address is taken or cannot be had.
+    connection). ``on_error`` is told of each connection that ended in an error. ``tls`` makes TCP
+    TLS and nothing else; a Unix socket does not leave the machine. Entering raises UsageError when
+    the address is taken or cannot be had.
     """
     return Listener(
         address,
         on_connect,
         on_error,
+        tls=tls,
         checksum_payloads=checksum_payloads,
         max_payload=max_payload,
     )
@@ -54,6 +59,7 @@ class Listener:
         on_connect: OnConnect,
         on_error: OnError | None,
         *,
+        tls: ssl.SSLContext | None,
         checksum_payloads: bool,
         max_payload: int,
     ) -> None:
@@ -62,6 +68,7 @@ class Listener:
         self.connections: set[Connection] = set()
         self._on_connect = on_connect
         self._on_error = on_error
+        self._tls = tls
         self._checksum_payloads = checksum_payloads
         self._max_payload = max_payload
         self._closing = False
@@ -78,7 +85,12 @@ class Listener:
             sock = await _bind_tcp(self.address)
             self.address = Address.tcp(self.address.host, sock.getsockname()[1])
             self._server = await loop.create_server(
-                self._protocol, sock=sock, backlog=BACKLOG, start_serving=False
+                self._protocol,
+                sock=sock,
+                backlog=BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if self._tls else None,
+                start_serving=False,
             )
         try:
             await self._server.start_serving()

@@ -36,10 +36,14 @@ from elasticps.errors import WireError
 
 
 class HelloMeta(msgspec.Struct, frozen=True):
-    """First on every data connection: which cluster and who calls (a worker or a server)."""
+    """First on every data connection: which cluster and who calls (a worker or a server).
+
+    ``token`` is the caller's pass, where the cluster has certificates.
+    """
 
     cluster: str
     caller: str
+    token: bytes = b""
 
 
 class PushMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -164,11 +168,15 @@ class ShelfMeta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PeerNote(msgspec.Struct, frozen=True, array_like=True):
-    """What a worker writes on the bulletin: where its peers find it. ``machine``: of ``unix``."""
+    """What a worker writes on the bulletin: where its peers find it. ``machine``: of ``unix``.
+
+    ``certificate`` (PEM) is what its TCP listener proves itself by, where it speaks TLS.
+    """
 
     tcp: str
     unix: str
     machine: str
+    certificate: bytes = b""
 
 
 class RefusalMeta(msgspec.Struct, frozen=True):
@@ -301,8 +309,17 @@ class WorkerHello(msgspec.Struct, frozen=True, tag=True):
     uid: str
 
 
+class Access(msgspec.Struct, frozen=True, tag=True):
+    """To a worker, again and again: its pass, and the authorities (PEM) that servers prove
+    themselves by. ``plain_all_reduce``: sums may cross the network, for gloo encrypts nothing."""
+
+    token: bytes
+    ca: bytes
+    plain_all_reduce: bool
+
+
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """To a worker: who it is."""
+    """To a worker: who it is. ``access`` where the cluster has certificates."""
 
     worker: WorkerId
     job: JobKey
@@ -310,6 +327,7 @@ class Welcome(msgspec.Struct, frozen=True, tag=True):
     cluster: str
     audit: bool
     block_bytes: int
+    access: Access | None = None
 
 
 class Describe(msgspec.Struct, frozen=True, tag=True):
@@ -371,6 +389,7 @@ Control = (
     | Promises
     | ServerLoad
     | WorkerHello
+    | Access
     | Welcome
     | Describe
     | Rejected

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from elasticps.core.ids import ServerId
 from elasticps.errors import PeerUnavailable
+from elasticps.security.tls import Secured
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
 from elasticps.wire.frame import Header, Kind
@@ -16,15 +17,37 @@ from elasticps.wire.messages import HelloMeta, Servers, encode
 CONNECT_TIMEOUT_S = 2.0
 
 Name = TypeVar("Name", bound=Hashable)
+Asked = TypeVar("Asked", contravariant=True)
+
+
+class Credentials(Protocol[Asked]):
+    """How a caller proves who it is, and others prove themselves to it."""
+
+    def token(self) -> bytes:
+        """The caller's pass as it is now."""
+        ...
+
+    def secured(self, name: Asked) -> Secured:
+        """How to speak TLS with ``name``, and with nobody else."""
+        ...
 
 
 class ConnectionPool(Generic[Name]):
-    """Open connections that have said hello as ``caller``; ``Name`` names the other ends."""
+    """Open connections that have said hello as ``caller``; ``Name`` names the other ends.
+
+    With ``credentials`` each TCP connection is TLS: there is no other way to the same end.
+    """
 
     def __init__(
-        self, cluster: str, caller: str, address_of: Callable[[Name], Address | None]
+        self,
+        cluster: str,
+        caller: str,
+        address_of: Callable[[Name], Address | None],
+        credentials: Credentials[Name] | None = None,
     ) -> None:
-        self._hello = encode(HelloMeta(cluster=cluster, caller=caller))
+        self._cluster = cluster
+        self._caller = caller
+        self._credentials = credentials
         self._address_of = address_of
         self._connections: dict[Name, Connection] = {}
         self._connecting: dict[Name, asyncio.Lock] = {}
@@ -38,14 +61,20 @@ class ConnectionPool(Generic[Name]):
             address = self._address_of(name)
             if address is None:
                 raise PeerUnavailable("nobody of this name is registered", where=str(name))
-            made = await connect(address, timeout_s=CONNECT_TIMEOUT_S)
+            proof = self._credentials
+            secured = proof.secured(name) if proof and address.transport == "tcp" else None
+            made = await connect(address, timeout_s=CONNECT_TIMEOUT_S, secured=secured)
             try:
-                await made.request(Header(Kind.HELLO), self._hello, timeout_s=CONNECT_TIMEOUT_S)
+                await made.request(Header(Kind.HELLO), self._hello(), timeout_s=CONNECT_TIMEOUT_S)
             except BaseException:
                 made.abort()
                 raise
             self._connections[name] = made
             return made
+
+    def _hello(self) -> bytes:
+        token = self._credentials.token() if self._credentials else b""
+        return encode(HelloMeta(cluster=self._cluster, caller=self._caller, token=token))
 
     def forget_unlisted(self) -> None:
         """Drop the connections to those that have no address any more."""

@@ -15,6 +15,7 @@ from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
 from elasticps.wire.control import ControlEnd, tell
 from elasticps.wire.messages import (
+    Access,
     Control,
     Describe,
     Finished,
@@ -43,6 +44,7 @@ class Agent:
 
     def __init__(self) -> None:
         self.welcome: Welcome | None = None
+        self.access: Access | None = None
         self.job: JobInfo | None = None
         self.retiring: str | None = None
         self.on_servers: Callable[[], None] = lambda: None
@@ -91,6 +93,11 @@ class Agent:
     def finished(self, finished: Finished) -> None:
         self._tell(finished)
 
+    def current_access(self) -> Access:
+        """The newest; only for who was welcomed with one."""
+        assert self.access is not None
+        return self.access
+
     def row(self, block: BlockId) -> PlanRow | None:
         return self._rows.get(block)
 
@@ -128,6 +135,9 @@ class Agent:
         match message:
             case Welcome():
                 self.welcome = message
+                self.access = message.access
+            case Access():
+                self.access = message
             case JobInfo():
                 self.job = message
             case PlanUpdate():

@@ -17,6 +17,7 @@ from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import PlanRow, PlanUpdate, RefusalMeta, decode
 from elasticps.wire.pool import ConnectionPool
 from elasticps.worker.agent import Agent
+from elasticps.worker.credentials import ToServers
 
 REQUEST_TIMEOUT_S = 30.0
 HELD_TIMEOUT_S = 600.0
@@ -57,7 +58,8 @@ class Client:
         self._agent = agent
         self.worker = worker
         self._job = job
-        self._pool = ConnectionPool(cluster, str(worker), agent.address)
+        credentials = ToServers(agent.current_access) if agent.access else None
+        self._pool = ConnectionPool(cluster, str(worker), agent.address, credentials)
         # What waits for a server that is gone learns it at once, not when its time is up.
         agent.on_servers = self._pool.forget_unlisted
         agent.on_plan = self._give_up_deposed

@@ -89,10 +89,12 @@ class PeerCalls:
         known = self._group_of
         if self._group is None or known is None or known.generation != turn.generation:
             self._drop()
+            self._call(self._met())
+            host = self._peers.sum_host()
             self._over = self._loop.start(self._exchange.until_regenerated())
             over = self._over
             rendezvous = Rendezvous(partial(self._leave, turn), partial(self._ask, turn))
-            self._group = Group(rendezvous, turn.rank, turn.world, self._peers.host, over.done)
+            self._group = Group(rendezvous, turn.rank, turn.world, host, over.done)
             self._group_of = turn
         return self._group
 

@@ -16,7 +16,7 @@ import torch
 
 from elasticps.core.commands import Found, Lookup, Publish, Published
 from elasticps.core.ids import Generation, JobKey, Round, WorkerId
-from elasticps.errors import JobFailed, PeerUnavailable, WireError
+from elasticps.errors import JobFailed, PeerUnavailable, UsageError, WireError
 from elasticps.wire.address import Address
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.inflight import Reply
@@ -27,9 +27,11 @@ from elasticps.wire.pool import ConnectionPool
 from elasticps.wire.tensors import bytes_of, dtype_named
 from elasticps.worker.block_calls import together
 from elasticps.worker.client import HELD_TIMEOUT_S, Client
+from elasticps.worker.credentials import CurrentAccess, Listening, ToPeers
 from elasticps.worker.shelf import Shelf, ShelfSession
 
 NOTE = "peer"
+LOOPBACK = "127.0.0.1"
 FIRST_BYTES = 256 << 10
 """How much of a tensor is asked for before its size is known."""
 PART_BYTES = 16 << 20
@@ -41,11 +43,18 @@ class Peers:
     """``async with`` it before the worker joins: its note is there when it becomes a member."""
 
     def __init__(
-        self, client: Client, cluster: str, job: JobKey, worker: WorkerId, place: Place
+        self,
+        client: Client,
+        cluster: str,
+        job: JobKey,
+        worker: WorkerId,
+        place: Place,
+        access: CurrentAccess | None = None,
     ) -> None:
         self.shelf = Shelf()
         self.members: tuple[WorkerId, ...] = ()
-        self.host = place.host
+        self._access = access
+        self._listening = Listening(access, worker) if access else None
         self._client = client
         self._cluster = cluster
         self._job = job
@@ -55,18 +64,24 @@ class Peers:
         self._notes: dict[WorkerId, PeerNote] = {}
         self._machine = this_machine()
         self._pool: ConnectionPool[WorkerId] = ConnectionPool(
-            cluster, str(worker), self._address_of
+            cluster,
+            str(worker),
+            self._address_of,
+            ToPeers(access, lambda peer: self._notes[peer]) if access else None,
         )
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        own = self._listening
         try:
             listening = [
-                await self._stack.enter_async_context(listen(address, lambda _: self._session()))
-                for address in (Address.tcp(self.host, 0), self._place.socket(self._worker))
+                await self._stack.enter_async_context(
+                    listen(address, lambda _: self._session(), tls=own.context if own else None)
+                )
+                for address in (Address.tcp(self._place.host, 0), self._place.socket(self._worker))
             ]
             tcp, unix = (str(each.address) for each in listening)
-            note = PeerNote(tcp, unix, self._machine)
+            note = PeerNote(tcp, unix, self._machine, own.certificate if own else b"")
             answer = await self._client.ledger(lambda worker: Publish(worker, NOTE, encode(note)))
         except BaseException:
             await self.__aexit__()
@@ -80,7 +95,25 @@ class Peers:
         await self._stack.aclose()
 
     def _session(self) -> ShelfSession:
-        return ShelfSession(self._cluster, self._job, self.shelf)
+        return ShelfSession(self._cluster, self._job, self.shelf, self._listening)
+
+    def sum_host(self) -> str:
+        """Where sums of the members may listen for each other, who encrypt nothing.
+
+        Raises UsageError where the network would see them and the daemon does not allow that.
+        """
+        if self._access is None:
+            return self._place.host
+        if all(note.machine == self._machine for note in self._notes.values()):
+            return LOOPBACK
+        if not self._access().plain_all_reduce:
+            raise UsageError(
+                "the workers are on several machines, and gloo's sums cross the network readable",
+                field="strategy",
+                hint="a strategy without sums, as gossip or data-parallel; or daemons with"
+                " --allow-plain-all-reduce, in a network that is trusted with them",
+            )
+        return self._place.host
 
     async def meet(self, generation: Generation) -> None:
         """Know who the members of ``generation`` are, and where. Raises PeerUnavailable.

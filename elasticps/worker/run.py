@@ -220,7 +220,8 @@ class Run:
     def _listen(self, client: Client) -> Peers:
         welcome, agent = self._welcome, self._agent
         place = Place(agent.host, agent.directory)
-        return Peers(client, welcome.cluster, welcome.job, welcome.worker, place)
+        access = agent.current_access if agent.access else None
+        return Peers(client, welcome.cluster, welcome.job, welcome.worker, place, access)
 
     def data(
         self,

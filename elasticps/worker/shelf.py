@@ -17,6 +17,7 @@ from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import FetchMeta, HelloMeta, ShelfMeta, decode, encode
 from elasticps.wire.tensors import bytes_of, dtype_name
+from elasticps.worker.credentials import Listening
 
 MAX_ENTRIES = 4096
 MAX_WAITING = 65_536
@@ -94,10 +95,13 @@ class Shelf:
 class ShelfSession:
     """The shelf's end of one peer's connection (a ``wire.connection.Dispatcher``)."""
 
-    def __init__(self, cluster: str, job: JobKey, shelf: Shelf) -> None:
+    def __init__(
+        self, cluster: str, job: JobKey, shelf: Shelf, listening: Listening | None = None
+    ) -> None:
         self._cluster = cluster
         self._job = job
         self._shelf = shelf
+        self._listening = listening
         self._is_greeted = False
 
     def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
@@ -110,6 +114,8 @@ class ShelfSession:
             hello = decode(meta, HelloMeta)
             if hello.cluster != self._cluster:
                 raise WireError(f"a caller of cluster {hello.cluster!r}", field="cluster")
+            if self._listening is not None:
+                self._listening.check(hello, self._job)
             self._is_greeted = True
             conn.send(header.reply())
         elif header.kind is not Kind.FETCH or not self._is_greeted:

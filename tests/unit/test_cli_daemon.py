@@ -65,6 +65,7 @@ def test_folders_are_the_systems_for_root_and_the_users_own_otherwise(monkeypatc
 def test_every_option_arrives(tmp_path):
     for name in ("ca", "cert", "key"):
         (tmp_path / name).write_text(PEM)
+        (tmp_path / name).chmod(0o600)
     password = tmp_path / "password"
     password.write_text("s3cret\n")
     password.chmod(0o600)
@@ -136,7 +137,8 @@ def test_the_example_environment_of_the_unit_is_understood(monkeypatch):
     known = {getattr(option, "envvar", None) for option in daemon.params}
     for name, _, text in pairs:
         assert name in known
-        if not name.startswith("ELASTICPS_ETCD_"):  # those name files and a login of a real etcd
+        # Those name files, and a login of a real etcd.
+        if not name.startswith(("ELASTICPS_ETCD_", "ELASTICPS_TLS_", "ELASTICPS_TOKENS")):
             monkeypatch.setenv(name, text)
     assert config().labels == {"zone": "a", "rack": "12"}
 

@@ -18,6 +18,7 @@ PEM = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"
 def pem(tmp_path: Path) -> Path:
     path = tmp_path / "some.pem"
     path.write_text(PEM)
+    path.chmod(0o600)
     return path
 
 
@@ -81,6 +82,11 @@ def test_a_missing_or_foreign_file_is_refused_and_never_left_out(
 def test_certificate_and_key_go_together(pem: Path) -> None:
     assert refused(cert=pem).field == "key"
     assert refused(key=pem).field == "cert"
+
+
+def test_a_key_that_others_may_read_is_refused(pem: Path) -> None:
+    pem.chmod(0o644)
+    assert refused(cert=pem, key=pem).hint == f"chmod 600 {pem}"
 
 
 def test_tls_is_never_mixed_with_plaintext(pem: Path) -> None:

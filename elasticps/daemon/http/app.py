@@ -5,27 +5,27 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from elasticps.daemon.http.body import NotFound, as_json
 from elasticps.daemon.http.checkpoints import CheckpointRoutes
+from elasticps.daemon.http.guard import Unproven, guard
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.node import Node
-from elasticps.errors import ElasticError, StoreError, StoreUnavailable, UsageError
+from elasticps.errors import AccessDenied, ElasticError, StoreError, StoreUnavailable, UsageError
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
 SHUTDOWN_S = 1.0
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
@@ -39,7 +39,8 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
         runner = web.AppRunner(_app(node, client), access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, host, port)
+            context = node.access.tls.server() if node.access else None
+            site = web.TCPSite(runner, host, port, ssl_context=context)
             try:
                 await site.start()
             except OSError as error:
@@ -50,14 +51,15 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
                 ) from error
             address = runner.addresses[0]
             name = f"[{address[0]}]" if ":" in address[0] else address[0]
-            yield f"http://{name}:{address[1]}"
+            yield f"{'https' if context else 'http'}://{name}:{address[1]}"
         finally:
             await runner.cleanup()
 
 
 def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
+    proven = guard(node.access) if node.access else _asked_by_address
     app = web.Application(
-        client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json, _no_browsers]
+        client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json, _no_pages, proven]
     )
     status = ClusterStatus(node, client)
     app.router.add_get("/healthz", _healthy)
@@ -72,13 +74,19 @@ async def _healthy(_: web.Request) -> web.Response:
 
 
 @web.middleware
-async def _no_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what a web page could send: another site's, or by a name that was made to point here.
-
-    Whoever may submit a job runs code on this machine, and loopback is open to the browser too.
-    """
+async def _no_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what another site's page could send: whoever submits a job runs code here."""
     if "Origin" in request.headers:
         raise web.HTTPForbidden(reason="requests from web pages are refused")
+    return await handler(request)
+
+
+@web.middleware
+async def _asked_by_address(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a name that was made to point here: loopback is open to the browser too.
+
+    Where a token is needed no page has one.
+    """
     host = urlsplit(f"//{request.host}").hostname or ""
     if host not in ("localhost", socket.gethostname().lower()) and not _is_address(host):
         raise web.HTTPForbidden(reason="this daemon is asked by address or by its machine's name")
@@ -101,6 +109,12 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return _error(404, error)
     except UsageError as error:
         return _error(400, error)
+    except Unproven as error:
+        answer = _error(401, error)
+        answer.headers["WWW-Authenticate"] = "Bearer"
+        return answer
+    except AccessDenied as error:
+        return _error(403, error)
     except StoreUnavailable as error:
         return _error(503, error)
     except StoreError as error:

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from elasticps.core.records import JobSpec
 from elasticps.daemon.http.body import as_json, job_named
+from elasticps.daemon.http.guard import require_own
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
 from elasticps.errors import UsageError
@@ -28,6 +29,7 @@ class CheckpointRoutes:
         there, or could not be written.
         """
         job = job_named(self._node.view, request)
+        require_own(request, job)
         assert job.spec is not None
         _check(job, job.spec)
         key = self._node.keys.job_checkpoint(job.name)

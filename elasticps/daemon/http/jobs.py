@@ -19,8 +19,10 @@ from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOC
 from elasticps.core.consistency import Guarantees, check_guarantees, in_range
 from elasticps.core.ids import JobName
 from elasticps.core.records import JobSpec, NodeRecord, encode
+from elasticps.daemon.access import asking
 from elasticps.daemon.chosen import check_chosen
 from elasticps.daemon.http.body import as_json, body_of, job_named
+from elasticps.daemon.http.guard import owner, require_own
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.log_files import LinesMissed
 from elasticps.daemon.node import Node
@@ -74,17 +76,17 @@ class JobRoutes:
     async def submit(self, request: web.Request) -> web.Response:
         body = await body_of(request, JobBody)
         _check(body)
-        name = await self._create(body)
+        name = await self._create(body, owner(request))
         await self._node.until(lambda: name in self._view.jobs and self._view.jobs[name].spec)
         return as_json(await self._status.job(self._view.jobs[name]), status=201)
 
-    async def _create(self, body: JobBody) -> JobName:
+    async def _create(self, body: JobBody, owned_by: str) -> JobName:
         """Write the spec under the asked name, or under the script's with the next free number."""
         stem = re.sub(r"[^a-z0-9]+", "-", Path(body.argv[0]).stem.lower()).strip("-")[:32] or "job"
         number = 1
         while True:
             name = JobName(body.name or f"{stem}-{number}")
-            spec = _spec(name, body)
+            spec = _spec(name, body, owned_by)
             if await self._node.store.create(self._node.keys.job_spec(name), encode(spec)):
                 return name
             if body.name:
@@ -93,6 +95,7 @@ class JobRoutes:
 
     async def cancel(self, request: web.Request) -> web.Response:
         job = job_named(self._view, request)
+        require_own(request, job)
         await self._node.store.put(self._node.keys.job_cancel(job.name), b"{}")
         return as_json(await self._status.job(job), status=202)
 
@@ -167,7 +170,8 @@ class JobRoutes:
             return
         url = f"{record.http}/api/v1/jobs/{job}/logs?local=1&follow={int(follow)}"
         try:
-            async with self._client.get(url, timeout=FOLLOW_TIMEOUT) as response:
+            proof = asking(self._node.access, record)
+            async with self._client.get(url, timeout=FOLLOW_TIMEOUT, **proof) as response:
                 async for line in response.content:
                     await lines.put(line)
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -191,8 +195,8 @@ async def _pump(
         return
 
 
-def _spec(name: JobName, body: JobBody) -> JobSpec:
-    fields = msgspec.structs.asdict(body) | {"name": name}
+def _spec(name: JobName, body: JobBody, owned_by: str) -> JobSpec:
+    fields = msgspec.structs.asdict(body) | {"name": name, "owner": owned_by}
     identity = secrets.token_hex(IDENTITY_BYTES)
     return JobSpec(**fields, identity=identity, submitted_unix=time.time())
 

@@ -22,6 +22,7 @@ from elasticps.core.records import (
     NodeRecord,
     WorkerRecord,
 )
+from elasticps.daemon.access import asking
 from elasticps.daemon.http.checkpoints import newest_report
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
@@ -139,7 +140,8 @@ class ClusterStatus:
     async def _ask(self, record: NodeRecord) -> LocalStatus | None:
         try:
             url = f"{record.http}/api/v1/local"
-            async with self._client.get(url, timeout=LOCAL_TIMEOUT) as response:
+            proof = asking(self._node.access, record)
+            async with self._client.get(url, timeout=LOCAL_TIMEOUT, **proof) as response:
                 return msgspec.json.decode(await response.read(), type=LocalStatus)
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             log.info("node=%s does not answer: %s", record.node, error)

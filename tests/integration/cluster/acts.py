@@ -45,8 +45,12 @@ class Cluster:
                 return node.http
         raise AssertionError("no daemon lives")
 
+    def api(self) -> Api:
+        """To be entered with ``async with``."""
+        return Api(self.url)
+
     async def status(self) -> answers.Status:
-        async with Api(self.url) as api:
+        async with self.api() as api:
             return await api.status()
 
     async def node(self, name: str) -> answers.Node | None:
@@ -96,7 +100,7 @@ class Cluster:
         submission = answers.Submission(
             argv=(str(script), *map(str, arguments)), cwd=str(self.directory), **wishes
         )
-        async with Api(self.url) as api:
+        async with self.api() as api:
             return Job(self, (await api.submit(submission)).job, self.directory)
 
     async def train(self, *options: object, **wishes: Any) -> Training:
@@ -110,11 +114,11 @@ class Cluster:
         return Training(self, job.name, directory)
 
     async def drain(self, node: str, *, stay: bool = False) -> None:
-        async with Api(self.url) as api:
+        async with self.api() as api:
             await api.drain(node, stay=stay)
 
     async def undrain(self, node: str) -> None:
-        async with Api(self.url) as api:
+        async with self.api() as api:
             await api.undrain(node)
 
     async def add_node(self, name: str | None = None) -> str:
@@ -148,7 +152,7 @@ class Job:
         self.cluster = cluster
 
     async def look(self) -> answers.Job:
-        async with Api(self.cluster.url) as api:
+        async with self.cluster.api() as api:
             return await api.job(self.name)
 
     async def until(self, found: Callable[[answers.Job], Found], what: str) -> Found:
@@ -187,7 +191,7 @@ class Job:
         return await self.until(placed, f"lies on {nodes}")
 
     async def lines(self) -> list[str]:
-        async with Api(self.cluster.url) as api:
+        async with self.cluster.api() as api:
             return [line.text async for line in api.lines(self.name, follow=False)]
 
     async def prints(self, text: str) -> None:
@@ -227,7 +231,7 @@ class Job:
             await asyncio.sleep(LOOK_S)
 
     async def cancel(self) -> None:
-        async with Api(self.cluster.url) as api:
+        async with self.cluster.api() as api:
             await api.cancel(self.name)
 
 
