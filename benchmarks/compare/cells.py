@@ -62,10 +62,11 @@ def goes_on(outcome: Outcome) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """``job`` is what the job is submitted with."""
+    """``job`` is what the job is submitted with, ``arguments`` what its script is started with."""
 
     name: str
     job: dict[str, Any]
+    arguments: tuple[str, ...] = ()
     checks: tuple[Check, ...] = field(default=(learns,))
 
 
@@ -90,6 +91,17 @@ ROWS = [
         name="all-reduce",
         job={"strategy": "all-reduce"},
         checks=(learns, equals_local, goes_on),
+    ),
+    Row(
+        name="model-parallel, 3 stages",
+        job={"strategy": "model-parallel"},
+        arguments=("--pipeline",),
+        checks=(learns, equals_local),
+    ),
+    Row(
+        name="by name: all-reduce for biases, else data-parallel",
+        job={"strategy": "*.bias=all-reduce; *=data-parallel"},
+        checks=(learns, equals_local),
     ),
 ]
 

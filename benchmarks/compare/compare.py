@@ -93,7 +93,13 @@ class Bench:
 
     async def _submit(self, row: Row, task: str, report: Path) -> str:
         body = {
-            "argv": [str(HERE / "training.py"), task, str(report), *self._arguments],
+            "argv": [
+                str(HERE / "training.py"),
+                task,
+                str(report),
+                *self._arguments,
+                *row.arguments,
+            ],
             "cwd": str(HERE),
             "start_workers": len(self._cluster.nodes),
             **row.job,

@@ -30,11 +30,10 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """``batch`` is the global batch; ``least_accuracy`` what the local run must reach to count."""
+    """``model`` is a row of layers, that it can be cut into stages. ``batch`` is the global one."""
 
-    model: Callable[[], nn.Module]
+    model: Callable[[], nn.Sequential]
     datasets: Callable[[], tuple[TensorDataset, TensorDataset]]
-    loss: Callable[[nn.Module, Batch], torch.Tensor]
     batch: int
     epochs: int
     lr: float
@@ -49,7 +48,7 @@ class Task:
         inputs, targets = self.datasets()[1].tensors
         with torch.no_grad():
             scores = model(inputs)
-            loss = functional.cross_entropy(scores.flatten(0, -2), targets.flatten())
+            loss = loss_of(scores, targets)
             right = scores.argmax(-1) == targets
         return {"loss": float(loss), "accuracy": float(right.double().mean())}
 
@@ -82,26 +81,37 @@ def _text() -> tuple[TensorDataset, TensorDataset]:
     )
 
 
-def _characters() -> nn.Module:
+class _Front(nn.Module):
+    """What a character and its place are to the layers."""
+
+    def __init__(self, whole: charlm.CharacterModel) -> None:
+        super().__init__()
+        self.characters, self.places = whole.characters, whole.places
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.characters(x) + self.places.weight[: x.shape[1]]
+
+
+def _characters() -> nn.Sequential:
     torch.manual_seed(0)
-    return charlm.CharacterModel(layers=1, width=48, heads=2).double()
+    whole = charlm.CharacterModel(layers=1, width=48, heads=2).double()
+    return nn.Sequential(_Front(whole), *whole.layers, nn.Sequential(whole.norm, whole.head))
 
 
-def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    scores = model(batch[0])
-    return functional.cross_entropy(scores.flatten(0, -2), batch[1].flatten())
+def loss_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean over all that is classified: digits, or the characters of a window."""
+    return functional.cross_entropy(scores.flatten(0, -2), targets.flatten())
 
 
 TASKS: dict[str, Task] = {
     "digits": Task(
         model=lambda: digits.network().double(),
         datasets=_digits,
-        loss=_loss,
         batch=96,
         epochs=30,
         lr=1e-3,
     ),
-    "characters": Task(model=_characters, datasets=_text, loss=_loss, batch=24, epochs=4, lr=3e-3),
+    "characters": Task(model=_characters, datasets=_text, batch=24, epochs=4, lr=3e-3),
 }
 
 

@@ -1,9 +1,11 @@
-"""One worker of one cell, or the local run: training.py TASK REPORT [--local] [--curve EVERY].
+"""One worker of one cell, or the local run.
+
+    training.py TASK REPORT [--local | --pipeline] [--curve EVERY]
 
 Every worker writes what it saw to REPORT/<life>.json when it ends, the main one the model's quality
-to REPORT/final.json and its parameters to REPORT/final.npz. With --curve it trains in
-single precision, and the main worker's loss on what was held out, every so many steps, goes to
-REPORT/curve.json beside the bytes that it had sent.
+to REPORT/final.json and its parameters to REPORT/final.npz. With --pipeline the script gives its
+model as layers. With --curve it trains in single precision, and the main worker's loss on what was
+held out, every so many steps, goes to REPORT/curve.json beside the bytes that it had sent.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tasks import TASKS, Task, weights
+from tasks import TASKS, Task, loss_of, weights
 from torch import nn
 
 import elasticps
@@ -74,16 +76,20 @@ class Curve:
             self.points.append({"step": step, "bytes": sent_bytes() - self._sent, "loss": loss})
 
 
-def train(task: Task, report: Path, every: int) -> None:
+def train(task: Task, report: Path, every: int, *, in_stages: bool) -> None:
     meter = Meter()
     curve = Curve(task, every)
     with elasticps.join() as run:
         model = task.model().float() if every else task.model()
-        optimizer = run.optimizer(model, "adamw", lr=task.lr)
+        pipeline = run.pipeline(model, loss_of) if in_stages else None
+        optimizer = run.optimizer(pipeline or model, "adamw", lr=task.lr)
         for batch in run.data(task.datasets()[0], batch_size=task.batch, epochs=task.epochs):
             optimizer.zero_grad()
-            loss = task.loss(model, batch)
-            loss.backward()
+            if pipeline is not None:
+                loss = pipeline.forward_backward(*batch)
+            else:
+                loss = loss_of(model(batch[0]), batch[1])
+                loss.backward()
             optimizer.step()
             meter.stepped()
             if run.is_main:
@@ -101,7 +107,7 @@ def train_local(task: Task, report: Path, rounds: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=task.lr)
     for batch in itertools.islice(task.batches(), rounds):
         optimizer.zero_grad()
-        task.loss(model, batch).backward()
+        loss_of(model(batch[0]), batch[1]).backward()
         optimizer.step()
     finish(task, model, report)
 
@@ -122,10 +128,11 @@ if __name__ == "__main__":
     options.add_argument("task", choices=TASKS)
     options.add_argument("report", type=Path)
     options.add_argument("--local", action="store_true")
+    options.add_argument("--pipeline", action="store_true")
     options.add_argument("--curve", type=int, default=0, metavar="EVERY")
     chosen = options.parse_args()
     wanted = TASKS[chosen.task]
     if chosen.local:
         train_local(wanted, chosen.report, wanted.rounds)
     else:
-        train(wanted, chosen.report, chosen.curve)
+        train(wanted, chosen.report, chosen.curve, in_stages=chosen.pipeline)
