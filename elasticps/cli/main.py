@@ -12,7 +12,7 @@ import click
 
 from elasticps import __version__
 from elasticps.cli.checkpoint import checkpoint
-from elasticps.cli.daemon import daemon
+from elasticps.cli.daemon import config, daemon
 from elasticps.cli.inspect import jobs, logs, nodes, status
 from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
@@ -73,6 +73,7 @@ for command in (
     plugins,
     sim,
     daemon,
+    config,
 ):
     cli.add_command(command)
 

@@ -14,11 +14,11 @@ import click
 
 from elasticps.cli import output
 from elasticps.cli.answers import Job, Node, Status, Submission
-from elasticps.cli.daemon import split
 from elasticps.cli.options import check_job, job_options, run_async, script_argument
 from elasticps.cli.progress import Progress
 from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.daemon.chosen import check_chosen
+from elasticps.daemon.settings import split
 from elasticps.errors import CheckpointError, ElasticError, JobFailed, PeerUnavailable, UsageError
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elasticps.errors import UsageError
-from elasticps.wire.address import MAX_PORT, Address
 
 if TYPE_CHECKING:  # the store's package brings gRPC along, which a check of options need not
     from elasticps.store.config import StoreConfig
@@ -25,6 +24,7 @@ MAX_DRAIN_TIMEOUT_S = 86_400.0
 MAX_WEIGHT = 1_000_000.0
 MAX_WORKER_SLOTS = 1024
 MAX_LABELS = 64
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _NODE = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 _CLUSTER = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -43,22 +43,27 @@ def default_threads_per_worker() -> int:
 
 def default_state_dir() -> Path:
     """/var/lib/elasticps for root, else elasticps under XDG_STATE_HOME or ~/.local/state."""
-    return _for_root("/var/lib/elasticps") or _xdg_state_home() / "elasticps"
+    return _machines("STATE_DIRECTORY", "/var/lib/elasticps") or _xdg_state_home() / "elasticps"
 
 
 def default_log_dir() -> Path:
     """/var/log/elasticps for root, else elasticps/log beside the state."""
-    return _for_root("/var/log/elasticps") or _xdg_state_home() / "elasticps" / "log"
+    own = _xdg_state_home() / "elasticps" / "log"
+    return _machines("LOGS_DIRECTORY", "/var/log/elasticps") or own
 
 
 def default_runtime_dir() -> Path:
     """/run/elasticps for root, else elasticps under XDG_RUNTIME_DIR, else beside the state."""
     session = os.environ.get("XDG_RUNTIME_DIR")
     own = Path(session) / "elasticps" if session else _xdg_state_home() / "elasticps" / "run"
-    return _for_root("/run/elasticps") or own
+    return _machines("RUNTIME_DIRECTORY", "/run/elasticps") or own
 
 
-def _for_root(path: str) -> Path | None:
+def _machines(variable: str, path: str) -> Path | None:
+    """The folder that systemd made for our unit, or root's."""
+    made = os.environ.get(variable, "").split(":")[0]
+    if made.endswith("/elasticps"):
+        return Path(made)
     return Path(path) if os.geteuid() == 0 else None
 
 
@@ -96,6 +101,7 @@ class DaemonConfig:
     log_dir: Path = field(default_factory=default_log_dir)
     runtime_dir: Path = field(default_factory=default_runtime_dir)
     allow_insecure_network: bool = False
+    log_level: str = "info"
 
     def __post_init__(self) -> None:
         _check_name("node", self.node, _NODE, hint="--node NAME gives this machine another name")
@@ -110,6 +116,12 @@ class DaemonConfig:
         _check_range("drain_timeout_s", self.drain_timeout_s, 0, MAX_DRAIN_TIMEOUT_S)
         _check_range("lost_after_s", self.lost_after_s, 0, MAX_DRAIN_TIMEOUT_S)
         _check_range("threads_per_worker", self.threads_per_worker, 1, MAX_WORKER_SLOTS)
+        if self.log_level not in LOG_LEVELS:
+            raise UsageError(
+                f"{self.log_level[:80]!r} is no level",
+                field="log_level",
+                limit=", ".join(LOG_LEVELS),
+            )
         for name in ("state_dir", "log_dir", "runtime_dir"):
             _check_directory(name, getattr(self, name))
         self._check_network()
@@ -130,6 +142,8 @@ class DaemonConfig:
 
 def parse_listen(text: str, name: str) -> tuple[str, int]:
     """Host and port of "host:port" or "[ipv6]:port". Raises UsageError that names the field."""
+    from elasticps.wire.address import MAX_PORT, Address  # the command line loads this file alone
+
     try:
         address = Address.parse(f"tcp:{text}")
     except UsageError as error:
@@ -166,6 +180,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _check_listen(name: str, host: str, port: int) -> None:
+    from elasticps.wire.address import Address
+
     try:
         Address.tcp(host, port)
     except UsageError as error:

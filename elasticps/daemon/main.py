@@ -30,7 +30,7 @@ def run(config: DaemonConfig) -> int:
     Raises UsageError for what the configuration cannot have, StoreError for another's etcd.
     """
     logging.basicConfig(
-        level=logging.INFO,
+        level=config.log_level.upper(),
         stream=sys.stderr,
         format=f"%(asctime)s %(levelname)s node={config.node} %(name)s: %(message)s",
     )

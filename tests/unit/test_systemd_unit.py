@@ -1,4 +1,4 @@
-"""The unit file and its example environment, as systemd itself reads them."""
+"""The unit file, as systemd itself reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from elasticps.cli.daemon import daemon
 from elasticps.daemon.child import ChildSpec
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
@@ -90,15 +89,3 @@ def test_watchdog_is_on_and_torch_can_run(settings):
 def test_systemd_waits_longer_than_the_children_may_take(settings):
     grace_s = ChildSpec.__dataclass_fields__["stop_grace_s"].default
     assert int(settings["TimeoutStopSec"][0]) > 2 * grace_s
-
-
-def test_example_environment_names_every_variable_of_the_daemon():
-    text = (SYSTEMD / "elasticpsd.env.example").read_text()
-    named = set(re.findall(r"(?m)^#?(ELASTICPS_\w+)=\S+$", text))
-    known = {option.envvar for option in daemon.params if getattr(option, "envvar", None)}
-    assert named == known - {"ELASTICPS_ALLOW_INSECURE_NETWORK"}  # not to be copied unread
-
-
-def test_example_environment_has_only_comments_and_assignments():
-    for line in (SYSTEMD / "elasticpsd.env.example").read_text().splitlines():
-        assert not line or re.fullmatch(r"#.*|[A-Z_]+=\S*", line), line
