@@ -18,6 +18,7 @@ from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
 from elasticps.cli.plugins import plugins
 from elasticps.cli.run import run
+from elasticps.cli.service import service
 from elasticps.cli.sim import sim
 from elasticps.errors import ElasticError, UsageError
 
@@ -74,6 +75,7 @@ for command in (
     sim,
     daemon,
     config,
+    service,
 ):
     cli.add_command(command)
 

@@ -41,30 +41,30 @@ def default_threads_per_worker() -> int:
     return max(1, (os.cpu_count() or 1) // 2)
 
 
+def is_service() -> bool:
+    """Whether this process was started by its systemd unit, which makes the folder of its state."""
+    return os.environ.get("STATE_DIRECTORY", "").endswith("/elasticps")
+
+
 def default_state_dir() -> Path:
-    """/var/lib/elasticps for root, else elasticps under XDG_STATE_HOME or ~/.local/state."""
-    return _machines("STATE_DIRECTORY", "/var/lib/elasticps") or _xdg_state_home() / "elasticps"
+    """/var/lib/elasticps for root and the service, else below XDG_STATE_HOME or ~/.local/state."""
+    return _machines("/var/lib/elasticps") or _xdg_state_home() / "elasticps"
 
 
 def default_log_dir() -> Path:
-    """/var/log/elasticps for root, else elasticps/log beside the state."""
-    own = _xdg_state_home() / "elasticps" / "log"
-    return _machines("LOGS_DIRECTORY", "/var/log/elasticps") or own
+    """/var/log/elasticps for root and the service, else elasticps/log beside the state."""
+    return _machines("/var/log/elasticps") or _xdg_state_home() / "elasticps" / "log"
 
 
 def default_runtime_dir() -> Path:
-    """/run/elasticps for root, else elasticps under XDG_RUNTIME_DIR, else beside the state."""
+    """/run/elasticps for root and the service, else below XDG_RUNTIME_DIR or beside the state."""
     session = os.environ.get("XDG_RUNTIME_DIR")
     own = Path(session) / "elasticps" if session else _xdg_state_home() / "elasticps" / "run"
-    return _machines("RUNTIME_DIRECTORY", "/run/elasticps") or own
+    return _machines("/run/elasticps") or own
 
 
-def _machines(variable: str, path: str) -> Path | None:
-    """The folder that systemd made for our unit, or root's."""
-    made = os.environ.get(variable, "").split(":")[0]
-    if made.endswith("/elasticps"):
-        return Path(made)
-    return Path(path) if os.geteuid() == 0 else None
+def _machines(path: str) -> Path | None:
+    return Path(path) if os.geteuid() == 0 or is_service() else None
 
 
 def _xdg_state_home() -> Path:

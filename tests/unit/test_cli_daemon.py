@@ -50,6 +50,9 @@ def test_folders_are_the_systems_for_root_and_the_users_own_otherwise(monkeypatc
         Path("/run/elasticps"),
     )
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/elasticps")  # of the unit
+    assert config().runtime_dir == Path("/run/elasticps")
+    monkeypatch.delenv("STATE_DIRECTORY")
     monkeypatch.setenv("XDG_STATE_HOME", "/s")
     made = config()
     assert made.runtime_dir == Path("/s/elasticps/run")
