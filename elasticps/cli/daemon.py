@@ -82,7 +82,7 @@ def daemon(**options: Any) -> None:
     config = settings_of(options).config()
     from elasticps.daemon.main import run
 
-    raise click.exceptions.Exit(run(config))
+    raise click.exceptions.Exit(run(config, lambda: settings_of(options).config()))
 
 
 @click.group()

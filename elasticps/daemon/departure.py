@@ -39,7 +39,7 @@ class Departure:
         self._node_key = view.keys.node(node)
         self._drain_key = view.keys.drain(node)
         self._node = node
-        self._drain_timeout_s = drain_timeout_s
+        self.drain_timeout_s = drain_timeout_s
         self._is_empty = is_empty
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
@@ -100,13 +100,13 @@ class Departure:
 
     async def _drain(self, drained: asyncio.Task[None]) -> bool:
         """Have everything moved away; False when time was up, or the second signal came, first."""
-        log.info("draining for at most %g s; ask again to leave at once", self._drain_timeout_s)
+        log.info("draining for at most %g s; ask again to leave at once", self.drain_timeout_s)
         marking = asyncio.create_task(self._mark())
         hurried = asyncio.create_task(self._hurried.wait())
         try:
             await asyncio.wait(
                 {drained, hurried},
-                timeout=self._drain_timeout_s,
+                timeout=self.drain_timeout_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:

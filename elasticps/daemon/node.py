@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from importlib.metadata import version
@@ -21,7 +22,9 @@ from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.membership import Membership
 from elasticps.daemon.notify import Notifier
 from elasticps.daemon.rehearsals import Rehearsals
+from elasticps.daemon.reload import Reload
 from elasticps.daemon.reports import Reports
+from elasticps.daemon.self_check import SelfCheck
 from elasticps.daemon.shard_server import ShardServerChild
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.view import ClusterView
@@ -49,9 +52,18 @@ LOG_LINES, LOG_BYTES = 50_000, 16 << 20
 
 
 class Node:
-    """The daemon's parts. ``run`` is its life; it also takes what children say (links.Children)."""
+    """The daemon's parts. ``run`` is its life; it also takes what children say (links.Children).
 
-    def __init__(self, config: DaemonConfig, store: Store, notifier: Notifier) -> None:
+    ``reread`` reads the configuration anew, at SIGHUP.
+    """
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        store: Store,
+        notifier: Notifier,
+        reread: Callable[[], DaemonConfig],
+    ) -> None:
         self.config = config
         self.store = store
         self.name = NodeId(config.node)
@@ -65,6 +77,7 @@ class Node:
         self.server = ShardServerChild(config, control, self._server_changed)
         self._incarnation = secrets.token_hex(4)
         self._notifier = notifier
+        self._reload = Reload(config, reread, self._reconfigured, notifier)
         self._control = control
         self._changed = asyncio.Condition()
         self._nudge = asyncio.Event()
@@ -98,6 +111,7 @@ class Node:
         await check_format(self.store, self.keys)
         await self.departure.unmark()
         self.departure.ask_on_signals()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         async with AsyncExitStack() as stack:
             self.http_url = await stack.enter_async_context(serve_http(self))
             await stack.enter_async_context(self.supervisor)
@@ -164,10 +178,32 @@ class Node:
                 continue
 
     async def _feed_watchdog(self) -> None:
+        """From this loop, so that one which hangs does not; each time only if all is well."""
         period_s = self._notifier.watchdog_period_s
-        while period_s is not None:
-            self._notifier.watchdog()
-            await asyncio.sleep(period_s)
+        if period_s is None:
+            return
+        async with SelfCheck(self.http_url, self._control) as check:
+            while True:
+                fault = await check.fault(period_s / 4)
+                if fault is None:
+                    self._notifier.watchdog()
+                else:
+                    log.error("the watchdog is not fed: %s", fault)
+                await asyncio.sleep(period_s / 2)
+
+    def _on_hangup(self) -> None:
+        if not self.membership.joined:
+            log.warning("no reload before the node is registered")
+            return
+        self._notifier.ready(self._reload.now())
+
+    def _reconfigured(self, config: DaemonConfig) -> None:
+        """These settings are in force from now on; the others are those of the start."""
+        self.config = config
+        self.workers.reconfigured(config)
+        self.departure.drain_timeout_s = config.drain_timeout_s
+        logging.getLogger().setLevel(config.log_level.upper())
+        self.membership.rewritten.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until ``condition`` holds; it is looked at whenever the view changes."""

@@ -179,7 +179,6 @@ SETTINGS = (
         key="lost_after",
         kind=Kind.NUMBER,
         field="lost_after_s",
-        reload=True,
         help="Seconds that a job waits for lost blocks to come back, while this node leads.",
     ),
     Setting(

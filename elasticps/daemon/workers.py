@@ -124,6 +124,10 @@ class Workers:
         """From now on tasks run in ``tasks``."""
         self._tasks = tasks
 
+    def reconfigured(self, config: DaemonConfig) -> None:
+        """Workers that start from now on are told this."""
+        self._config = config
+
     # -- reconciling ----------------------------------------------------------------------------
 
     async def reconcile(self, lease: Lease | None, retire: Retirer) -> float | None:
