@@ -102,6 +102,7 @@ class DaemonConfig:
     runtime_dir: Path = field(default_factory=default_runtime_dir)
     allow_insecure_network: bool = False
     log_level: str = "info"
+    worker_units: bool = field(default_factory=is_service)
 
     def __post_init__(self) -> None:
         _check_name("node", self.node, _NODE, hint="--node NAME gives this machine another name")

@@ -75,6 +75,7 @@ class Node:
         self.supervisor = Supervisor(config.log_dir)
         control = Address.unix(config.runtime_dir / "control.sock")
         self.server = ShardServerChild(config, control, self._server_changed)
+        self._leaving = False
         self._incarnation = secrets.token_hex(4)
         self._notifier = notifier
         self._reload = Reload(config, reread, self._reconfigured, notifier)
@@ -114,8 +115,13 @@ class Node:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         async with AsyncExitStack() as stack:
             self.http_url = await stack.enter_async_context(serve_http(self))
+            feeding = asyncio.create_task(self._feed_watchdog(), name="watchdog")
+            stack.callback(feeding.cancel)
             await stack.enter_async_context(self.supervisor)
-            await stack.enter_async_context(listen(self._control, self._links.on_connect))
+            shared = self.config.worker_units
+            await stack.enter_async_context(
+                listen(self._control, self._links.on_connect, shared=shared)
+            )
             return await self._live()
 
     async def _live(self) -> int:
@@ -131,7 +137,6 @@ class Node:
                 tasks.create_task(self.server.end_when_stuck(self.supervisor), name="stuck server")
                 tasks.create_task(self._reconcile(), name="workers")
                 tasks.create_task(self._reports.run(), name="reports")
-                tasks.create_task(self._feed_watchdog(), name="watchdog")
                 tasks.create_task(self._end_with_etcds_history(), name="etcd's history")
                 code = await self.departure.wait(lambda: self.membership.joined)
                 self._notifier.stopping()
@@ -147,6 +152,8 @@ class Node:
             log.error("node=%s ends: %s", self.name, errors.exceptions[0])
             self._notifier.status(str(errors.exceptions[0]))
             raise
+        finally:
+            self._leaving = True
         return code
 
     async def _end_with_etcds_history(self) -> None:
@@ -178,14 +185,18 @@ class Node:
                 continue
 
     async def _feed_watchdog(self) -> None:
-        """From this loop, so that one which hangs does not; each time only if all is well."""
+        """From this loop, so that one which hangs does not; each time only if all is well.
+
+        Until the children have ended too: meanwhile systemd bounds the stop, and no check does.
+        """
         period_s = self._notifier.watchdog_period_s
         if period_s is None:
             return
         async with SelfCheck(self.http_url, self._control) as check:
             while True:
-                fault = await check.fault(period_s / 4)
-                if fault is None:
+                # Half of what is allowed for an answer, a quarter between two questions.
+                fault = await check.fault(period_s)
+                if fault is None or self._leaving:
                     self._notifier.watchdog()
                 else:
                     log.error("the watchdog is not fed: %s", fault)

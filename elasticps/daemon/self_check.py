@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
@@ -37,12 +36,17 @@ class SelfCheck:
         await self._client.close()
 
     async def fault(self, limit_s: float) -> str | None:
-        """What is wrong, None where nothing is. Takes at most ``limit_s`` for each question."""
-        questions = {"the API": self._ask_api, "the children's socket": self._ask_control}
-        for name, ask in questions.items():
-            fault = await _fault(ask, limit_s)
-            if fault is not None:
-                return f"{name} {fault}"
+        """What is wrong, None where nothing is. Takes at most ``limit_s``."""
+        asked = "the API"
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._ask_api()
+                asked = "the children's socket"
+                await self._ask_control()
+        except TimeoutError:
+            return f"{asked} did not answer within {limit_s:g} s"
+        except (OSError, aiohttp.ClientError) as error:
+            return f"{asked} cannot be reached: {error}"
         return None
 
     async def _ask_api(self) -> None:
@@ -58,14 +62,3 @@ class SelfCheck:
         _, writer = await asyncio.open_unix_connection(self._control.path)
         writer.close()
         await writer.wait_closed()
-
-
-async def _fault(ask: Callable[[], Awaitable[None]], limit_s: float) -> str | None:
-    try:
-        async with asyncio.timeout(limit_s):
-            await ask()
-    except TimeoutError:
-        return f"did not answer within {limit_s:g} s"
-    except (OSError, aiohttp.ClientError) as error:
-        return f"cannot be reached: {error}"
-    return None

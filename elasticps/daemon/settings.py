@@ -163,6 +163,12 @@ SETTINGS = (
         help="OMP_NUM_THREADS of workers that start from now on.",
     ),
     Setting(
+        key="worker_units",
+        kind=Kind.SWITCH,
+        default_text="true under systemd",
+        help="Run workers as units with users of their own, elasticps-worker@.service.",
+    ),
+    Setting(
         key="lease_ttl",
         kind=Kind.WHOLE,
         field="lease_ttl_s",

@@ -48,6 +48,8 @@ class ShardServerChild:
             "unix": Address.unix(self._config.runtime_dir / "data.sock"),
         }
         options = [part for key, item in arguments.items() for part in (f"--{key}", str(item))]
+        if self._config.worker_units:  # other users, of the socket's group
+            options.append("--shared")
         spec = ChildSpec(
             name=CHILD,
             argv=(sys.executable, "-P", "-m", "elasticps.server", *options),

@@ -35,6 +35,7 @@ OTHER_VARIABLES = frozenset(
         "ELASTICPS_AGENT",
         "ELASTICPS_WORKER",
         "ELASTICPS_FAILURE_FILE",
+        "ELASTICPS_SOCKETS",
         "ELASTICPS_CI",
     }
 )

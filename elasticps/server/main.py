@@ -125,7 +125,7 @@ async def _serve(
     control = ControlEnd(server.on_message, server.on_closed)
     async with (
         listen(tcp_address, session) as tcp,
-        listen(unix_address, session) as unix,
+        listen(unix_address, session, shared=options.shared) as unix,
         await connect(
             Address.parse(options.control), timeout_s=CONNECT_TIMEOUT_S, dispatcher=control
         ) as daemon,
@@ -166,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="elasticps.server", description=__doc__)
     for name in ("control", "cluster", "node", "tcp", "unix"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--shared", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     warm_up()

@@ -89,7 +89,7 @@ def test_the_daemons_unit_says(key, value):
     assert settings_of(DAEMON)[key] == [value]
 
 
-@pytest.mark.parametrize("key", ["MemoryMax", "TasksMax", "CPUQuota", "LoadCredential"])
+@pytest.mark.parametrize("key", ["MemoryMax", "TasksMax", "CPUQuota"])
 def test_the_workers_unit_limits(key):
     assert settings_of(WORKER)[key]
 
@@ -97,6 +97,7 @@ def test_the_workers_unit_limits(key):
 def test_user_code_has_a_user_of_its_own_and_no_capability():
     unit = settings_of(WORKER)
     assert unit["DynamicUser"] == ["yes"]
+    assert "%i" in unit["User"][0], "or all workers would be one user"
     assert unit["CapabilityBoundingSet"] == [""]
     assert unit["NoNewPrivileges"] == ["yes"]
 
@@ -117,7 +118,7 @@ def test_systemd_waits_longer_than_the_daemon_may_take_to_drain_and_to_stop_its_
 def test_polkit_lets_the_daemon_at_workers_units_alone():
     rule = (SYSTEMD / "polkit.rules").read_text()
     (pattern,) = re.findall(r"/(\^.*\$)/\.test", rule)
-    assert re.match(pattern, "elasticps-worker@job-1.2.service")
-    for other in ("sshd.service", "elasticps-worker@a.service/../b.service", "elasticpsd.service"):
+    assert re.match(pattern, "elasticps-worker@1072.service")
+    for other in ("sshd.service", "elasticps-worker@1.service/../b.service", "elasticpsd.service"):
         assert not re.match(pattern, other)
     assert 'subject.user == "elasticps"' in rule
