@@ -71,8 +71,9 @@ def daemon(**options: Any) -> None:
     folders lie under /var/lib, /var/log and /run for root, else under XDG_STATE_HOME and
     XDG_RUNTIME_DIR.
 
-    Exit code 3: etcd has lost what it had acknowledged, as after the restore of a backup. Stop all
-    daemons, then start them again.
+    Exit code 75: it is to be started again (`elasticps restart`), by its unit; where there is none
+    it does so itself. Exit code 3: etcd has lost what it had acknowledged, as after the restore of
+    a backup. Stop all daemons, then start them again.
 
     \b
     Example:
@@ -80,9 +81,14 @@ def daemon(**options: Any) -> None:
       ELASTICPS_LABELS=zone=a,rack=12 elasticps daemon --workers 2
     """
     config = settings_of(options).config()
+    from elasticps.daemon.departure import RESTART
     from elasticps.daemon.main import run
 
-    raise click.exceptions.Exit(run(config, lambda: settings_of(options).config()))
+    managed = "NOTIFY_SOCKET" in os.environ
+    code = run(config, lambda: settings_of(options).config())
+    if code == RESTART and not managed:  # nobody else would start it again
+        os.execv(sys.executable, (sys.executable, *sys.orig_argv[1:]))  # noqa: S606 - no shell
+    raise click.exceptions.Exit(code)
 
 
 @click.group()

@@ -17,6 +17,7 @@ from elasticps.cli.inspect import jobs, logs, nodes, status
 from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
 from elasticps.cli.plugins import plugins
+from elasticps.cli.restart import restart
 from elasticps.cli.run import run
 from elasticps.cli.service import service
 from elasticps.cli.sim import sim
@@ -71,6 +72,7 @@ for command in (
     drain,
     undrain,
     rebalance,
+    restart,
     plugins,
     sim,
     daemon,

@@ -16,12 +16,15 @@ from elasticps.store import Compare, Delete, Store
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.3
+RESTART = 75
+"""The exit code of a daemon that wants to be started again; the unit knows it."""
 
 
 class Departure:
     """``wait`` returns the exit code when it is time to go.
 
-    0: nothing was left behind. 1: blocks or workers of active jobs were.
+    0: nothing was left behind. 1: blocks or workers of active jobs were. RESTART: nothing was, and
+    the next life is to begin.
     """
 
     def __init__(
@@ -62,6 +65,9 @@ class Departure:
         asked = asyncio.create_task(self._asked.wait())
         try:
             await asyncio.wait({drained, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if drained.done() and not self._asked.is_set():
+                mark = self._view.drains.get(self._node)
+                return RESTART if mark is not None and mark.restart else 0
             if drained.done() or not joined() or self._is_empty():
                 return 0
             if await self._drain(drained):
