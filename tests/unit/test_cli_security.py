@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from elasticps.cli.daemon import config_from, daemon
+from elasticps.cli.daemon import daemon, settings_of
 from elasticps.cli.main import main
 from elasticps.daemon.config import DaemonConfig
 from elasticps.errors import UsageError
@@ -19,6 +19,7 @@ from elasticps.security.tls import TlsFiles
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ELASTICPS_CONFIG", "/dev/null")
     for name in ("ELASTICPS_TOKENS", "ELASTICPS_TOKEN_FILE", "ELASTICPS_CA", "ELASTICPS_API"):
         monkeypatch.delenv(name, raising=False)
 
@@ -29,7 +30,7 @@ def mode(path: str) -> int:
 
 def config(*args: str) -> DaemonConfig:
     with daemon.make_context("daemon", list(args)) as context:
-        return config_from(**context.params)
+        return settings_of(context.params).config()
 
 
 def secured(*without: str) -> list[str]:
