@@ -13,7 +13,7 @@ from importlib.metadata import version
 from elasticps.core.ids import JobName, NodeId
 from elasticps.core.proposal import Placed
 from elasticps.core.records import NodeRecord, ServerRecord
-from elasticps.daemon.access import NodeAccess, is_of_child
+from elasticps.daemon.access import NodeAccess, is_of_child, is_of_unit
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.departure import Departure
 from elasticps.daemon.failure_detector import FailureDetector
@@ -29,8 +29,9 @@ from elasticps.daemon.self_check import SelfCheck
 from elasticps.daemon.shard_server import CHILD as SHARD_SERVER
 from elasticps.daemon.shard_server import ShardServerChild
 from elasticps.daemon.supervisor import Supervisor
+from elasticps.daemon.unit_child import main_process
 from elasticps.daemon.view import ClusterView
-from elasticps.daemon.workers import Workers
+from elasticps.daemon.workers import Life, Workers
 from elasticps.errors import StoreError, StoreRolledBack
 from elasticps.security.passes import RENEWED_AFTER_S
 from elasticps.store import Keys, Lease, Store, check_format, watch_prefix
@@ -47,6 +48,7 @@ from elasticps.wire.messages import (
     ServerLoad,
     Welcome,
 )
+from elasticps.wire.peer_process import PeerProcess
 
 log = logging.getLogger(__name__)
 
@@ -282,7 +284,7 @@ class Node:
 
     # -- what children say ----------------------------------------------------------------------
 
-    def server_said_hello(self, record: ServerRecord, process: int) -> bool:
+    def server_said_hello(self, record: ServerRecord, process: PeerProcess) -> bool:
         if not self._is_child(SHARD_SERVER, process):
             return False
         self.server.said_hello(record)
@@ -297,16 +299,21 @@ class Node:
     def loaded(self, load: ServerLoad) -> None:
         self.server.heard(load)
 
-    def welcome(self, uid: str, process: int) -> Welcome | None:
+    def welcome(self, uid: str, process: PeerProcess) -> Welcome | None:
         life = self.workers.lives.get(uid)
-        if life is None or not self._is_child(life.child, process):
+        if life is None or not self._is_worker(life, process):
             return None
         return self.workers.welcome(uid, self.config.cluster)
 
     def access_of(self, uid: str) -> Access | None:
         return self.workers.access(uid)
 
-    def _is_child(self, name: str, process: int) -> bool:
+    def _is_worker(self, life: Life, process: PeerProcess) -> bool:
+        if self.config.worker_units:  # the child stands for it alone
+            return is_of_unit(process, main_process(life.worker, self.config.runtime_dir))
+        return self._is_child(life.child, process)
+
+    def _is_child(self, name: str, process: PeerProcess) -> bool:
         """By the kernel's word, for whoever may open the socket may say any name."""
         return any(
             child.name == name and is_of_child(process, child.pid)

@@ -39,6 +39,7 @@ OTHER_VARIABLES = frozenset(
         "ELASTICPS_WORKER",
         "ELASTICPS_FAILURE_FILE",
         "ELASTICPS_SOCKETS",
+        "ELASTICPS_MACHINE",
         "ELASTICPS_CI",
     }
 )

@@ -12,7 +12,9 @@ from elasticps.core.ids import WorkerId
 from elasticps.core.restart import RestartPolicy, RestartWhen
 from elasticps.daemon.child import ChildSpec
 from elasticps.daemon.unit_runner import STOP_GRACE_S
-from elasticps.worker.unit import Launch
+from elasticps.wire.machine import this_machine
+from elasticps.wire.peer_process import PeerProcess
+from elasticps.worker.unit import MACHINE_VARIABLE, Launch
 
 INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 OWN_HOME = {"HOME": "/tmp", "USER": "elasticps-worker", "LOGNAME": "elasticps-worker"}  # noqa: S108
@@ -24,6 +26,14 @@ def launch_file(worker: WorkerId, directory: Path) -> Path:
     return directory / f"{worker}.launch"
 
 
+def main_process(worker: WorkerId, directory: Path) -> PeerProcess | None:
+    """The unit's process that was handed the worker's launch; None as long as none was."""
+    try:
+        return msgspec.json.decode((directory / f"{worker}.process").read_bytes(), type=PeerProcess)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
 def unit_child(
     name: str, worker: WorkerId, launch: Launch, directory: Path, failure_file: Path
 ) -> ChildSpec:
@@ -33,7 +43,8 @@ def unit_child(
     the job's variables might have it run what the job likes.
     """
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    whole = Launch(argv=launch.argv, env={**inherited, **OWN_HOME, **launch.env}, cwd=launch.cwd)
+    env = {**inherited, **OWN_HOME, **launch.env, MACHINE_VARIABLE: this_machine()}
+    whole = Launch(argv=launch.argv, env=env, cwd=launch.cwd)
     path = launch_file(worker, directory)
     path.unlink(missing_ok=True)
     path.touch(mode=0o600, exist_ok=False)

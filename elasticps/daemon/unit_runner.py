@@ -3,7 +3,8 @@
 ``python -m elasticps.daemon.unit_runner INSTANCE DIRECTORY FAILURE_FILE``, with the ``Launch`` in
 ``DIRECTORY/INSTANCE.launch``. The unit runs as another user and owes nothing to this one: it calls
 at ``DIRECTORY/INSTANCE.sock``, systemd says whether that is it, and it gets what to run together
-with this process's own standard streams. Nothing that root opens is named by us.
+with this process's own standard streams. The daemon finds in ``DIRECTORY/INSTANCE.process`` who
+that was. Nothing that root opens is named by us.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 from pathlib import Path
 
 import msgspec
 
+from elasticps.wire.peer_process import PeerProcess, peer_process
 from elasticps.worker.launch import ScriptFailure
 from elasticps.worker.unit import Ended
 
@@ -37,6 +38,7 @@ class UnitRun:
         self.unit = f"elasticps-worker@{instance}.service"
         self._path = directory / f"{instance}.sock"
         self._launch_file = directory / f"{instance}.launch"
+        self._process_file = directory / f"{instance}.process"
         self._failure_file = failure_file
         self._launched = False
         self._stopping = asyncio.Event()
@@ -49,6 +51,7 @@ class UnitRun:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stopping.set)
         self._launch = self._launch_file.read_bytes()
         self._launch_file.unlink()
+        self._process_file.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as listener:
             self._path.unlink(missing_ok=True)
             listener.bind(str(self._path))
@@ -61,6 +64,7 @@ class UnitRun:
             finally:
                 calls.cancel()
                 self._path.unlink(missing_ok=True)
+                self._process_file.unlink(missing_ok=True)
 
     async def _to_its_end(self) -> int:
         start = await _systemctl("start", "--wait", self.unit)
@@ -131,18 +135,23 @@ class UnitRun:
                     await self._talk(channel)
 
     async def _talk(self, channel: socket.socket) -> None:
-        caller, _, _ = struct.unpack(
-            "3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        )
+        caller = peer_process(channel)
         loop = asyncio.get_running_loop()
         told = await self._show("MainPID", "ControlPID")
-        if str(caller) == told.get("MainPID") and not self._launched:
+        if str(caller.pid) == told.get("MainPID") and not self._launched:
+            self._tell_daemon(caller)
             socket.send_fds(channel, [self._launch[:1]], [1, 2, self._failure])
             await loop.sock_sendall(channel, self._launch[1:])
             self._launched = True
-        elif str(caller) == told.get("ControlPID"):
+        elif str(caller.pid) == told.get("ControlPID"):
             said = await loop.sock_recv(channel, MAX_ENDED_BYTES)
             self._ended = msgspec.json.decode(said, type=Ended)
+
+    def _tell_daemon(self, worker: PeerProcess) -> None:
+        """Who will say hello to it as this worker: that process, and no other unit's."""
+        number = os.open(self._process_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(number, "wb") as file:
+            file.write(msgspec.json.encode(worker))
 
 
 async def _systemctl(*args: str) -> asyncio.subprocess.Process:

@@ -14,6 +14,9 @@ import msgspec
 
 SOCKETS_VARIABLE = "ELASTICPS_SOCKETS"
 """Names the folder of this worker's own sockets, which its group may enter."""
+MACHINE_VARIABLE = "ELASTICPS_MACHINE"
+"""Says which machine this is, by the daemon's word: the unit has a mount namespace of its own, yet
+sockets in those folders reach the machine's other workers."""
 MAX_LAUNCH_BYTES = 8 << 20
 DESCRIPTORS = 3
 """stdout, stderr, and the file for the script's failure, passed with the launch."""

@@ -11,7 +11,9 @@ import pytest_asyncio
 from aiohttp import web
 
 from elasticps.daemon.self_check import SelfCheck
+from elasticps.security.tls import NodeTls
 from elasticps.wire.address import Address
+from tests.support.nodes import Authority
 from tests.support.processes import open_fds
 
 LIMIT_S = 10.0
@@ -69,6 +71,23 @@ async def test_an_api_that_refuses_is_served_all_the_same(control: Address) -> N
     async with SelfCheck(f"http://127.0.0.1:{runner.addresses[0][1]}", control) as check:
         assert await check.fault(LIMIT_S) is None
     await runner.cleanup()
+
+
+async def test_an_api_with_certificates_is_asked_for_no_more_than_an_answer(
+    control: Address, tmp_path: Path
+) -> None:
+    """Whom its certificate is for is its callers' to check: it may listen at 0.0.0.0."""
+    tls = NodeTls(Authority(tmp_path / "certs").node("n1", "10.0.0.7"))
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls.server()).start()
+    url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    async with SelfCheck(url, control) as check:
+        assert await check.fault(LIMIT_S) is None
+    await runner.cleanup()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with SelfCheck(f"https://127.0.0.1:{silent.getsockname()[1]}", control) as check:
+            assert await check.fault(0.2) == "the API did not answer within 0.2 s"
 
 
 async def test_a_control_socket_that_was_removed_is_a_fault(api: str, control: Address) -> None:

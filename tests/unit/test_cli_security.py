@@ -153,6 +153,31 @@ def test_off_loopback_a_daemon_wants_tls_and_tokens(capsys):
         config(*options, "--allow-insecure-network")
 
 
+def test_the_file_and_variables_say_it_as_the_flags_do(monkeypatch):
+    flags = config(*secured())
+    here = Path.cwd()
+    Path("elasticps.toml").write_text(
+        f'node = "a"\ntokens = "{here}/t.json"\n'
+        f'[tls]\nca = "{here}/c/ca.pem"\ncert = "{here}/c/a.pem"\nkey = "{here}/c/a-key.pem"\n'
+    )
+    assert config("--config=elasticps.toml") == flags
+    variables = {"NODE": "a", "TOKENS": "t.json", "TLS_CA": "c/ca.pem"}
+    variables |= {"TLS_CERT": "c/a.pem", "TLS_KEY": "c/a-key.pem"}
+    for name, text in variables.items():
+        monkeypatch.setenv(f"ELASTICPS_{name}", text)
+    assert config() == flags
+    monkeypatch.setenv("ELASTICPS_ALLOW_PLAIN_ALL_REDUCE", "true")
+    made = config()
+    assert made.security is not None
+    assert made.security.plain_all_reduce
+
+
+def test_variables_of_users_commands_are_no_mistake_of_a_daemons(monkeypatch):
+    monkeypatch.setenv("ELASTICPS_CA", "ca.pem")
+    monkeypatch.setenv("ELASTICPS_TOKEN_FILE", "token")
+    assert config().security is None
+
+
 @pytest.mark.parametrize("missing", ["tls-ca", "tls-cert", "tls-key", "tokens"])
 def test_half_of_it_is_refused_even_on_loopback(missing):
     options = secured(missing)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.config import DaemonConfig, Security
 from elasticps.daemon.notify import Notifier
 from elasticps.daemon.reload import Reload, reloaded
 from elasticps.daemon.settings import SETTINGS
 from elasticps.errors import UsageError
+from elasticps.security.tls import TlsFiles
 from elasticps.store.config import StoreConfig
 
+SECURITY = Security(
+    tls=TlsFiles(ca=Path("/ca"), cert=Path("/cert"), key=Path("/key")), tokens=Path("/tokens")
+)
 OLD = DaemonConfig(etcd=StoreConfig(endpoints=("a:1",)), node="n1")
 
 
@@ -28,6 +33,12 @@ def test_what_can_be_reloaded_is_taken_and_the_rest_is_named_and_left():
     config, taken, left = reloaded(OLD, new)
     assert config == replace(OLD, labels={"rack": "12"}, weight=2.0)
     assert (set(taken), set(left)) == ({"labels", "weight"}, {"lease_ttl", "etcd", "node"})
+
+
+def test_other_certificates_and_tokens_wait_for_a_restart(monkeypatch):
+    monkeypatch.setattr(DaemonConfig, "_check_security", lambda *_: None)
+    config, taken, left = reloaded(OLD, replace(OLD, security=SECURITY))
+    assert (config, taken, left) == (OLD, (), ("security",))
 
 
 def test_a_configuration_that_is_wrong_changes_nothing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,10 @@ import msgspec
 import pytest
 
 from elasticps.core.ids import WorkerId
-from elasticps.daemon.unit_child import launch_file, unit_child
+from elasticps.daemon.access import is_of_unit
+from elasticps.daemon.unit_child import launch_file, main_process, unit_child
+from elasticps.wire.machine import this_machine
+from elasticps.wire.peer_process import PeerProcess
 from elasticps.worker.launch import ScriptFailure
 from elasticps.worker.unit import Ended, Launch, ended
 
@@ -35,6 +39,51 @@ def test_nothing_of_the_job_is_in_the_arguments_and_the_environment_of_the_daemo
     assert path.stat().st_mode & 0o777 == 0o600
     told = msgspec.json.decode(path.read_bytes(), type=Launch)
     assert (told.argv, told.env["LD_PRELOAD"], told.cwd) == (("/s.py",), "/evil.so", "/evil")
+
+
+@pytest.fixture
+def unit_process():
+    """A process that heads a group of its own, as systemd starts a unit's, and one of that group.
+
+    By the kernel's word, as the daemon hears it from a socket.
+    """
+    script = (
+        "import os, time; child = os.fork(); child and print(child, flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        child, user = int(process.stdout.readline()), os.geteuid()
+        yield PeerProcess(pid=process.pid, user=user), PeerProcess(pid=child, user=user)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_worker_is_the_units_process_or_of_its_group_with_its_user(unit_process):
+    main, child = unit_process
+    assert is_of_unit(main, main)
+    assert is_of_unit(child, main)
+    assert not is_of_unit(main, None), "nobody was handed anything yet"
+    assert not is_of_unit(PeerProcess(pid=os.getpid(), user=main.user), main)
+    assert not is_of_unit(PeerProcess(pid=main.pid, user=main.user + 1), main), "a number anew"
+    assert not is_of_unit(PeerProcess(pid=0, user=main.user), main)
+    assert not is_of_unit(PeerProcess(pid=2**22 + 1, user=main.user), main)
+
+
+def test_the_daemon_knows_a_units_process_once_it_was_handed_its_launch(tmp_path):
+    assert main_process(WORKER, tmp_path) is None
+    file = tmp_path / f"{WORKER}.process"
+    file.write_text("{")
+    assert main_process(WORKER, tmp_path) is None
+    file.write_bytes(msgspec.json.encode(PeerProcess(pid=5, user=6)))
+    assert main_process(WORKER, tmp_path) == PeerProcess(pid=5, user=6)
+
+
+def test_a_unit_is_told_which_machine_it_shares_with_its_daemon(tmp_path):
+    launch = Launch(argv=("/s.py",), env={"ELASTICPS_MACHINE": "another"}, cwd=None)
+    unit_child("job.1", WORKER, launch, tmp_path, tmp_path / "failure")
+    told = msgspec.json.decode(launch_file(WORKER, tmp_path).read_bytes(), type=Launch)
+    assert told.env["ELASTICPS_MACHINE"] == this_machine()
 
 
 @pytest.fixture
