@@ -1,4 +1,7 @@
-"""The service under a real systemd: installed, started, hung, reloaded, stopped. In this order."""
+"""The service under a real systemd, with certificates and tokens. In this order.
+
+Marked ``long``: how it is restarted, hung, killed and stopped (`make test-long`).
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,20 @@ from typing import TypeVar
 
 import pytest
 
+from elasticps.security.files import write_new
+from elasticps.security.tokens import Role, create_token
 from tests.support.booted import BOOT_S, LOOK_S, PYTHON, Booted, CannotBoot, booted
 from tests.support.etcd import EtcdServer
+from tests.support.nodes import Authority
 
 pytestmark = pytest.mark.timeout(900)
 
 Found = TypeVar("Found")
 
 DAEMON = "elasticpsd.service"
+FILES = "/etc/elasticps/secrets"
+ONE = ("--max-workers", "1")
+KEY = f"{FILES}/here-key.pem"
 TRAINING = """
 import os, pathlib, torch, elasticps
 
@@ -36,6 +45,38 @@ with elasticps.join() as run:
         optimizer.step()
         if pathlib.Path("/opt/elasticps/enough").exists():
             break
+"""
+THIEF = """
+import asyncio, os, torch, elasticps
+from elasticps.errors import PeerUnavailable
+from elasticps.wire.address import Address
+from elasticps.worker.agent import Agent
+
+def stolen(uid):
+    address = Address.parse(os.environ["ELASTICPS_AGENT"])
+    try:
+        asyncio.run(Agent().connect(address, uid))
+    except PeerUnavailable:
+        return "refused"
+    return "given"
+
+with elasticps.join() as run:
+    model = torch.nn.Linear(8, 1)
+    optimizer = run.optimizer(model, "sgd", lr=0.01)
+    data = torch.utils.data.TensorDataset(torch.ones(64, 8))
+    for step, (x,) in enumerate(run.data(data, batch_size=8, epochs=1_000_000)):
+        optimizer.zero_grad()
+        model(x).mean().backward()
+        optimizer.step()
+        if step == 5:
+            node, number = os.environ["ELASTICPS_WORKER"].split(".")
+            passes = [stolen(f"{node}.{int(number) + way}") for way in (-1, 1)]
+            try:
+                open("KEY").close()
+                key = "read"
+            except PermissionError:
+                key = "closed"
+            print("thief", os.getuid(), "passes", *passes, "key", key, flush=True)
 """
 FAILING = """
 import sys
@@ -54,7 +95,15 @@ class Service:
     api: str
 
     def ask(self, *argv: str, check: bool = True) -> str:
-        return self.machine.elasticps("--api", self.api, *argv, check=check)
+        proof = ("--api", self.api, "--ca", f"{FILES}/ca.pem", "--token-file", f"{FILES}/token")
+        return self.machine.elasticps(*proof, *argv, check=check)
+
+    def reload(self, old: str, new: str) -> None:
+        """Put ``new`` in place of ``old`` in the configuration."""
+        file = self.machine.root / "etc/elasticps/elasticps.toml"
+        file.write_text(file.read_text().replace(old, new))
+        self.machine.run("systemctl", "reload", DAEMON)
+        self.machine.until(DAEMON, "StatusText", "configuration reloaded")
 
     def submit(self, text: str, *options: str) -> str:
         """The name of a new job that runs ``text``."""
@@ -111,16 +160,31 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         machine.elasticps("service", "install", "--yes")
+        _put_secrets(machine)
         (machine.root / "etc/elasticps/elasticps.toml").write_text(
-            f'node = "here"\nhttp = "127.0.0.1:{port}"\n[etcd]\nendpoints = ["{etcd.endpoint}"]\n'
+            f'node = "here"\nhttp = "127.0.0.1:{port}"\nworkers = 2\nweight = 1.0\n'
+            f'tokens = "{FILES}/tokens.json"\n[etcd]\nendpoints = ["{etcd.endpoint}"]\n'
+            f'[tls]\nca = "{FILES}/ca.pem"\ncert = "{FILES}/here.pem"\nkey = "{KEY}"\n'
         )
         slow = machine.root / f"etc/systemd/system/{DAEMON}.d/test.conf"
         slow.parent.mkdir()
         slow.write_text("[Service]\nTimeoutStartSec=300\nTimeoutStopSec=180\n")
         machine.run("systemctl", "daemon-reload")
         machine.run("systemctl", "enable", "--now", "elasticps.target")
-        yield Service(machine, etcd, f"http://127.0.0.1:{port}")
+        yield Service(machine, etcd, f"https://127.0.0.1:{port}")
         machine.run("systemctl", "stop", "elasticps.target")
+
+
+def _put_secrets(machine: Booted) -> None:
+    """Certificates of two nodes, tokens and root's own, all the daemon's user's."""
+    directory = machine.root / FILES.removeprefix("/")
+    authority = Authority(directory)
+    for node in ("here", "peer"):
+        authority.node(node)
+    token = create_token(directory / "tokens.json", "root", Role.ADMIN)
+    write_new(directory / "token", token.encode())
+    machine.run("chown", "-R", "elasticps:elasticps", FILES)
+    machine.run("chmod", "0755", FILES)
 
 
 def test_daemon_is_ready_once_it_is_registered(service: Service) -> None:
@@ -143,14 +207,12 @@ def test_daemon_has_its_own_user_and_no_capability(service: Service) -> None:
 
 def test_reload_is_told_to_systemd(service: Service) -> None:
     machine, pid = service.machine, service.main_pid()
-    file = machine.root / "etc/elasticps/elasticps.toml"
-    file.write_text("weight = 2.5\n" + file.read_text())
-    machine.run("systemctl", "reload", DAEMON)
-    machine.until(DAEMON, "StatusText", "configuration reloaded")
+    service.reload("weight = 1.0", "weight = 2.5")
     service.until(lambda: json.loads(service.ask("nodes", "--json"))["nodes"][0]["weight"] == 2.5)
     assert (service.main_pid(), machine.show(DAEMON, "ActiveState")) == (pid, "active")
 
 
+@pytest.mark.long
 def test_restart_that_was_asked_for_is_systemds_to_do(service: Service) -> None:
     pid = service.main_pid()
     assert "here: restarted in " in service.ask("restart", "here")
@@ -161,7 +223,7 @@ def test_restart_that_was_asked_for_is_systemds_to_do(service: Service) -> None:
 
 
 def test_user_code_runs_in_a_unit_of_its_own_and_says_why_it_failed(service: Service) -> None:
-    name = service.submit(FAILING)
+    name = service.submit(FAILING, *ONE)
     job = service.until_job(name, "state", "FAILED")
     assert isinstance(job["failure"], dict)
     assert job["failure"]["reason"] == "RuntimeError: as it was meant"
@@ -178,7 +240,7 @@ def test_user_code_runs_in_a_unit_of_its_own_and_says_why_it_failed(service: Ser
 
 def test_worker_has_a_user_that_is_not_the_daemons_and_is_limited(service: Service) -> None:
     machine = service.machine
-    name = service.submit(TRAINING)
+    name = service.submit(TRAINING, *ONE)
     found = service.until(lambda: re.search(r"uid (\d+) of here", service.ask("logs", name)))
     assert found is not None
     assert found[1] not in ("0", machine.run("id", "-u", "elasticps"))
@@ -199,11 +261,12 @@ def test_worker_has_a_user_that_is_not_the_daemons_and_is_limited(service: Servi
     service.machine.until(unit, "ActiveState", "inactive", "failed")
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_started_again_and_goes_on_with_its_checkpoints(
     service: Service,
 ) -> None:
     kept = "/var/lib/elasticps-jobs/kept"
-    name = service.submit(TRAINING, "--checkpoint-dir", kept, "--checkpoint-every", "50")
+    name = service.submit(TRAINING, *ONE, "--checkpoint-dir", kept, "--checkpoint-every", "50")
     service.until(lambda: "uid " in service.ask("logs", name))
     first = service.until(lambda: service.checkpoint(name))
     (unit,) = service.worker_units()
@@ -219,6 +282,26 @@ def test_a_killed_worker_is_started_again_and_goes_on_with_its_checkpoints(
     service.machine.until(again, "ActiveState", "inactive", "failed")
 
 
+def test_workers_of_two_units_sum_and_neither_has_the_others_pass_nor_the_nodes_key(
+    service: Service,
+) -> None:
+    options = ("--strategy", "all-reduce", "--start-workers", "2")
+    name = service.submit(THIEF.replace("KEY", KEY), *options)
+    said = r"thief (\d+) passes refused refused key closed"
+    service.until(lambda: service.ask("logs", name).count("thief ") == 2)
+    users = re.findall(said, service.ask("logs", name))
+    assert len(set(users)) == 2, service.ask("logs", name)
+    lives = re.findall(rf"job={name} worker=(here\.\d+) started", service.journal())
+    for uid in lives:
+        assert f"a process says it is worker {uid}, which was not started here" in service.journal()
+    before = service.job(name)["round"]
+    service.until(lambda: service.job(name)["round"] != before)
+    units = service.worker_units()
+    service.ask("cancel", name)
+    for unit in units:
+        service.machine.until(unit, "ActiveState", "inactive", "failed")
+
+
 def test_daemons_user_may_start_workers_and_nothing_else(service: Service) -> None:
     as_daemon = ("runuser", "-u", "elasticps", "--", "systemctl", "--no-ask-password")
     service.machine.run("systemctl", "is-active", DAEMON)
@@ -228,9 +311,10 @@ def test_daemons_user_may_start_workers_and_nothing_else(service: Service) -> No
     service.machine.run("systemctl", "is-active", DAEMON)
 
 
+@pytest.mark.long
 def test_hung_daemon_is_killed_by_the_watchdog_and_comes_back(service: Service) -> None:
     machine = service.machine
-    name, pid = service.submit(TRAINING), service.main_pid()
+    name, pid = service.submit(TRAINING, *ONE), service.main_pid()
     service.until(lambda: "uid " in service.ask("logs", name))
     (unit,) = service.worker_units()
     restarts = int(machine.show(DAEMON, "NRestarts"))
@@ -243,14 +327,18 @@ def test_hung_daemon_is_killed_by_the_watchdog_and_comes_back(service: Service) 
     machine.until(unit, "ActiveState", "inactive", "failed")
 
 
+@pytest.mark.long
 def test_stop_drains_the_node_and_loses_no_push(service: Service) -> None:
     machine = service.machine
+    service.reload("workers = 2", "workers = 1")
     state = "/var/lib/elasticps/peer"
     machine.run(
         "systemd-run", "--unit=peer", "--property=User=elasticps", "--property=Type=notify",
         PYTHON, "-P", "-m", "elasticps", "daemon", "--config", "/dev/null", "--node", "peer",
         "--etcd", service.etcd.endpoint, "--http", "127.0.0.1:0", "--state-dir", state,
-        "--log-dir", state, "--runtime-dir", state,
+        "--log-dir", state, "--runtime-dir", state, "--tls-ca", f"{FILES}/ca.pem",
+        "--tls-cert", f"{FILES}/peer.pem", "--tls-key", f"{FILES}/peer-key.pem",
+        "--tokens", f"{FILES}/tokens.json",
     )  # fmt: skip
     machine.until("peer.service", "ActiveState", "active")
     nodes = {node["node"]: node for node in json.loads(service.ask("nodes", "--json"))["nodes"]}
