@@ -1,5 +1,6 @@
 # make demo                 a cluster trains while a node joins, one drains and one is killed whole
 # make test                 everything that must hold
+# make test-long            what must hold too and takes minutes: rolling restarts, hung daemons
 # make lint                 style, types and layers alone
 # make sim SEEDS=2000       the core in a simulated cluster under seeded faults
 # make ablations            the same with one safeguard taken out at a time: each must be caught
@@ -22,7 +23,7 @@ FIRST ?= 0
 MINUTES ?= 5
 SEED ?= 1
 
-.PHONY: demo test lint sim ablations chaos compare picture bench clean setup
+.PHONY: demo test test-long lint sim ablations chaos compare picture bench clean setup
 
 setup: $(READY)
 
@@ -33,7 +34,7 @@ ifeq ($(PYTEST_ARGS),)
 # Chaos measures times, and has the machine for itself.
 test: $(READY) lint
 	$(BIN)/python -m pytest tests/chaos
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --ignore tests/chaos tests
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --ignore tests/chaos -m "not long" tests
 	@for plugin in $(PLUGINS); do \
 		echo "$(BIN)/python -m pytest $$plugin"; \
 		$(BIN)/python -m pytest $$plugin || exit 1; \
@@ -42,6 +43,9 @@ else
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
+
+test-long: $(READY)
+	$(BIN)/python -m pytest --durations 0 -m long tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -30,6 +30,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     leader: bool
     http: str
+    incarnation: str = ""
     machine: str
     zone: str
     labels: dict[str, str]

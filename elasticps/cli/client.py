@@ -91,6 +91,9 @@ class Api:
         body = msgspec.json.encode({"stay": stay})
         return await self._call("POST", f"nodes/{_part(node)}/drain", NodeState, body)
 
+    async def restart(self, node: str) -> NodeState:
+        return await self._call("POST", f"nodes/{_part(node)}/restart", NodeState)
+
     async def undrain(self, node: str) -> NodeState:
         return await self._call("DELETE", f"nodes/{_part(node)}/drain", NodeState)
 

@@ -1,189 +1,150 @@
-"""``elasticps daemon``: options and variables in, a checked ``DaemonConfig`` out."""
+"""``elasticps daemon`` and ``elasticps config``: the settings of this machine's daemon."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
 from elasticps.cli.options import Command
-from elasticps.errors import UsageError
-
-if TYPE_CHECKING:  # the daemon's modules load when a daemon is to run
-    from elasticps.daemon.config import DaemonConfig, Security
-    from elasticps.store.config import StoreConfig
-
-DEFAULT_ETCD = "127.0.0.1:2379"
+from elasticps.cli.output import print_json, printable
+from elasticps.daemon.settings import BY_KEY, SETTINGS, Kind, Setting, default_of, to_text
+from elasticps.daemon.sources import DEFAULT, FILE, FILE_VARIABLE, Settings, load
 
 
-def _option(flag: str, help_text: str, **attributes: Any) -> Callable[[Command], Command]:
-    """An option that can be set by ELASTICPS_<FLAG> too."""
-    variable = "ELASTICPS_" + flag.removeprefix("--").upper().replace("-", "_")
-    attributes = {"envvar": variable, "show_envvar": True, **attributes}
-    return click.option(flag, help=help_text, **attributes)
+def setting_options(command: Command) -> Command:
+    """One option a setting, named by its key, and ``--config``."""
+    for setting in reversed(SETTINGS):
+        command = click.option(
+            setting.flag_name,
+            _parameter(setting),
+            metavar=setting.metavar,
+            help=_help(setting),
+            **_shape(setting),
+        )(command)
+    return click.option(
+        "--config",
+        "file",
+        metavar="FILE",
+        type=Path,
+        help=f"The configuration.  [env: {FILE_VARIABLE}; default: {FILE} if it is there]",
+    )(command)
+
+
+def _parameter(setting: Setting) -> str:
+    return setting.key.replace(".", "_")
+
+
+def _shape(setting: Setting) -> dict[str, Any]:
+    match setting.kind:
+        case Kind.SWITCH:
+            return {"is_flag": True, "default": None}
+        case Kind.LABELS:
+            return {"multiple": True}
+    return {}
+
+
+def _help(setting: Setting) -> str:
+    default = setting.default_text or to_text(setting, default_of(setting))
+    notes = f"env: {setting.variable_name}" + (f"; default: {default}" if default else "")
+    return f"{setting.help}  [{notes}]"
+
+
+def settings_of(parameters: Mapping[str, Any]) -> Settings:
+    """What the parsed options, the environment and the file say. Raises UsageError."""
+    flags = {setting.key: parameters[_parameter(setting)] for setting in SETTINGS}
+    return load(flags, os.environ, parameters["file"])
 
 
 @click.command()
-@_option("--node", "This machine's stable name.  [default: the host name]")
-@_option("--cluster", "The cluster to join or begin.", default="default", show_default=True)
-@_option(
-    "--etcd",
-    "etcd's endpoints, separated by commas.",
-    metavar="HOST:PORT,...",
-    default=DEFAULT_ETCD,
-    show_default=True,
-)
-@_option("--etcd-ca", "PEM file of the authority that signed etcd's certificates.", type=Path)
-@_option("--etcd-cert", "PEM file of this daemon's certificate for etcd.", type=Path)
-@_option("--etcd-key", "PEM file of that certificate's key.", type=Path)
-@_option("--etcd-user", "A user of etcd.")
-@_option("--etcd-password-file", "The file that holds the user's password.", type=Path)
-@_option("--http", "Where the API listens.  [default: 127.0.0.1:7400]", metavar="HOST:PORT")
-@_option("--data", "Where the data plane listens.  [default: 127.0.0.1:0]", metavar="HOST:PORT")
-@_option(
-    "--label",
-    "What placement may know about this machine; repeat it.",
-    multiple=True,
-    metavar="KEY=VALUE",
-    envvar="ELASTICPS_LABELS",
-)
-@_option("--zone", "What fails together with this machine.  [default: the label zone]")
-@_option("--weight", "This node's share of the blocks, beside others' 1.0.", type=float)
-@_option("--workers", "How many workers of a job may run here.  [default: 1]", type=int)
-@_option(
-    "--lease-ttl", "Seconds of silence before the node counts as dead.  [default: 5]", type=int
-)
-@_option("--drain-timeout", "Seconds to hand over blocks at a stop.  [default: 30]", type=float)
-@_option("--state-dir", "The folder of what must outlive the daemon.", type=Path)
-@_option("--log-dir", "The folder of the children's logs.", type=Path)
-@_option("--runtime-dir", "The folder of sockets.", type=Path)
-@_option("--tls-ca", "PEM file of the cluster's authority; see `elasticps certs`.", type=Path)
-@_option("--tls-cert", "PEM file of this node's certificate.", type=Path)
-@_option("--tls-key", "PEM file of that certificate's key.", type=Path)
-@_option("--tokens", "The file of the API's tokens; see `elasticps token`.", type=Path)
-@_option(
-    "--allow-plain-all-reduce",
-    "Let all-reduce's sums cross the network, which are not encrypted.",
-    is_flag=True,
-)
-@_option(
-    "--allow-insecure-network",
-    "Bind off loopback without TLS and tokens: trusted networks only.",
-    is_flag=True,
-)
+@setting_options
 def daemon(**options: Any) -> None:
     """Run this machine's daemon in the foreground, as its systemd unit does.
 
-    Every option has a variable; see systemd/elasticpsd.env.example. The folders lie under
-    /var/lib, /var/log and /run for root, else under XDG_STATE_HOME and XDG_RUNTIME_DIR.
+    Every setting can be given by an option, a variable, or in the configuration, in this order;
+    `elasticps config show` says what came from where. SIGHUP loads the configuration anew. The
+    folders lie under /var/lib, /var/log and /run for root, else under XDG_STATE_HOME and
+    XDG_RUNTIME_DIR.
 
-    Exit code 3: etcd has lost what it had acknowledged, as after the restore of a backup. Stop all
-    daemons, then start them again.
+    Exit code 75: it is to be started again (`elasticps restart`), by its unit; where there is none
+    it does so itself. Exit code 3: etcd has lost what it had acknowledged, as after the restore of
+    a backup. Stop all daemons, then start them again.
 
     \b
     Example:
       elasticps daemon --etcd 10.0.0.5:2379,10.0.0.6:2379 --cluster lab
       ELASTICPS_LABELS=zone=a,rack=12 elasticps daemon --workers 2
     """
-    config = config_from(**options)
+    config = settings_of(options).config()
+    from elasticps.daemon.departure import RESTART
     from elasticps.daemon.main import run
 
-    raise click.exceptions.Exit(run(config))
+    managed = "NOTIFY_SOCKET" in os.environ
+    code = run(config, lambda: settings_of(options).config())
+    if code == RESTART and not managed:  # nobody else would start it again
+        os.execv(sys.executable, (sys.executable, *sys.orig_argv[1:]))  # noqa: S606 - no shell
+    raise click.exceptions.Exit(code)
 
 
-def config_from(
-    *,
-    etcd: str,
-    etcd_ca: Path | None,
-    etcd_cert: Path | None,
-    etcd_key: Path | None,
-    etcd_user: str | None,
-    etcd_password_file: Path | None,
-    http: str | None,
-    data: str | None,
-    label: tuple[str, ...],
-    zone: str | None,
-    workers: int | None,
-    lease_ttl: int | None,
-    drain_timeout: float | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    tokens: Path | None,
-    allow_plain_all_reduce: bool,
-    **plain: Any,
-) -> DaemonConfig:
-    """The configuration that the options spell. Raises UsageError, naming field and limit."""
-    from elasticps.daemon.config import DaemonConfig, parse_labels, parse_listen
+@click.group()
+def config() -> None:
+    """Look at the settings of this machine's daemon.
 
-    labels = parse_labels(split(*label))
-    given: dict[str, Any] = {
-        "http": http and parse_listen(http, "http"),
-        "data": data and parse_listen(data, "data"),
-        "zone": zone or labels.get("zone"),
-        "worker_slots": workers,
-        "lease_ttl_s": lease_ttl,
-        "drain_timeout_s": drain_timeout,
-        "security": _security(tls_ca, tls_cert, tls_key, tokens, allow_plain_all_reduce),
-    }
-    folders = ("state_dir", "log_dir", "runtime_dir")
-    given |= {
-        name: value.absolute() if name in folders and value else value
-        for name, value in plain.items()
-    }
-    store = _store(etcd, etcd_ca, etcd_cert, etcd_key, etcd_user, etcd_password_file)
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return DaemonConfig(etcd=store, labels=labels, **chosen)
+    \b
+    Example:
+      elasticps config show
+    """
 
 
-def split(*lists: str) -> tuple[str, ...]:
-    """The items of comma lists."""
-    return tuple(item.strip() for text in lists for item in text.split(",") if item.strip())
+class ShownSetting(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting as ``config show --json`` prints it."""
+
+    key: str
+    value: str
+    source: str
+    reload: bool
 
 
-def _security(
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
-    tokens: Path | None,
-    plain_all_reduce: bool,
-) -> Security | None:
-    """All of it or nothing: half of it would be taken for the whole."""
-    from elasticps.daemon.config import Security
-    from elasticps.security.tls import TlsFiles
+@config.command()
+@setting_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def show(as_json: bool, **options: Any) -> None:
+    """Print each setting and where its value comes from, then check them all.
 
-    files = {"tls_ca": ca, "tls_cert": cert, "tls_key": key, "tokens": tokens}
-    missing = [name for name, path in files.items() if path is None]
-    if len(missing) == len(files):
-        return None
-    if missing or ca is None or cert is None or key is None or tokens is None:
-        raise UsageError(
-            "TLS and tokens go together",
-            field=missing[0],
-            hint="give --tls-ca, --tls-cert, --tls-key and --tokens",
+    Takes the options of `elasticps daemon`, to see what they would make of it.
+
+    \b
+    Example:
+      elasticps config show
+      elasticps config show --config elasticps.toml --workers 2
+    """
+    settings = settings_of(options)
+    rows = [
+        ShownSetting(
+            key=key,
+            value=to_text(BY_KEY[key], given.value),
+            source=given.source,
+            reload=BY_KEY[key].reload,
         )
-    tls = TlsFiles(ca=ca.absolute(), cert=cert.absolute(), key=key.absolute())
-    return Security(tls=tls, tokens=tokens.absolute(), plain_all_reduce=plain_all_reduce)
+        for key, given in settings.values.items()
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        _print_rows(rows, settings.file)
+    sys.stdout.flush()  # before an error
+    settings.config()
 
 
-def _store(
-    etcd: str,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
-    user: str | None,
-    password_file: Path | None,
-) -> StoreConfig:
-    from elasticps.security.files import read_word
-    from elasticps.store.config import StoreConfig
-
-    return StoreConfig(
-        endpoints=split(etcd),
-        ca=ca,
-        cert=cert,
-        key=key,
-        username=user,
-        password=read_word(password_file, "etcd_password_file") if password_file else None,
-    )
+def _print_rows(rows: list[ShownSetting], file: Path | None) -> None:
+    click.echo(f"file: {file}" if file else f"file: none ({FILE} is not there)")
+    wide = max(len(row.key) for row in rows)
+    for row in rows:
+        value = printable(row.value) or "-"
+        source = "" if row.source == DEFAULT else f"  ({row.source})"
+        click.echo(f"{row.key:{wide}}  {value}{source}")

@@ -14,13 +14,15 @@ import click
 from elasticps import __version__
 from elasticps.cli.certs import certs
 from elasticps.cli.checkpoint import checkpoint
-from elasticps.cli.daemon import daemon
+from elasticps.cli.daemon import config, daemon
 from elasticps.cli.inspect import jobs, logs, nodes, status
 from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
 from elasticps.cli.plan import plan
 from elasticps.cli.plugins import plugins
+from elasticps.cli.restart import restart
 from elasticps.cli.run import run
+from elasticps.cli.service import service
 from elasticps.cli.sim import sim
 from elasticps.cli.token import token
 from elasticps.errors import ElasticError, UsageError
@@ -91,11 +93,14 @@ for command in (
     drain,
     undrain,
     rebalance,
+    restart,
     plugins,
     certs,
     token,
     sim,
     daemon,
+    config,
+    service,
 ):
     cli.add_command(command)
 

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from elasticps.cli.daemon import split
+from elasticps.daemon.settings import split
 from elasticps.errors import JobFailed
 
 MAX_NODES = 64

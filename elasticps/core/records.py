@@ -38,9 +38,13 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DrainRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An operator's or a leaving daemon's wish. ``stay``: the daemon goes on, holding nothing."""
+    """An operator's or a leaving daemon's wish. ``stay``: the daemon goes on, holding nothing.
+
+    ``restart``: it ends in a way that has it started again.
+    """
 
     stay: bool = False
+    restart: bool = False
 
 
 class JobSpec(Guarantees, frozen=True, kw_only=True):

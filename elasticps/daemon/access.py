@@ -15,6 +15,7 @@ from elasticps.security.passes import PassIssuer
 from elasticps.security.tls import NodeTls
 from elasticps.security.tokens import TokenFile
 from elasticps.wire.messages import Access
+from elasticps.wire.peer_process import PeerProcess
 
 
 class NodeAccess:
@@ -59,9 +60,18 @@ def asking(access: NodeAccess | None, record: NodeRecord) -> dict[str, Any]:
     return connecting(access, record.node)
 
 
-def is_of_child(process: int, child: int | None) -> bool:
+def is_of_child(process: PeerProcess, child: int | None) -> bool:
     """Whether a process is a child of the daemon, or of the group that the child heads."""
     try:
-        return child is not None and process > 0 and os.getpgid(process) == child
+        return child is not None and process.pid > 0 and os.getpgid(process.pid) == child
     except ProcessLookupError:
         return False
+
+
+def is_of_unit(process: PeerProcess, main: PeerProcess | None) -> bool:
+    """Whether a process is the main one of a worker's unit, or of the group that it heads.
+
+    The user is asked for too: a number of a process that is gone may be another unit's by now, but
+    a unit has its user for itself as long as it lives.
+    """
+    return main is not None and process.user == main.user and is_of_child(process, main.pid)

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elasticps.errors import UsageError
-from elasticps.security.tls import TlsFiles
-from elasticps.security.tokens import read_tokens
-from elasticps.wire.address import MAX_PORT, Address
 
 if TYPE_CHECKING:  # the store's package brings gRPC along, which a check of options need not
+    from elasticps.security.tls import TlsFiles
     from elasticps.store.config import StoreConfig
 
 DEFAULT_HTTP = ("127.0.0.1", 7400)
@@ -27,6 +25,7 @@ MAX_DRAIN_TIMEOUT_S = 86_400.0
 MAX_WEIGHT = 1_000_000.0
 MAX_WORKER_SLOTS = 1024
 MAX_LABELS = 64
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _NODE = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 _CLUSTER = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -43,25 +42,30 @@ def default_threads_per_worker() -> int:
     return max(1, (os.cpu_count() or 1) // 2)
 
 
+def is_service() -> bool:
+    """Whether this process was started by its systemd unit, which makes the folder of its state."""
+    return os.environ.get("STATE_DIRECTORY", "").endswith("/elasticps")
+
+
 def default_state_dir() -> Path:
-    """/var/lib/elasticps for root, else elasticps under XDG_STATE_HOME or ~/.local/state."""
-    return _for_root("/var/lib/elasticps") or _xdg_state_home() / "elasticps"
+    """/var/lib/elasticps for root and the service, else below XDG_STATE_HOME or ~/.local/state."""
+    return _machines("/var/lib/elasticps") or _xdg_state_home() / "elasticps"
 
 
 def default_log_dir() -> Path:
-    """/var/log/elasticps for root, else elasticps/log beside the state."""
-    return _for_root("/var/log/elasticps") or _xdg_state_home() / "elasticps" / "log"
+    """/var/log/elasticps for root and the service, else elasticps/log beside the state."""
+    return _machines("/var/log/elasticps") or _xdg_state_home() / "elasticps" / "log"
 
 
 def default_runtime_dir() -> Path:
-    """/run/elasticps for root, else elasticps under XDG_RUNTIME_DIR, else beside the state."""
+    """/run/elasticps for root and the service, else below XDG_RUNTIME_DIR or beside the state."""
     session = os.environ.get("XDG_RUNTIME_DIR")
     own = Path(session) / "elasticps" if session else _xdg_state_home() / "elasticps" / "run"
-    return _for_root("/run/elasticps") or own
+    return _machines("/run/elasticps") or own
 
 
-def _for_root(path: str) -> Path | None:
-    return Path(path) if os.geteuid() == 0 else None
+def _machines(path: str) -> Path | None:
+    return Path(path) if os.geteuid() == 0 or is_service() else None
 
 
 def _xdg_state_home() -> Path:
@@ -112,6 +116,8 @@ class DaemonConfig:
     runtime_dir: Path = field(default_factory=default_runtime_dir)
     security: Security | None = None
     allow_insecure_network: bool = False
+    log_level: str = "info"
+    worker_units: bool = field(default_factory=is_service)
 
     def __post_init__(self) -> None:
         _check_name("node", self.node, _NODE, hint="--node NAME gives this machine another name")
@@ -126,6 +132,12 @@ class DaemonConfig:
         _check_range("drain_timeout_s", self.drain_timeout_s, 0, MAX_DRAIN_TIMEOUT_S)
         _check_range("lost_after_s", self.lost_after_s, 0, MAX_DRAIN_TIMEOUT_S)
         _check_range("threads_per_worker", self.threads_per_worker, 1, MAX_WORKER_SLOTS)
+        if self.log_level not in LOG_LEVELS:
+            raise UsageError(
+                f"{self.log_level[:80]!r} is no level",
+                field="log_level",
+                limit=", ".join(LOG_LEVELS),
+            )
         for name in ("state_dir", "log_dir", "runtime_dir"):
             _check_directory(name, getattr(self, name))
         self._check_network()
@@ -148,6 +160,8 @@ class DaemonConfig:
 
     def _check_security(self, security: Security) -> None:
         """Nothing that is named is left out of use because something is wrong with it."""
+        from elasticps.security.tokens import read_tokens  # the command line loads this file alone
+
         if self.allow_insecure_network:
             raise UsageError(
                 "TLS and tokens are given, and the network is to be insecure",
@@ -170,6 +184,8 @@ class DaemonConfig:
 
 def parse_listen(text: str, name: str) -> tuple[str, int]:
     """Host and port of "host:port" or "[ipv6]:port". Raises UsageError that names the field."""
+    from elasticps.wire.address import MAX_PORT, Address  # the command line loads this file alone
+
     try:
         address = Address.parse(f"tcp:{text}")
     except UsageError as error:
@@ -206,6 +222,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _check_listen(name: str, host: str, port: int) -> None:
+    from elasticps.wire.address import Address
+
     try:
         Address.tcp(host, port)
     except UsageError as error:

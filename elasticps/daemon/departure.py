@@ -16,12 +16,15 @@ from elasticps.store import Compare, Delete, Store
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.3
+RESTART = 75
+"""The exit code of a daemon that wants to be started again; the unit knows it."""
 
 
 class Departure:
     """``wait`` returns the exit code when it is time to go.
 
-    0: nothing was left behind. 1: blocks or workers of active jobs were.
+    0: nothing was left behind. 1: blocks or workers of active jobs were. RESTART: nothing was, and
+    the next life is to begin.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class Departure:
         self._node_key = view.keys.node(node)
         self._drain_key = view.keys.drain(node)
         self._node = node
-        self._drain_timeout_s = drain_timeout_s
+        self.drain_timeout_s = drain_timeout_s
         self._is_empty = is_empty
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
@@ -62,6 +65,9 @@ class Departure:
         asked = asyncio.create_task(self._asked.wait())
         try:
             await asyncio.wait({drained, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if drained.done() and not self._asked.is_set():
+                mark = self._view.drains.get(self._node)
+                return RESTART if mark is not None and mark.restart else 0
             if drained.done() or not joined() or self._is_empty():
                 return 0
             if await self._drain(drained):
@@ -100,13 +106,13 @@ class Departure:
 
     async def _drain(self, drained: asyncio.Task[None]) -> bool:
         """Have everything moved away; False when time was up, or the second signal came, first."""
-        log.info("draining for at most %g s; ask again to leave at once", self._drain_timeout_s)
+        log.info("draining for at most %g s; ask again to leave at once", self.drain_timeout_s)
         marking = asyncio.create_task(self._mark())
         hurried = asyncio.create_task(self._hurried.wait())
         try:
             await asyncio.wait(
                 {drained, hurried},
-                timeout=self._drain_timeout_s,
+                timeout=self.drain_timeout_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:

@@ -34,6 +34,7 @@ from elasticps.wire.messages import (
     Welcome,
     WorkerHello,
 )
+from elasticps.wire.peer_process import PeerProcess
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 class Children(Protocol):
     """Who acts on what children say."""
 
-    def server_said_hello(self, record: ServerRecord, process: int) -> bool: ...
+    def server_said_hello(self, record: ServerRecord, process: PeerProcess) -> bool: ...
 
     def server_gone(self) -> None: ...
 
@@ -49,7 +50,7 @@ class Children(Protocol):
 
     def loaded(self, load: ServerLoad) -> None: ...
 
-    def welcome(self, uid: str, process: int) -> Welcome | None: ...
+    def welcome(self, uid: str, process: PeerProcess) -> Welcome | None: ...
 
     def access_of(self, uid: str) -> Access | None: ...
 

@@ -218,6 +218,7 @@ class LocalCluster:
         assert self._etcd is not None
         place = self._place(name)
         arguments = {
+            "config": os.devnull,  # not that of a daemon of this machine
             "node": name,
             "cluster": self.keys.cluster,
             "etcd": ",".join(self._etcd.endpoints),
@@ -272,8 +273,7 @@ class LocalCluster:
 
 def _plain_environment() -> dict[str, str]:
     """This process's, less the settings of a daemon of this machine that is not meant here."""
-    kept = {key: item for key, item in os.environ.items() if not key.startswith("ELASTICPS_")}
-    return {**kept, "ELASTICPS_THREADS_PER_WORKER": "1"}
+    return {key: item for key, item in os.environ.items() if not key.startswith("ELASTICPS_")}
 
 
 def _is_free(port: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 import uvloop
 
@@ -22,15 +23,16 @@ ROLLED_BACK = 3
 SERVICE_MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-def run(config: DaemonConfig) -> int:
+def run(config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> int:
     """Be the node that ``config`` describes until asked to leave; returns the exit code.
 
-    That is ROLLED_BACK when etcd has gone back behind what this node had seen.
+    ``reread`` reads the configuration anew, at SIGHUP. The code is ROLLED_BACK when etcd has gone
+    back behind what this node had seen.
 
     Raises UsageError for what the configuration cannot have, StoreError for another's etcd.
     """
     logging.basicConfig(
-        level=logging.INFO,
+        level=config.log_level.upper(),
         stream=sys.stderr,
         format=f"%(asctime)s %(levelname)s node={config.node} %(name)s: %(message)s",
     )
@@ -39,7 +41,7 @@ def run(config: DaemonConfig) -> int:
     for directory in (config.state_dir, config.log_dir, config.runtime_dir):
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
     try:
-        return uvloop.run(_run(config))
+        return uvloop.run(_run(config, reread))
     except BaseExceptionGroup as errors:
         cause = _cause(errors)
         if not isinstance(cause, StoreRolledBack):
@@ -48,12 +50,12 @@ def run(config: DaemonConfig) -> int:
         return ROLLED_BACK
 
 
-async def _run(config: DaemonConfig) -> int:
+async def _run(config: DaemonConfig, reread: Callable[[], DaemonConfig]) -> int:
     notifier = Notifier.from_environment()
     for name in SERVICE_MANAGER_VARIABLES:  # they are meant for this process, not for its children
         os.environ.pop(name, None)
     async with Store(config.etcd) as store:
-        return await Node(config, store, notifier).run(serve_http)
+        return await Node(config, store, notifier, reread).run(serve_http)
 
 
 def _cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:

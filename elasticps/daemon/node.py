@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from importlib.metadata import version
 from elasticps.core.ids import JobName, NodeId
 from elasticps.core.proposal import Placed
 from elasticps.core.records import NodeRecord, ServerRecord
-from elasticps.daemon.access import NodeAccess, is_of_child
+from elasticps.daemon.access import NodeAccess, is_of_child, is_of_unit
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.departure import Departure
 from elasticps.daemon.failure_detector import FailureDetector
@@ -22,12 +23,15 @@ from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.membership import Membership
 from elasticps.daemon.notify import Notifier
 from elasticps.daemon.rehearsals import Rehearsals
+from elasticps.daemon.reload import Reload
 from elasticps.daemon.reports import Reports
+from elasticps.daemon.self_check import SelfCheck
 from elasticps.daemon.shard_server import CHILD as SHARD_SERVER
 from elasticps.daemon.shard_server import ShardServerChild
 from elasticps.daemon.supervisor import Supervisor
+from elasticps.daemon.unit_child import main_process
 from elasticps.daemon.view import ClusterView
-from elasticps.daemon.workers import Workers
+from elasticps.daemon.workers import Life, Workers
 from elasticps.errors import StoreError, StoreRolledBack
 from elasticps.security.passes import RENEWED_AFTER_S
 from elasticps.store import Keys, Lease, Store, check_format, watch_prefix
@@ -44,6 +48,7 @@ from elasticps.wire.messages import (
     ServerLoad,
     Welcome,
 )
+from elasticps.wire.peer_process import PeerProcess
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +58,18 @@ LOG_LINES, LOG_BYTES = 50_000, 16 << 20
 
 
 class Node:
-    """The daemon's parts. ``run`` is its life; it also takes what children say (links.Children)."""
+    """The daemon's parts. ``run`` is its life; it also takes what children say (links.Children).
 
-    def __init__(self, config: DaemonConfig, store: Store, notifier: Notifier) -> None:
+    ``reread`` reads the configuration anew, at SIGHUP.
+    """
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        store: Store,
+        notifier: Notifier,
+        reread: Callable[[], DaemonConfig],
+    ) -> None:
         self.config = config
         self.store = store
         self.name = NodeId(config.node)
@@ -68,8 +82,10 @@ class Node:
         self.access = NodeAccess.of(config)
         control = Address.unix(config.runtime_dir / "control.sock")
         self.server = ShardServerChild(config, control, self._server_changed)
+        self._leaving = False
         self._incarnation = secrets.token_hex(4)
         self._notifier = notifier
+        self._reload = Reload(config, reread, self._reconfigured, notifier)
         self._control = control
         self._changed = asyncio.Condition()
         self._nudge = asyncio.Event()
@@ -107,10 +123,16 @@ class Node:
         await check_format(self.store, self.keys)
         await self.departure.unmark()
         self.departure.ask_on_signals()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         async with AsyncExitStack() as stack:
             self.http_url = await stack.enter_async_context(serve_http(self))
+            feeding = asyncio.create_task(self._feed_watchdog(), name="watchdog")
+            stack.callback(feeding.cancel)
             await stack.enter_async_context(self.supervisor)
-            await stack.enter_async_context(listen(self._control, self._links.on_connect))
+            shared = self.config.worker_units
+            await stack.enter_async_context(
+                listen(self._control, self._links.on_connect, shared=shared)
+            )
             return await self._live()
 
     async def _live(self) -> int:
@@ -126,7 +148,6 @@ class Node:
                 tasks.create_task(self.server.end_when_stuck(self.supervisor), name="stuck server")
                 tasks.create_task(self._reconcile(), name="workers")
                 tasks.create_task(self._reports.run(), name="reports")
-                tasks.create_task(self._feed_watchdog(), name="watchdog")
                 tasks.create_task(self._renew_access(), name="passes")
                 tasks.create_task(self._end_with_etcds_history(), name="etcd's history")
                 code = await self.departure.wait(lambda: self.membership.joined)
@@ -143,6 +164,8 @@ class Node:
             log.error("node=%s ends: %s", self.name, errors.exceptions[0])
             self._notifier.status(str(errors.exceptions[0]))
             raise
+        finally:
+            self._leaving = True
         return code
 
     async def _end_with_etcds_history(self) -> None:
@@ -174,10 +197,36 @@ class Node:
                 continue
 
     async def _feed_watchdog(self) -> None:
+        """From this loop, so that one which hangs does not; each time only if all is well.
+
+        Until the children have ended too: meanwhile systemd bounds the stop, and no check does.
+        """
         period_s = self._notifier.watchdog_period_s
-        while period_s is not None:
-            self._notifier.watchdog()
-            await asyncio.sleep(period_s)
+        if period_s is None:
+            return
+        async with SelfCheck(self.http_url, self._control) as check:
+            while True:
+                # Half of what is allowed for an answer, a quarter between two questions.
+                fault = await check.fault(period_s)
+                if fault is None or self._leaving:
+                    self._notifier.watchdog()
+                else:
+                    log.error("the watchdog is not fed: %s", fault)
+                await asyncio.sleep(period_s / 2)
+
+    def _on_hangup(self) -> None:
+        if not self.membership.joined:
+            log.warning("no reload before the node is registered")
+            return
+        self._notifier.ready(self._reload.now())
+
+    def _reconfigured(self, config: DaemonConfig) -> None:
+        """These settings are in force from now on; the others are those of the start."""
+        self.config = config
+        self.workers.reconfigured(config)
+        self.departure.drain_timeout_s = config.drain_timeout_s
+        logging.getLogger().setLevel(config.log_level.upper())
+        self.membership.rewritten.set()
 
     async def _renew_access(self) -> None:
         while self.access is not None:
@@ -235,7 +284,7 @@ class Node:
 
     # -- what children say ----------------------------------------------------------------------
 
-    def server_said_hello(self, record: ServerRecord, process: int) -> bool:
+    def server_said_hello(self, record: ServerRecord, process: PeerProcess) -> bool:
         if not self._is_child(SHARD_SERVER, process):
             return False
         self.server.said_hello(record)
@@ -250,16 +299,21 @@ class Node:
     def loaded(self, load: ServerLoad) -> None:
         self.server.heard(load)
 
-    def welcome(self, uid: str, process: int) -> Welcome | None:
+    def welcome(self, uid: str, process: PeerProcess) -> Welcome | None:
         life = self.workers.lives.get(uid)
-        if life is None or not self._is_child(life.child, process):
+        if life is None or not self._is_worker(life, process):
             return None
         return self.workers.welcome(uid, self.config.cluster)
 
     def access_of(self, uid: str) -> Access | None:
         return self.workers.access(uid)
 
-    def _is_child(self, name: str, process: int) -> bool:
+    def _is_worker(self, life: Life, process: PeerProcess) -> bool:
+        if self.config.worker_units:  # the child stands for it alone
+            return is_of_unit(process, main_process(life.worker, self.config.runtime_dir))
+        return self._is_child(life.child, process)
+
+    def _is_child(self, name: str, process: PeerProcess) -> bool:
         """By the kernel's word, for whoever may open the socket may say any name."""
         return any(
             child.name == name and is_of_child(process, child.pid)

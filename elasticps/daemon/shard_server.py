@@ -51,6 +51,8 @@ class ShardServerChild:
             files = self._config.security.tls
             arguments |= {"tls-ca": files.ca, "tls-cert": files.cert, "tls-key": files.key}
         options = [part for key, item in arguments.items() for part in (f"--{key}", str(item))]
+        if self._config.worker_units:  # other users, of the socket's group
+            options.append("--shared")
         spec = ChildSpec(
             name=CHILD,
             argv=(sys.executable, "-P", "-m", "elasticps.server", *options),

@@ -31,11 +31,13 @@ from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.supervisor import Supervisor
+from elasticps.daemon.unit_child import launch_file, unit_child
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
 from elasticps.wire.messages import Access, Finished, Progress, Retire, Welcome
 from elasticps.worker.launch import ScriptFailure
+from elasticps.worker.unit import Launch
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,6 @@ NEVER_CLOSED = (
     "the script ended with code 0 without leaving the job, so that nobody knows whether it was"
     " through: use `with elasticps.join() as run:`, or call run.close() at its end"
 )
-NEVER = RestartPolicy(when=RestartWhen.NEVER)
 AFTER_SIGNALS = RestartPolicy(when=RestartWhen.ON_SIGNAL, max_restarts=5)
 """A worker may take ten seconds to come to its death: more restarts do not fit into the window."""
 MAX_REASON_CHARS = 2_000
@@ -126,6 +127,10 @@ class Workers:
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """From now on tasks run in ``tasks``."""
         self._tasks = tasks
+
+    def reconfigured(self, config: DaemonConfig) -> None:
+        """Workers that start from now on are told this."""
+        self._config = config
 
     # -- reconciling ----------------------------------------------------------------------------
 
@@ -211,11 +216,10 @@ class Workers:
         except UsageError as error:  # the API refuses such a job; another may have written it
             self._bury(life, self._failed(f"the job cannot be started: {error}"))
             return
-        log.info("job=%s worker=%s started", job.name, uid)
+        log.info("job=%s worker=%s started, number %d", job.name, uid, life.worker)
 
     def _child_spec(self, life: Life, spec: JobSpec) -> ChildSpec:
         env = {
-            **os.environ,
             "OMP_NUM_THREADS": str(self._config.threads_per_worker),
             **spec.env,
             "PYTHONUNBUFFERED": "1",
@@ -223,12 +227,18 @@ class Workers:
             "ELASTICPS_WORKER": life.uid,
             "ELASTICPS_FAILURE_FILE": str(self._failure_file(life)),
         }
+        if self._config.worker_units:
+            launch = Launch(argv=spec.argv, env=env, cwd=spec.cwd)
+            failure_file = self._failure_file(life)
+            return unit_child(
+                life.child, life.worker, launch, self._config.runtime_dir, failure_file
+            )
         return ChildSpec(
             name=life.child,
             argv=(sys.executable, "-P", "-m", "elasticps.worker", *spec.argv),
-            env=env,
+            env={**os.environ, **env},
             cwd=spec.cwd,
-            restart=NEVER,
+            restart=RestartPolicy(when=RestartWhen.NEVER),
         )
 
     def _failure_file(self, life: Life) -> Path:
@@ -342,6 +352,7 @@ class Workers:
         life.ended = True
         life.over.set()
         self._failure_file(life).unlink(missing_ok=True)
+        launch_file(life.worker, self._config.runtime_dir).unlink(missing_ok=True)
         log.info(
             "job=%s worker=%s %s: %s", life.job_name, life.uid, record.state.value, record.reason
         )

@@ -145,7 +145,7 @@ async def _serve(
     control = ControlEnd(server.on_message, server.on_closed)
     async with (
         listen(tcp_address, session, on_error=_note, tls=context) as tcp,
-        listen(unix_address, session, on_error=_note) as unix,
+        listen(unix_address, session, on_error=_note, shared=options.shared) as unix,
         await connect(
             Address.parse(options.control), timeout_s=CONNECT_TIMEOUT_S, dispatcher=control
         ) as daemon,
@@ -193,6 +193,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     for name in ("tls-ca", "tls-cert", "tls-key"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--shared", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     warm_up()

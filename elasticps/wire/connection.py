@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
@@ -24,6 +23,7 @@ from elasticps.wire.address import Address
 from elasticps.wire.frame import FLAG_PAYLOAD_CHECKSUM, MAX_PAYLOAD, Header, checksum, pack
 from elasticps.wire.inflight import InFlight, Pending, Reply
 from elasticps.wire.parser import FrameParser
+from elasticps.wire.peer_process import PeerProcess, peer_process
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -39,8 +39,6 @@ CLOSE_TIMEOUT_S = 5.0
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 2, 1, 4
 UNREACHABLE_S = 15
 """How long a peer may take nothing before its connection counts as lost; for TCP alone."""
-_CREDENTIALS = struct.Struct("3i")
-"""``struct ucred``: process, user and group."""
 
 
 class Dispatcher(Protocol):
@@ -192,11 +190,9 @@ class Connection(asyncio.BufferedProtocol):
         as workers do, or without TLS."""
         return node_of(self._transport.get_extra_info("peercert"))
 
-    def peer_process(self) -> int:
+    def peer_process(self) -> PeerProcess:
         """Of a Unix socket, the process that connected or listens, by the kernel's word."""
-        sock = self._transport.get_extra_info("socket")
-        found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return int(_CREDENTIALS.unpack(found)[0])
+        return peer_process(self._transport.get_extra_info("socket"))
 
     def _check_open(self) -> None:
         if self._lost.is_set() or self._transport.is_closing():

@@ -32,13 +32,15 @@ def listen(
     tls: ssl.SSLContext | None = None,
     checksum_payloads: bool = False,
     max_payload: int = MAX_PAYLOAD,
+    shared: bool = False,
 ) -> Listener:
     """A listener at ``address``, open inside ``async with``; leaving closes its connections too.
 
     ``on_connect`` gives each new connection its dispatcher (an ElasticError it raises refuses the
     connection). ``on_error`` is told of each connection that ended in an error. ``tls`` makes TCP
-    TLS and nothing else; a Unix socket does not leave the machine. Entering raises UsageError when
-    the address is taken or cannot be had.
+    TLS and nothing else; a Unix socket does not leave the machine. ``shared``: to a Unix socket the
+    group of its file may connect, not its owner alone. Entering raises UsageError when the address
+    is taken or cannot be had.
     """
     return Listener(
         address,
@@ -47,6 +49,7 @@ def listen(
         tls=tls,
         checksum_payloads=checksum_payloads,
         max_payload=max_payload,
+        shared=shared,
     )
 
 
@@ -62,6 +65,7 @@ class Listener:
         tls: ssl.SSLContext | None,
         checksum_payloads: bool,
         max_payload: int,
+        shared: bool,
     ) -> None:
         self.address = address
         self.wire_errors = 0
@@ -71,12 +75,13 @@ class Listener:
         self._tls = tls
         self._checksum_payloads = checksum_payloads
         self._max_payload = max_payload
+        self._shared = shared
         self._closing = False
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         if self.address.transport == "unix":
-            sock = _bind_unix(self.address)
+            sock = _bind_unix(self.address, 0o660 if self._shared else 0o600)
             self._inode = _inode(self.address.path)
             self._server = await loop.create_unix_server(
                 self._protocol, sock=sock, backlog=BACKLOG, start_serving=False
@@ -153,13 +158,13 @@ async def _bind_tcp(address: Address) -> socket.socket:
     return sock
 
 
-def _bind_unix(address: Address) -> socket.socket:
+def _bind_unix(address: Address, mode: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     try:
         _replace_stale(address)
         sock.bind(address.path)
         # Nobody can connect before listen(), so there is no moment with a wider mode.
-        Path(address.path).chmod(stat.S_IRUSR | stat.S_IWUSR)
+        Path(address.path).chmod(mode)
     except OSError as error:
         sock.close()
         raise _refused(address, error) from error

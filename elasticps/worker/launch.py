@@ -70,7 +70,11 @@ def _is_outside(frame: traceback.FrameSummary) -> bool:
 def _record(failure: ScriptFailure) -> None:
     path = os.environ.get(FAILURE_VARIABLE)
     failure = ScriptFailure(_encodable(failure.reason), _encodable(failure.traceback))
-    if path:
+    if path and path.startswith("/dev/fd/"):
+        # A unit's, which has no folder to write to; its daemon looks whether it is whole.
+        with Path(path).open("wb") as opened:
+            opened.write(msgspec.json.encode(failure))
+    elif path:
         # Whole or not at all: half of one would be told as the failure in place of a kill.
         fresh = Path(f"{path}.fresh")
         fresh.write_bytes(msgspec.json.encode(failure))

@@ -62,7 +62,7 @@ class Peers:
         self._place = place
         self._generation = Generation(0)
         self._notes: dict[WorkerId, PeerNote] = {}
-        self._machine = this_machine()
+        self._machine = place.machine
         self._pool: ConnectionPool[WorkerId] = ConnectionPool(
             cluster,
             str(worker),
@@ -76,7 +76,12 @@ class Peers:
         try:
             listening = [
                 await self._stack.enter_async_context(
-                    listen(address, lambda _: self._session(), tls=own.context if own else None)
+                    listen(
+                        address,
+                        lambda _: self._session(),
+                        tls=own.context if own else None,
+                        shared=self._place.shared,
+                    )
                 )
                 for address in (Address.tcp(self._place.host, 0), self._place.socket(self._worker))
             ]
@@ -184,10 +189,16 @@ class Place:
     """Where a worker listens: at ``host`` for other machines, in ``directory`` for its own.
 
     The directory is the daemon's. A killed worker leaves its socket there; the next one removes it.
+    ``shared``: workers are users of their own, which have a group in common. ``machine`` is that of
+    who can reach the directory, by default of this process.
     """
 
-    def __init__(self, host: str, directory: Path) -> None:
+    def __init__(
+        self, host: str, directory: Path, *, shared: bool = False, machine: str | None = None
+    ) -> None:
         self.host = host
+        self.shared = shared
+        self.machine = machine or this_machine()
         self._directory = directory
 
     def socket(self, worker: WorkerId) -> Address:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,6 +37,7 @@ from elasticps.worker.peer_calls import PeerCalls
 from elasticps.worker.peers import Peers, Place
 from elasticps.worker.served_model import ServedModel
 from elasticps.worker.stepping import Stepping
+from elasticps.worker.unit import MACHINE_VARIABLE, SOCKETS_VARIABLE
 
 AGENT_VARIABLE = "ELASTICPS_AGENT"
 WORKER_VARIABLE = "ELASTICPS_WORKER"
@@ -219,7 +221,13 @@ class Run:
 
     def _listen(self, client: Client) -> Peers:
         welcome, agent = self._welcome, self._agent
-        place = Place(agent.host, agent.directory)
+        own = os.environ.get(SOCKETS_VARIABLE)
+        place = Place(
+            agent.host,
+            Path(own) if own else agent.directory,
+            shared=own is not None,
+            machine=os.environ.get(MACHINE_VARIABLE),
+        )
         access = agent.current_access if agent.access else None
         return Peers(client, welcome.cluster, welcome.job, welcome.worker, place, access)
 

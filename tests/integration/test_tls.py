@@ -20,6 +20,7 @@ from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
 from elasticps.wire.frame import Header, Kind
 from elasticps.wire.listener import listen
+from elasticps.wire.peer_process import PeerProcess
 from tests.support.loops import on_both_loops
 from tests.support.nodes import Authority
 from tests.support.wire import PATIENCE_S, Echo, eventually
@@ -246,4 +247,5 @@ async def test_peer_process_is_the_kernels_word(tmp_path: Path) -> None:
         await greeted(listening.address, None) as conn,
     ):
         await eventually(lambda: bool(echo.open))
-        assert echo.open[0].peer_process() == conn.peer_process() == os.getpid()
+        this = PeerProcess(pid=os.getpid(), user=os.geteuid())
+        assert echo.open[0].peer_process() == conn.peer_process() == this

@@ -19,6 +19,7 @@ def node(name: str, **changes: Any) -> Json:
         "state": "ready",
         "leader": False,
         "http": "127.0.0.1:1",
+        "incarnation": "1",
         "machine": "m1",
         "zone": "",
         "labels": {},

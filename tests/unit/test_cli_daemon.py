@@ -7,10 +7,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
-from elasticps.cli.daemon import config_from, daemon
+from elasticps.cli.daemon import daemon, settings_of
 from elasticps.cli.main import main
 from elasticps.daemon.config import DaemonConfig
 from elasticps.errors import UsageError
@@ -24,6 +23,7 @@ PEM = "-----BEGIN CERTIFICATE-----\n"
 def environment(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith(("ELASTICPS_", "XDG_"))]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("ELASTICPS_CONFIG", os.devnull)
     monkeypatch.setattr(socket, "gethostname", lambda: "Machine-A.lan")
     monkeypatch.chdir(tmp_path)
 
@@ -31,7 +31,7 @@ def environment(monkeypatch, tmp_path):
 def config(*args: str) -> DaemonConfig:
     """The configuration that the command makes of its arguments and the environment."""
     with daemon.make_context("daemon", list(args)) as context:
-        return config_from(**context.params)
+        return settings_of(context.params).config()
 
 
 def test_defaults_are_loopback_and_this_machine():
@@ -50,6 +50,9 @@ def test_folders_are_the_systems_for_root_and_the_users_own_otherwise(monkeypatc
         Path("/run/elasticps"),
     )
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/elasticps")  # of the unit
+    assert config().runtime_dir == Path("/run/elasticps")
+    monkeypatch.delenv("STATE_DIRECTORY")
     monkeypatch.setenv("XDG_STATE_HOME", "/s")
     made = config()
     assert made.runtime_dir == Path("/s/elasticps/run")
@@ -75,16 +78,17 @@ def test_every_option_arrives(tmp_path):
         "--etcd-password-file", "password", "--http", "[::1]:0", "--data", "localhost:7401",
         "--label", "rack=12", "--label", "gpu=h100,fast=", "--zone", "a", "--weight", "2.5",
         "--workers", "0", "--lease-ttl", "3", "--drain-timeout", "0", "--state-dir", "s",
-        "--log-dir", "/l", "--runtime-dir", "r", "--allow-insecure-network",
+        "--log-dir", "/l", "--runtime-dir", "r", "--allow-insecure-network", "--log-level", "debug",
+        "--lost-after", "7", "--threads-per-worker", "3",
     )  # fmt: skip
     assert made == DaemonConfig(
         node="n1",
         cluster="lab",
         etcd=StoreConfig(
             endpoints=("a:1", "https://b:2"),
-            ca=Path("ca"),
-            cert=Path("cert"),
-            key=Path("key"),
+            ca=tmp_path / "ca",
+            cert=tmp_path / "cert",
+            key=tmp_path / "key",
             username="me",
             password="s3cret",
         ),
@@ -100,15 +104,14 @@ def test_every_option_arrives(tmp_path):
         log_dir=Path("/l"),
         runtime_dir=tmp_path / "r",
         allow_insecure_network=True,
+        log_level="debug",
+        lost_after_s=7,
+        threads_per_worker=3,
     )
     assert "s3cret" not in repr(made)
 
 
-def test_every_option_has_a_variable(monkeypatch):
-    for option in daemon.params:
-        assert isinstance(option, click.Option)
-        variable = option.opts[0].removeprefix("--").upper().replace("-", "_")
-        assert option.envvar == f"ELASTICPS_{variable}" or option.envvar == "ELASTICPS_LABELS"
+def test_variables_go_before_defaults_and_flags_before_variables(monkeypatch):
     for name, text in {
         "NODE": "n7",
         "ETCD": "a:1,b:2",
@@ -125,22 +128,6 @@ def test_every_option_has_a_variable(monkeypatch):
     assert made.labels == {"zone": "a", "rack": "12"}
     assert made.zone == "a"
     assert made.weight == 1.0
-
-
-def test_the_example_environment_of_the_unit_is_understood(monkeypatch):
-    example = Path(__file__).parents[2] / "systemd" / "elasticpsd.env.example"
-    pairs = [
-        row.lstrip("#").partition("=")
-        for row in example.read_text().splitlines()
-        if row.lstrip("#").startswith("ELASTICPS_")
-    ]
-    known = {getattr(option, "envvar", None) for option in daemon.params}
-    for name, _, text in pairs:
-        assert name in known
-        # Those name files, and a login of a real etcd.
-        if not name.startswith(("ELASTICPS_ETCD_", "ELASTICPS_TLS_", "ELASTICPS_TOKENS")):
-            monkeypatch.setenv(name, text)
-    assert config().labels == {"zone": "a", "rack": "12"}
 
 
 @pytest.mark.parametrize(
@@ -166,17 +153,17 @@ def test_the_example_environment_of_the_unit_is_understood(monkeypatch):
         (["--weight", "nan"], "weight", "more than 0"),
         (["--weight", "inf"], "weight", "at most"),
         (["--weight", "-1"], "weight", "more than 0"),
-        (["--workers", "-1"], "worker_slots", "0 to 1024"),
-        (["--workers", "1000000"], "worker_slots", "0 to 1024"),
-        (["--lease-ttl", "0"], "lease_ttl_s", "1 to 60"),
-        (["--lease-ttl", "nan"], "--lease-ttl", "integer"),
-        (["--drain-timeout", "nan"], "drain_timeout_s", "0 to 86400"),
+        (["--workers", "-1"], "workers", "0 to 1024"),
+        (["--workers", "1000000"], "workers", "0 to 1024"),
+        (["--lease-ttl", "0"], "lease_ttl", "1 to 60"),
+        (["--lease-ttl", "nan"], "lease_ttl", "a whole number"),
+        (["--drain-timeout", "nan"], "drain_timeout", "0 to 86400"),
         (["--state-dir", "a\nb"], "state_dir", "one line"),
         (["--etcd", ","], "endpoints", "host:port"),
         (["--etcd", "h:70000"], "endpoints", "1 to 65535"),
-        (["--etcd-key", "/nowhere/key"], "key", "/nowhere/key"),
-        (["--etcd-user", "me"], "password", ""),
-        (["--etcd-password-file", "/nowhere/password"], "etcd_password_file", "cannot be read"),
+        (["--etcd-key", "/nowhere/key"], "etcd.key", "/nowhere/key"),
+        (["--etcd-user", "me"], "etcd.password_file", ""),
+        (["--etcd-password-file", "/nowhere/password"], "etcd.password_file", "cannot be read"),
         (["--lable", "a=b"], "--lable", "--label"),
     ],
     ids=" ".join,
@@ -197,7 +184,7 @@ def test_a_password_that_others_may_see_or_change_is_refused(mode, tmp_path, cap
     path.chmod(mode)
     assert main(["daemon", "--etcd-user", "me", "--etcd-password-file", str(path)]) == 2
     err = capsys.readouterr().err
-    assert "etcd_password_file" in err
+    assert "etcd.password_file" in err
     assert "chmod 600" in err
     assert "s3cret" not in err
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from elasticps.cli.daemon import config_from, daemon
+from elasticps.cli.daemon import daemon, settings_of
 from elasticps.cli.main import main
 from elasticps.daemon.config import DaemonConfig
 from elasticps.errors import UsageError
@@ -19,6 +19,7 @@ from elasticps.security.tls import TlsFiles
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ELASTICPS_CONFIG", "/dev/null")
     for name in ("ELASTICPS_TOKENS", "ELASTICPS_TOKEN_FILE", "ELASTICPS_CA", "ELASTICPS_API"):
         monkeypatch.delenv(name, raising=False)
 
@@ -29,7 +30,7 @@ def mode(path: str) -> int:
 
 def config(*args: str) -> DaemonConfig:
     with daemon.make_context("daemon", list(args)) as context:
-        return config_from(**context.params)
+        return settings_of(context.params).config()
 
 
 def secured(*without: str) -> list[str]:
@@ -150,6 +151,31 @@ def test_off_loopback_a_daemon_wants_tls_and_tokens(capsys):
     assert config("--http=10.0.0.7:7400", "--allow-insecure-network").security is None
     with pytest.raises(UsageError, match="the network is to be insecure"):
         config(*options, "--allow-insecure-network")
+
+
+def test_the_file_and_variables_say_it_as_the_flags_do(monkeypatch):
+    flags = config(*secured())
+    here = Path.cwd()
+    Path("elasticps.toml").write_text(
+        f'node = "a"\ntokens = "{here}/t.json"\n'
+        f'[tls]\nca = "{here}/c/ca.pem"\ncert = "{here}/c/a.pem"\nkey = "{here}/c/a-key.pem"\n'
+    )
+    assert config("--config=elasticps.toml") == flags
+    variables = {"NODE": "a", "TOKENS": "t.json", "TLS_CA": "c/ca.pem"}
+    variables |= {"TLS_CERT": "c/a.pem", "TLS_KEY": "c/a-key.pem"}
+    for name, text in variables.items():
+        monkeypatch.setenv(f"ELASTICPS_{name}", text)
+    assert config() == flags
+    monkeypatch.setenv("ELASTICPS_ALLOW_PLAIN_ALL_REDUCE", "true")
+    made = config()
+    assert made.security is not None
+    assert made.security.plain_all_reduce
+
+
+def test_variables_of_users_commands_are_no_mistake_of_a_daemons(monkeypatch):
+    monkeypatch.setenv("ELASTICPS_CA", "ca.pem")
+    monkeypatch.setenv("ELASTICPS_TOKEN_FILE", "token")
+    assert config().security is None
 
 
 @pytest.mark.parametrize("missing", ["tls-ca", "tls-cert", "tls-key", "tokens"])

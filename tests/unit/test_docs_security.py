@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from elasticps.cli.daemon import config_from, daemon
+from elasticps.cli.daemon import daemon, settings_of
 from elasticps.cli.main import cli, main
+from elasticps.daemon.settings import SETTINGS
 from elasticps.security.tokens import Role, TokenFile
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
@@ -26,6 +27,7 @@ def commands(first: str) -> list[list[str]]:
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ELASTICPS_CONFIG", "/dev/null")
 
 
 def test_files_that_the_page_makes_are_those_that_its_daemon_takes():
@@ -33,7 +35,7 @@ def test_files_that_the_page_makes_are_those_that_its_daemon_takes():
         assert main(command) == 0
     (given,) = commands("daemon")
     with daemon.make_context("daemon", given[1:]) as context:
-        made = config_from(**context.params)
+        made = settings_of(context.params).config()
     assert made.security is not None
     assert (made.node, made.http, made.etcd.tls) == ("a", ("10.0.0.7", 7400), True)
     entry = TokenFile(Path("tokens.json")).find(Path("alice.token").read_text().strip())
@@ -44,7 +46,7 @@ def test_files_that_the_page_makes_are_those_that_its_daemon_takes():
 
 def test_every_variable_that_the_page_names_is_one():
     named = set(re.findall(r"ELASTICPS_[A-Z_]+", PAGE.read_text()))
-    options = [*daemon.params, *cli.params]
-    known = {str(getattr(option, "envvar", None)) for option in options}
+    known = {str(getattr(option, "envvar", None)) for option in cli.params}
+    known |= {setting.variable_name for setting in SETTINGS}
     assert named
     assert named <= known

@@ -1,4 +1,4 @@
-"""The unit file and its example environment, as systemd itself reads them."""
+"""The unit files, as systemd itself reads them."""
 
 from __future__ import annotations
 
@@ -10,55 +10,62 @@ from pathlib import Path
 
 import pytest
 
-from elasticps.cli.daemon import daemon
 from elasticps.daemon.child import ChildSpec
+from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.service import FILES, SAMPLE_PYTHON, text_of
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
-UNIT = SYSTEMD / "elasticpsd.service"
+DAEMON = SYSTEMD / "elasticpsd.service"
+WORKER = SYSTEMD / "elasticps-worker@.service"
 
 needs_systemd_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None,
-    reason="NOT TESTED: systemd-analyze is absent, the unit file was not verified",
+    reason="NOT TESTED: systemd-analyze is absent, the unit files were not verified",
 )
 
 
-@pytest.fixture
-def settings() -> dict[str, list[str]]:
+def settings_of(unit: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if line and line[0] not in "#[":
             key, _, value = line.partition("=")
             found[key].append(value)
     return found
 
 
+def analyze(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 @needs_systemd_analyze
-def test_systemd_finds_no_fault_in_the_unit(tmp_path):
-    text, count = re.subn(
-        r"(?m)^ExecStart=\S+", f"ExecStart={shutil.which('true')}", UNIT.read_text()
-    )
-    assert count == 1
-    copy = tmp_path / UNIT.name
-    copy.write_text(text)
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True, timeout=60
-    )
+def test_systemd_finds_no_fault_in_the_units(tmp_path):
+    runnable = shutil.which("true")
+    for file in FILES:
+        if file.place.startswith("etc/systemd/system/"):
+            (tmp_path / file.name).write_text(text_of(file, runnable, cores=4))
+    units = sorted(tmp_path.iterdir())
+    assert len(units) == 3
+    done = analyze("verify", "--man=no", *units)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @needs_systemd_analyze
-def test_exposure_stays_low():
-    done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", UNIT],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+@pytest.mark.parametrize("unit", [DAEMON, WORKER], ids=lambda unit: unit.name)
+def test_exposure_stays_low(unit):
+    done = analyze("security", "--offline=true", "--no-pager", "--threshold=15", unit)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_daemon_is_started_by_absolute_path(settings):
-    assert settings["ExecStart"] == ["/opt/elasticps/bin/elasticps daemon"]
+@pytest.mark.parametrize("unit", [DAEMON, WORKER], ids=lambda unit: unit.name)
+def test_units_start_the_python_that_an_installation_puts_in(unit):
+    (command,) = settings_of(unit)["ExecStart"]
+    assert command.startswith(f"{SAMPLE_PYTHON} -P -m elasticps")
 
 
 @pytest.mark.parametrize(
@@ -69,37 +76,49 @@ def test_daemon_is_started_by_absolute_path(settings):
         ("Restart", "on-failure"),
         ("KillMode", "mixed"),
         ("StateDirectory", "elasticps"),
-        ("RuntimeDirectory", "elasticps"),
         ("LogsDirectory", "elasticps"),
         ("After", "network-online.target"),
         ("Wants", "network-online.target"),
         ("OOMPolicy", "continue"),
         ("CapabilityBoundingSet", ""),
+        ("RestartPreventExitStatus", "2 3"),
+        ("PartOf", "elasticps.target"),
     ],
 )
-def test_unit_says(settings, key, value):
-    assert settings[key] == [value]
+def test_the_daemons_unit_says(key, value):
+    assert settings_of(DAEMON)[key] == [value]
 
 
-def test_watchdog_is_on_and_torch_can_run(settings):
-    assert int(settings["WatchdogSec"][0]) > 0
-    assert "MemoryDenyWriteExecute" not in settings
-    assert "PrivateDevices" not in settings
+@pytest.mark.parametrize("key", ["MemoryMax", "TasksMax", "CPUQuota"])
+def test_the_workers_unit_limits(key):
+    assert settings_of(WORKER)[key]
 
 
-def test_systemd_waits_longer_than_the_children_may_take(settings):
+def test_user_code_has_a_user_of_its_own_and_no_capability():
+    unit = settings_of(WORKER)
+    assert unit["DynamicUser"] == ["yes"]
+    assert "%i" in unit["User"][0], "or all workers would be one user"
+    assert unit["CapabilityBoundingSet"] == [""]
+    assert unit["NoNewPrivileges"] == ["yes"]
+
+
+def test_watchdog_is_on_and_torch_can_run():
+    assert int(settings_of(DAEMON)["WatchdogSec"][0]) > 0
+    for unit in (DAEMON, WORKER):
+        assert "MemoryDenyWriteExecute" not in settings_of(unit)
+    assert "PrivateDevices" not in settings_of(WORKER)
+
+
+def test_systemd_waits_longer_than_the_daemon_may_take_to_drain_and_to_stop_its_children():
     grace_s = ChildSpec.__dataclass_fields__["stop_grace_s"].default
-    assert int(settings["TimeoutStopSec"][0]) > 2 * grace_s
+    drain_s = DaemonConfig.__dataclass_fields__["drain_timeout_s"].default
+    assert int(settings_of(DAEMON)["TimeoutStopSec"][0]) > drain_s + 2 * grace_s
 
 
-def test_example_environment_names_every_variable_of_the_daemon():
-    text = (SYSTEMD / "elasticpsd.env.example").read_text()
-    named = set(re.findall(r"(?m)^#?(ELASTICPS_\w+)=\S+$", text))
-    known = {option.envvar for option in daemon.params if getattr(option, "envvar", None)}
-    unwise = {"ELASTICPS_ALLOW_INSECURE_NETWORK", "ELASTICPS_ALLOW_PLAIN_ALL_REDUCE"}
-    assert named == known - unwise  # not to be copied unread
-
-
-def test_example_environment_has_only_comments_and_assignments():
-    for line in (SYSTEMD / "elasticpsd.env.example").read_text().splitlines():
-        assert not line or re.fullmatch(r"#.*|[A-Z_]+=\S*", line), line
+def test_polkit_lets_the_daemon_at_workers_units_alone():
+    rule = (SYSTEMD / "polkit.rules").read_text()
+    (pattern,) = re.findall(r"/(\^.*\$)/\.test", rule)
+    assert re.match(pattern, "elasticps-worker@1072.service")
+    for other in ("sshd.service", "elasticps-worker@1.service/../b.service", "elasticpsd.service"):
+        assert not re.match(pattern, other)
+    assert 'subject.user == "elasticps"' in rule

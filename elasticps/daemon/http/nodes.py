@@ -39,6 +39,7 @@ class NodeRoutes:
             web.get("/api/v1/nodes", self.nodes),
             web.post("/api/v1/nodes/{node}/drain", self.drain),
             web.delete("/api/v1/nodes/{node}/drain", self.undrain),
+            web.post("/api/v1/nodes/{node}/restart", self.restart),
             web.get("/api/v1/rebalance", self.rebalance),
             web.post("/api/v1/rebalance", self.start_rebalance),
         )
@@ -62,6 +63,13 @@ class NodeRoutes:
         name = node_named(self._view, request)
         body = await body_of(request, DrainBody)
         record = DrainRecord(stay=body.stay)
+        await self._node.store.put(self._node.keys.drain(name), encode(record))
+        return as_json(await self._status.node(name), status=202)
+
+    async def restart(self, request: web.Request) -> web.Response:
+        """Drain a node; its daemon then ends, and is started again."""
+        name = node_named(self._view, request)
+        record = DrainRecord(restart=True)
         await self._node.store.put(self._node.keys.drain(name), encode(record))
         return as_json(await self._status.node(name), status=202)
 

@@ -162,6 +162,7 @@ class ClusterStatus:
             "state": state,
             "leader": view.leader == record.node,
             "http": record.http,
+            "incarnation": record.incarnation,
             "machine": record.machine,
             "zone": record.zone,
             "labels": record.labels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from elasticps.core.records import NodeRecord, decode, encode
 from elasticps.store import Keys
 from tests.integration.cluster.acts import WAIT_S, Cluster
 from tests.integration.cluster.conftest import Script
-from tests.integration.cluster.daemons import started_daemon
+from tests.integration.cluster.daemons import Daemon, started_daemon
+from tests.support.processes import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -114,6 +116,79 @@ async def test_service_manager_is_told_ready_only_once_the_node_is_registered(
     left = [item.key for item in (await store.list(keys.root)).items]
     assert keys.node("w1") not in left
     assert keys.drain("w1") not in left
+    await store.delete_prefix(keys.root)
+
+
+async def test_watchdog_of_a_daemon_that_can_take_no_connection_is_not_fed(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    with ServiceManager(tmp_path / "notify") as manager:
+        async with started_daemon(
+            shared_cluster,
+            "w2",
+            cluster="unfed",
+            env={"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "400000"},
+        ) as daemon:
+            pid = daemon.process.pid
+            await manager.told("READY=1")
+            await manager.told("WATCHDOG=1")
+            allowed = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, allowed[1]))
+            await daemon.logs("the watchdog is not fed: the API")
+            manager.forget()
+            await fault_again(daemon)
+            assert not manager.heard("WATCHDOG=1")
+
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, allowed)
+            await manager.told("WATCHDOG=1")
+    await shared_cluster.local.store.delete_prefix(Keys("unfed").root)
+
+
+async def fault_again(daemon: Daemon) -> None:
+    fault = "the watchdog is not fed"
+    before = daemon.log().count(fault)
+    await until(lambda: daemon.log().count(fault) >= before + 3, timeout_s=WAIT_S)
+
+
+async def test_reload_takes_what_it_can_and_names_what_waits_for_a_restart(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    store, keys = shared_cluster.local.store, Keys("reloaded")
+    file = tmp_path / "elasticps.toml"
+    file.write_text("weight = 1.0\nlease_ttl = 3\n")
+
+    async def record() -> NodeRecord:
+        item = await store.get(keys.node("w3"))
+        assert item is not None
+        return decode(item.value, NodeRecord, item.key)
+
+    with ServiceManager(tmp_path / "notify") as manager:
+        async with started_daemon(
+            shared_cluster,
+            "w3",
+            cluster=keys.cluster,
+            config=file,
+            env={"NOTIFY_SOCKET": str(manager.path)},
+        ) as daemon:
+            await manager.told("READY=1")
+            before = await record()
+            manager.forget()
+            file.write_text("weight = 2.0\nzone = 'a'\ndata = '127.0.0.1:1'\n[labels]\nrack='9'\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            await daemon.logs("configuration reloaded, changed: labels, zone, weight")
+            for line in ("RELOADING=1", "READY=1", "STATUS=configuration reloaded"):
+                await manager.told(line)
+            async with asyncio.timeout(WAIT_S):
+                while (after := await record()).weight != 2.0:
+                    await asyncio.sleep(0.01)
+            assert (after.zone, dict(after.labels)) == ("a", {"rack": "9"})
+            assert after.incarnation == before.incarnation
+
+            file.write_text("wieght = 3.0\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            await daemon.logs("the configuration stays as it was")
+            assert "did you mean weight?" in daemon.log()
+            assert (await record()).weight == 2.0
     await store.delete_prefix(keys.root)
 
 

@@ -9,7 +9,7 @@ import pytest
 from elasticps.core.ids import NodeId
 from elasticps.core.plan import Entry, encode_part
 from elasticps.core.records import DrainRecord, JobSpec, NodeRecord, decode, encode
-from elasticps.daemon.departure import Departure
+from elasticps.daemon.departure import RESTART, Departure
 from elasticps.store import Store
 from tests.integration.daemon.mirror import Mirrored, mirrored
 from tests.support.etcd import EtcdServer
@@ -61,6 +61,32 @@ async def test_node_that_holds_blocks_leaves_when_they_are_elsewhere(cluster: Mi
 
     await leads_a_block(cluster, "b/1")
 
+    assert await waiting == 0
+
+
+async def test_node_that_is_to_restart_says_so_when_its_blocks_are_elsewhere(
+    cluster: Mirrored,
+) -> None:
+    await leads_a_block(cluster)
+    await cluster.store.put(cluster.keys.drain(NODE), encode(DrainRecord(restart=True)))
+    leaving = departure(cluster)
+    waiting = asyncio.create_task(leaving.wait(lambda: True))
+    await cluster.until(lambda: NODE in cluster.view.drains)
+    assert not waiting.done()
+    await leads_a_block(cluster, "b/1")
+    assert await waiting == RESTART
+    await leaving.unmark()
+    assert await drain_mark(cluster) is None
+
+
+async def test_node_that_is_stopped_while_it_is_to_restart_stays_down(cluster: Mirrored) -> None:
+    await leads_a_block(cluster)
+    await cluster.store.put(cluster.keys.drain(NODE), encode(DrainRecord(restart=True)))
+    await cluster.until(lambda: NODE in cluster.view.drains)
+    leaving = departure(cluster)
+    waiting = asyncio.create_task(leaving.wait(lambda: True))
+    leaving.ask()
+    await leads_a_block(cluster, "b/1")
     assert await waiting == 0
 
 

@@ -1,0 +1,72 @@
+"""``elasticps restart --rolling``: every daemon is started anew while a job trains."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cluster.acts import Cluster, started
+
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(600)]
+
+RESTART_S = 500
+
+
+async def restart(cluster: Cluster, *argv: str) -> tuple[int, str]:
+    """The command's exit code and what it wrote."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "elasticps", "--api", cluster.url, "restart", *argv),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=dict(os.environ),
+    )
+    async with asyncio.timeout(RESTART_S):
+        out, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+async def test_rolling_restart_restarts_every_daemon_and_loses_no_push(tmp_path: Path) -> None:
+    async with started(3, tmp_path) as cluster:
+        names = sorted(cluster.local.nodes)
+        job = await cluster.train(start_workers=2, max_workers=2, audit=True)
+        await job.goes_on()
+        before = {node.node: node for node in (await cluster.status()).nodes}
+        leader = (await cluster.status()).leader
+        pids = {name: node.process.pid for name, node in cluster.local.nodes.items()}
+
+        code, out = await restart(cluster, "--rolling")
+
+        assert code == 0, out
+        restarted = [line.split(":")[0] for line in out.splitlines() if ": restarted in " in line]
+        assert sorted(restarted) == names
+        assert restarted[-1] == leader
+        for name in names:  # a port of its own choice may be another now
+            record = await cluster.record(name)
+            assert record is not None
+            assert record.incarnation != before[name].incarnation
+            cluster.local.nodes[name].http = record.http
+        assert {n: node.process.pid for n, node in cluster.local.nodes.items()} == pids
+        look = await job.look()
+        assert (look.under_replicated, look.pending_moves, look.state) == (0, 0, "RUNNING")
+        ended = await job.finish()
+        assert ended.state == "SUCCEEDED", ended.reason
+        assert (ended.verdict.lost, ended.verdict.duplicated) == (0, 0)
+        assert ended.verdict.unaudited == 0
+        assert ended.verdict.acknowledged > 0
+
+
+async def test_restart_is_refused_where_the_blocks_have_nowhere_to_go(tmp_path: Path) -> None:
+    async with started(1, tmp_path) as cluster:
+        job = await cluster.train()
+        await job.goes_on()
+        code, out = await restart(cluster, "--rolling")
+        assert code == 2
+        assert f"there is no other node for the blocks of {job.name}" in out
+        assert (await restart(cluster, "n9"))[0] == 2
+        assert (await restart(cluster))[0] == 2
+        assert (await job.finish()).state == "SUCCEEDED"
