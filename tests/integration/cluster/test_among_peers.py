@@ -77,7 +77,12 @@ BY_NAME = "0.*=all-reduce:publish_every=25; *=data-parallel"
 
 
 @pytest.mark.parametrize(
-    "strategy", ["all-reduce:publish_every=25", "gossip:topology=ring", BY_NAME]
+    "strategy",
+    [
+        "all-reduce:publish_every=25",
+        pytest.param("gossip:topology=ring", marks=pytest.mark.long),
+        pytest.param(BY_NAME, marks=pytest.mark.long),
+    ],
 )
 async def test_a_killed_worker_costs_the_others_no_step_and_its_successor_takes_its_place(
     three_nodes: Cluster,
@@ -106,7 +111,14 @@ async def test_a_killed_worker_costs_the_others_no_step_and_its_successor_takes_
     assert [world for world, _ in itertools.groupby(worlds)] == [3, 2, 3]
 
 
-@pytest.mark.parametrize("strategy", ["all-reduce", "gossip:topology=exponential", BY_NAME])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("all-reduce", marks=pytest.mark.long),
+        "gossip:topology=exponential",
+        pytest.param(BY_NAME, marks=pytest.mark.long),
+    ],
+)
 async def test_a_node_that_drains_and_one_that_joins_change_no_others_step(
     three_nodes: Cluster, tmp_path: Path, strategy: str
 ) -> None:

@@ -25,6 +25,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_clipped_training_equals_the_local_run_whatever_joins_or_is_killed(
     cluster: Cluster,

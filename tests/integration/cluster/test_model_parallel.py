@@ -196,6 +196,7 @@ async def test_a_model_too_large_for_one_worker_is_trained_by_two(
         torch.testing.assert_close(result["losses"], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 async def test_the_same_model_is_too_large_for_each_worker_alone(
     three_nodes: Cluster, tmp_path: Path
 ) -> None:
