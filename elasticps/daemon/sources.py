@@ -64,6 +64,7 @@ class Settings:
     def config(self) -> DaemonConfig:
         """The checked configuration. Raises UsageError that names key, limit and source."""
         etcd_key = {"username": "etcd.user", "password": "etcd.password_file"}
+        etcd_key["etcd"] = "etcd.endpoints"
         try:
             return self._config()
         except UsageError as error:

@@ -31,6 +31,7 @@ DAEMON = "elasticpsd.service"
 FILES = "/etc/elasticps/secrets"
 ONE = ("--max-workers", "1")
 KEY = f"{FILES}/here-key.pem"
+SECRETS = (KEY, f"{FILES}/tokens.json", f"{FILES}/token")
 TRAINING = """
 import os, pathlib, torch, elasticps
 
@@ -60,6 +61,13 @@ def stolen(uid):
         return "refused"
     return "given"
 
+def opened(path):
+    try:
+        open(path).close()
+    except PermissionError:
+        return "closed"
+    return "read"
+
 with elasticps.join() as run:
     model = torch.nn.Linear(8, 1)
     optimizer = run.optimizer(model, "sgd", lr=0.01)
@@ -71,12 +79,8 @@ with elasticps.join() as run:
         if step == 5:
             node, number = os.environ["ELASTICPS_WORKER"].split(".")
             passes = [stolen(f"{node}.{int(number) + way}") for way in (-1, 1)]
-            try:
-                open("KEY").close()
-                key = "read"
-            except PermissionError:
-                key = "closed"
-            print("thief", os.getuid(), "passes", *passes, "key", key, flush=True)
+            files = [opened(path) for path in SECRETS]
+            print("thief", os.getuid(), "passes", *passes, "files", *files, flush=True)
 """
 FAILING = """
 import sys
@@ -286,10 +290,10 @@ def test_workers_of_two_units_sum_and_neither_has_the_others_pass_nor_the_nodes_
     service: Service,
 ) -> None:
     options = ("--strategy", "all-reduce", "--start-workers", "2")
-    name = service.submit(THIEF.replace("KEY", KEY), *options)
-    said = r"thief (\d+) passes refused refused key closed"
+    name = service.submit(THIEF.replace("SECRETS", repr(SECRETS)), *options)
+    said = r"thief (\d+) passes refused refused files closed closed closed$"
     service.until(lambda: service.ask("logs", name).count("thief ") == 2)
-    users = re.findall(said, service.ask("logs", name))
+    users = re.findall(f"(?m){said}", service.ask("logs", name))
     assert len(set(users)) == 2, service.ask("logs", name)
     lives = re.findall(rf"job={name} worker=(here\.\d+) started", service.journal())
     for uid in lives:
