@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from elasticps.api.plugins import discover
 from elasticps.testing.kit import CASES_OF
 
+LIMIT_S = 280
 CHOICE = {"by-group": "by-group:optimizer=adamw"}
 """Of those that cannot be chosen by their name alone."""
 
@@ -20,11 +23,12 @@ def kit(cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=LIMIT_S,
         check=False,
     )
 
 
+@pytest.mark.timeout(LIMIT_S + 20)
 def test_every_installed_plugin_keeps_its_contract(tmp_path: Path) -> None:
     names = [plugin.name for group in CASES_OF for plugin in discover(group)]
     ran = kit(tmp_path, *(f"--elasticps-plugin={CHOICE.get(name, name)}" for name in names))

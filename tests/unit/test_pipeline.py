@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -158,11 +159,16 @@ def test_a_layer_whose_output_cannot_be_foreseen_is_refused_by_name(forward: Any
 
 
 def test_a_slow_layer_is_measured_as_slow_and_buffers_stay() -> None:
-    model = nn.Sequential(nn.Linear(512, 2048), nn.BatchNorm1d(2048), nn.Linear(2048, 1))
+    class Slow(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.05)
+            return super().forward(inputs)
+
+    model = nn.Sequential(Slow(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
     pipeline = Pipeline(model, loss_of)
-    seconds = timed(pipeline, torch.randn(256, 512))
+    seconds = timed(pipeline, torch.randn(16, 4))
     assert seconds[0] > seconds[2] > 0
-    assert torch.equal(model[1].running_mean, torch.zeros(2048))  # type: ignore[arg-type]
+    assert torch.equal(model[1].running_mean, torch.zeros(8))  # type: ignore[arg-type]
 
 
 def test_there_is_room_and_it_has_an_end() -> None:
