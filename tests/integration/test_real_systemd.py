@@ -29,6 +29,8 @@ Found = TypeVar("Found")
 
 DAEMON = "elasticpsd.service"
 FILES = "/etc/elasticps/secrets"
+CONNECTED = "03"
+"""As /proc/net/unix says it."""
 ONE = ("--max-workers", "1")
 KEY = f"{FILES}/here-key.pem"
 SECRETS = (KEY, f"{FILES}/tokens.json", f"{FILES}/token")
@@ -300,6 +302,21 @@ def test_workers_of_two_units_sum_and_neither_has_the_others_pass_nor_the_nodes_
         assert f"a process says it is worker {uid}, which was not started here" in service.journal()
     before = service.job(name)["round"]
     service.until(lambda: service.job(name)["round"] != before)
+    units = service.worker_units()
+    service.ask("cancel", name)
+    for unit in units:
+        service.machine.until(unit, "ActiveState", "inactive", "failed")
+
+
+@pytest.mark.long
+def test_workers_of_two_units_fetch_from_each_other_by_unix_sockets(service: Service) -> None:
+    name = service.submit(TRAINING, "--strategy", "gossip", "--start-workers", "2")
+
+    def accepted() -> set[str]:
+        rows = map(str.split, service.machine.run("cat", "/proc/net/unix").splitlines())
+        return {row[7] for row in rows if row[5] == CONNECTED and "/elasticps-workers/" in row[-1]}
+
+    service.until(lambda: len(accepted()) == 2)
     units = service.worker_units()
     service.ask("cancel", name)
     for unit in units:
