@@ -39,6 +39,7 @@ def mispredicted(link: dict[str, Any]) -> set[tuple[str, str]]:
     return {(one, other) for one, other in link["mispredicted"]}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(WHY_NOT), reason=f"THE PREDICTED RANKING IS NOT CHECKED: {WHY_NOT}")
 @pytest.mark.timeout(900)
 def test_the_predicted_ranking_is_the_measured_one_on_three_link_speeds(

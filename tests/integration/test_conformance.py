@@ -28,9 +28,13 @@ def kit(cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+EACH_KIND = ["adamw", "lion", "int8", "data-parallel", "model-parallel"]
+
+
 @pytest.mark.timeout(LIMIT_S + 20)
-def test_every_installed_plugin_keeps_its_contract(tmp_path: Path) -> None:
-    names = [plugin.name for group in CASES_OF for plugin in discover(group)]
+@pytest.mark.parametrize("names", [EACH_KIND, pytest.param([], marks=pytest.mark.long)])
+def test_every_installed_plugin_keeps_its_contract(tmp_path: Path, names: list[str]) -> None:
+    names = names or [plugin.name for group in CASES_OF for plugin in discover(group)]
     ran = kit(tmp_path, *(f"--elasticps-plugin={CHOICE.get(name, name)}" for name in names))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     passed = re.search(r"(\d+) passed", ran.stdout)

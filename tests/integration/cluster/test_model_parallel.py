@@ -93,7 +93,13 @@ def check(directory: Path, gone: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "strategy", ["model-parallel", "model-parallel:stages=2,schedule=gpipe,microbatches=3"]
+    "strategy",
+    [
+        "model-parallel",
+        pytest.param(
+            "model-parallel:stages=2,schedule=gpipe,microbatches=3", marks=pytest.mark.long
+        ),
+    ],
 )
 async def test_a_killed_stage_is_cut_anew_over_the_others_and_its_successor_gets_one(
     three_nodes: Cluster,

@@ -128,6 +128,7 @@ async def test_hot_blocks_move_to_the_server_that_has_time_while_the_job_trains(
     assert ended.verdict.acknowledged > 0
 
 
+@pytest.mark.long
 async def test_a_broken_placement_is_told_in_the_status_and_balanced_places_the_blocks(
     tmp_path, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ async def test_a_broken_placement_is_told_in_the_status_and_balanced_places_the_
             assert (await job.finish(5)).state == "SUCCEEDED"
 
 
+@pytest.mark.long
 async def test_a_new_leader_goes_on_with_the_placement_of_the_old_one(
     tmp_path, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def wary_etcd(tmp_path: Path, files: SecretFiles) -> Iterator[EtcdServer]:
         yield secured_etcd(stack, tmp_path / "etcd", files)
 
 
+@pytest.mark.long
 async def test_rolling_restart_goes_on_with_its_token_from_node_to_node(
     tmp_path: Path, files: SecretFiles, wary_etcd: EtcdServer
 ) -> None:
