@@ -174,8 +174,7 @@ def worker_that_is_asked_to_leave_leaves(subject: Subject) -> None:
 @contextmanager
 def _killed_at(run: elasticps.Run, call: str, after: int) -> Iterator[None]:
     """The worker dies where its exchange comes to ``call`` once it has done so many rounds."""
-    exchange = run._exchange
-    assert exchange is not None
+    exchange = run._membership.exchange
     real = getattr(Exchange, call)
     counted = itertools.count()
 
@@ -234,8 +233,7 @@ def throughput(subject: Subject) -> str:
         began = time.perf_counter()
         for batch in itertools.islice(_batches(), steps):
             step(batch)
-        exchange = run._exchange
-        assert exchange is not None
+        exchange = run._membership.exchange
         moved = exchange.encoder.pushed_bytes + exchange.bytes_pulled
         return steps / (time.perf_counter() - began), moved / steps
 

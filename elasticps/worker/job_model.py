@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from elasticps.api.chosen_strategy import ChosenStrategy
 from elasticps.api.optimizer import Optimizer
+from elasticps.api.pipeline import Pipeline
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.api.strategy import ServedOptimizer, Strategy
 from elasticps.core.blocks import Model
@@ -214,3 +216,20 @@ def _check_groups(model: torch.nn.Module, groups: Sequence[ParamGroup]) -> None:
             raise UsageError(
                 f"param group {index} has a parameter that is not the model's", field="groups"
             )
+
+
+def pipeline_of(model: torch.nn.Module | Pipeline, strategy: ChosenStrategy) -> Pipeline | None:
+    """The script's pipeline; all of it is here where the strategy computes with the whole model."""
+    if isinstance(model, Pipeline):
+        if not strategy.wants_pipeline:
+            for layer in range(len(model.layers)):
+                if not model.is_held(layer):
+                    model.draw(layer)
+        return model
+    if strategy.wants_pipeline:
+        raise UsageError(
+            "the job's strategy cuts the model into stages: it must be given as layers",
+            field="model",
+            hint="run.optimizer(run.pipeline(nn.Sequential(...), loss_fn), ...)",
+        )
+    return None

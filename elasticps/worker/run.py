@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,30 +13,24 @@ import torch
 from elasticps.api.chosen_strategy import ChosenStrategy
 from elasticps.api.pipeline import Loss, Pipeline
 from elasticps.api.strategy import ServedOptimizer
-from elasticps.core.audit import Verdict
-from elasticps.core.blocks import Hyperparameters, Model
-from elasticps.core.commands import Cut, Turn
+from elasticps.core.blocks import Hyperparameters
+from elasticps.core.commands import Turn
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Progress, StateMeta, Welcome
 from elasticps.worker.agent import Agent
-from elasticps.worker.checkpoints import Checkpoints
-from elasticps.worker.client import Client
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
-from elasticps.worker.exchange import Exchange
-from elasticps.worker.job_model import check_at_once, check_clipping, job_model
+from elasticps.worker.job_model import check_at_once, check_clipping, job_model, pipeline_of
 from elasticps.worker.lease import Samples
+from elasticps.worker.membership import Membership
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.parameters import BlockMemory, ParamGroup, memory_of
-from elasticps.worker.peer_calls import PeerCalls
-from elasticps.worker.peers import Peers, Place
 from elasticps.worker.served_model import ServedModel
 from elasticps.worker.stepping import Stepping
-from elasticps.worker.unit import MACHINE_VARIABLE, SOCKETS_VARIABLE
 
 AGENT_VARIABLE = "ELASTICPS_AGENT"
 WORKER_VARIABLE = "ELASTICPS_WORKER"
@@ -61,12 +54,8 @@ class Run:
         self._loop = loop
         self._agent = agent
         self._welcome = welcome
-        self._exchange: Exchange | None = None
-        self._client: Client | None = None
+        self._membership = Membership(loop, agent, welcome)
         self._stepping: Stepping | None = None
-        self._checkpoints: Checkpoints | None = None
-        self._peers: Peers | None = None
-        self._peer_calls: PeerCalls | None = None
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
         self._metrics: dict[str, float] = {}
@@ -152,21 +141,22 @@ class Run:
 
         Raises UsageError for a model or option that cannot be served, PluginError for the plugin.
         """
-        if self._exchange is not None:
+        if self._membership.is_entered:
             raise UsageError("a run has one optimizer", hint="use groups= for several param groups")
         clipping = Clipping(clip_grad_norm)
         strategy = ChosenStrategy(self._job.strategy)
         chosen = ServedOptimizer(name=name, options=options)
-        pipeline = _pipeline_of(model, strategy)
+        pipeline = pipeline_of(model, strategy)
         whole = model.layers if isinstance(model, Pipeline) else model
         made = job_model(whole, chosen, groups, strategy, self._welcome.block_bytes)
         check_at_once(made.described, self._job)
         check_clipping(made, clipping.bound)
         self.memory = memory_of(made.described, made.tensors)
-        exchange = self._become_member(made.described, strategy, pipeline)
+        membership = self._membership
+        membership.enter(self._job, made.described, self.memory, strategy, pipeline)
         member = self._stepping = Stepping(
             self._loop,
-            exchange,
+            membership.exchange,
             strategy,
             ServedModel(made.described, made.tensors),
             made.local,
@@ -175,7 +165,7 @@ class Run:
             clipping=clipping,
             is_retiring=lambda: self._agent.retiring is not None,
             log=self.log,
-            peers=self._peer_calls,
+            peers=membership.peer_calls,
             pipeline=pipeline,
         )
         member.begin()
@@ -191,45 +181,6 @@ class Run:
             local=None if made.follows_script else local,
             served=made.served_as_chosen,
         )
-
-    def _become_member(
-        self, described: Model, strategy: ChosenStrategy, pipeline: Pipeline | None
-    ) -> Exchange:
-        welcome, job = self._welcome, self._job
-        checkpoints = self._checkpoints = Checkpoints(described, self.memory)
-        first_values = None if pipeline is None else pipeline.first_values()
-
-        def restore() -> tuple[Sequence[tuple[StateMeta, memoryview]], Cut]:
-            if pipeline is not None:  # a checkpoint is read whole
-                pipeline.hold(range(len(pipeline.layers)))
-            return checkpoints.resume(job)
-
-        async def enter() -> Exchange:
-            await self._agent.describe(described)
-            self._client = Client(self._agent, welcome.cluster, welcome.job, welcome.worker)
-            exchange = Exchange(self._client, job, described, self.memory)
-            if strategy.wants_peers:
-                self._peers = await self._listen(self._client).__aenter__()
-            await exchange.join(restore if job.resume else None, first_values)
-            return exchange
-
-        self._exchange = exchange = self._loop.call(enter())
-        checkpoints.check(job, exchange)
-        if self._peers is not None:
-            self._peer_calls = PeerCalls(self._loop, exchange, self._peers)
-        return exchange
-
-    def _listen(self, client: Client) -> Peers:
-        welcome, agent = self._welcome, self._agent
-        own = os.environ.get(SOCKETS_VARIABLE)
-        place = Place(
-            agent.host,
-            Path(own) if own else agent.directory,
-            shared=own is not None,
-            machine=os.environ.get(MACHINE_VARIABLE),
-        )
-        access = agent.current_access if agent.access else None
-        return Peers(client, welcome.cluster, welcome.job, welcome.worker, place, access)
 
     def data(
         self,
@@ -310,10 +261,10 @@ class Run:
         return samples
 
     def fetch_states(self) -> Sequence[tuple[StateMeta, memoryview]]:
-        return self._loop.call(self._known_exchange.states())
+        return self._loop.call(self._membership.exchange.states())
 
     def fetch_options(self) -> Sequence[Hyperparameters]:
-        return self._member.of_the_script(self._loop.call(self._known_exchange.options()))
+        return self._member.of_the_script(self._loop.call(self._membership.exchange.options()))
 
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
         self._member.initialize(states)
@@ -340,8 +291,8 @@ class Run:
                 listener()
 
     def _keep_checkpoints(self, member: Stepping) -> None:
-        checkpoints, exchange, job = self._checkpoints, self._known_exchange, self._job
-        assert checkpoints is not None
+        exchange, job = self._membership.exchange, self._job
+        checkpoints = self._membership.checkpoints
         is_whole = member.is_published and not member.is_exchanging
         if is_whole and checkpoints.due(job, exchange):
             checkpoints.make(job, exchange, self._loop)
@@ -358,8 +309,7 @@ class Run:
         member = self._stepping
         if member is not None and member.turn is not None and member.round:
             turn, round_ = member.turn, Round(member.round)
-            checkpoints = self._checkpoints
-            assert checkpoints is not None
+            encoder, checkpoints = self._membership.exchange.encoder, self._membership.checkpoints
             self._agent.progress(
                 Progress(
                     round=round_,
@@ -368,17 +318,12 @@ class Run:
                     world=turn.world,
                     metrics=self._metrics,
                     step_s=self._step_s,
-                    pushed_bytes=self._known_exchange.encoder.pushed_bytes,
-                    gradient_bytes=self._known_exchange.encoder.gradient_bytes,
+                    pushed_bytes=encoder.pushed_bytes,
+                    gradient_bytes=encoder.gradient_bytes,
                     checkpoint=checkpoints.report,
                     checkpoint_attempts=checkpoints.attempts,
                 )
             )
-
-    @property
-    def _known_exchange(self) -> Exchange:
-        assert self._exchange is not None
-        return self._exchange
 
     @property
     def _job(self) -> JobInfo:
@@ -400,52 +345,19 @@ class Run:
             try:
                 self._loop.call(self._depart(failed=failed))
             finally:
-                if self._checkpoints is not None:
-                    self._checkpoints.close()
-                if self._peer_calls is not None:
-                    self._peer_calls.close()
+                self._membership.close()
                 self._loop.close()
 
     async def _depart(self, *, failed: bool) -> None:
-        """Audit, leave the ledger, tell the daemon. A failed worker only closes: it is evicted."""
+        """Tell the daemon how it ended, then close. A failed worker only closes: it is evicted."""
         try:
             if not failed:
-                self._agent.finished(Finished(self._left, await self._farewell()))
+                await self._progress()
+                verdict = await self._membership.farewell()
+                self._agent.finished(Finished(self._left, verdict))
         finally:
-            if self._exchange is not None:
-                await self._exchange.aclose()
-            if self._peers is not None:
-                await self._peers.__aexit__()
-            if self._client is not None:
-                await self._client.aclose()
+            await self._membership.aclose()
             await self._agent.aclose()
-
-    async def _farewell(self) -> Verdict | None:
-        exchange = self._exchange
-        if exchange is None:
-            return None
-        await self._progress()
-        verdict = await exchange.audit() if self._welcome.audit else None
-        if exchange.turn is not None:
-            await exchange.leave()
-        return verdict
-
-
-def _pipeline_of(model: torch.nn.Module | Pipeline, strategy: ChosenStrategy) -> Pipeline | None:
-    """The script's pipeline; all of it is here where the strategy computes with the whole model."""
-    if isinstance(model, Pipeline):
-        if not strategy.wants_pipeline:
-            for layer in range(len(model.layers)):
-                if not model.is_held(layer):
-                    model.draw(layer)
-        return model
-    if strategy.wants_pipeline:
-        raise UsageError(
-            "the job's strategy cuts the model into stages: it must be given as layers",
-            field="model",
-            hint="run.optimizer(run.pipeline(nn.Sequential(...), loss_fn), ...)",
-        )
-    return None
 
 
 def _number(key: str, item: float | torch.Tensor) -> float:

@@ -119,7 +119,7 @@ class Worker:
             self._optimizer.step()
         except elasticps.WorkerRetired as leave:  # after a whole step
             retired = leave
-        commit = self._run._known_exchange.commit
+        commit = self._run._membership.exchange.commit
         assert commit is not None
         count = len(commit.contributors) if self._worker in commit.contributors else 0
         mask = self._reader.check(commit, place, count)

@@ -110,7 +110,11 @@ async def test_no_server_takes_part_in_a_step_that_is_not_published() -> None:
             backward(model, batch)
             optimizer.step()
             if not run._member.ends_data:
-                pushed = run._exchange.encoder.pushed_bytes if run._exchange else -1
+                pushed = (
+                    run._membership.exchange.encoder.pushed_bytes
+                    if run._membership.is_entered
+                    else -1
+                )
         return pushed
 
     for strategy in ("all-reduce", "gossip"):

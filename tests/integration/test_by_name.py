@@ -160,9 +160,9 @@ def dies_at(run: elasticps.Run, call: str) -> None:
         died()
 
     if call == "sum":
-        run._peer_calls.sum = died  # type: ignore[method-assign, union-attr]
+        run._membership.peer_calls.sum = died  # type: ignore[method-assign, union-attr]
     else:
-        setattr(run._exchange, call, died_there)
+        setattr(run._membership.exchange, call, died_there)
 
 
 @pytest.mark.parametrize("call", ["sum", "push", "vote", "read"])

@@ -168,8 +168,10 @@ async def test_bytes_fall_by_the_steps_of_a_period(capsys: pytest.CaptureFixture
 
         def counted(run: elasticps.Run) -> tuple[int, int]:
             script.trained(run)
-            assert run._exchange is not None
-            return run._exchange.encoder.pushed_bytes, run._exchange.bytes_pulled
+            return (
+                run._membership.exchange.encoder.pushed_bytes,
+                run._membership.exchange.bytes_pulled,
+            )
 
         async with Rig(strategy=strategy) as rig:
             found: tuple[int, int] = await as_worker(rig, counted)

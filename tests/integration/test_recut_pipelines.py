@@ -111,8 +111,7 @@ async def test_a_stage_that_dies_outside_of_a_pass_costs_no_sample(call: str) ->
     def script(run: elasticps.Run, *, dies: bool) -> nn.Module:
         def before_step(at: int) -> None:
             if dies and at == 9:
-                exchange = run._exchange
-                assert exchange is not None
+                exchange = run._membership.exchange
 
                 async def killed(*_: Any, **__: Any) -> Any:
                     raise Died(f"killed at {call}")

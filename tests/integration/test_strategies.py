@@ -94,8 +94,7 @@ async def test_a_misuse_names_the_field(name: str, install: Install) -> None:
 async def test_a_round_of_no_updates_commits_and_moves_no_tensors(install: Install) -> None:
     def script(run: elasticps.Run) -> Any:
         found = Quadratic(steps=4, lr=0.1).trained(run)
-        assert run._exchange is not None
-        return found, run.round, run._exchange.encoder.pushed_bytes
+        return found, run.round, run._membership.exchange.encoder.pushed_bytes
 
     body = "def step(self, worker): worker.start_exchange({}).wait()"
     async with Rig(start_workers=2, strategy=installed(install, body), audit=True) as rig:
