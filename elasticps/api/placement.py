@@ -16,8 +16,9 @@ class Placement(ABC):
 
     The leader makes one for each question, in a process of its own that is ended after some
     seconds, so it remembers nothing between two questions. It is asked when servers come or go and
-    every few seconds. A proposal that is not sound, an exception or no answer in time is told in
-    the job's status, and the blocks are placed as by ``balanced`` until it answers well.
+    every few seconds, and in a cluster where nothing changes it must come to rest. A proposal that
+    is not sound, an exception or no answer in time is told in the job's status, and the blocks are
+    placed as by ``balanced`` until it answers well.
     """
 
     api_version: ClassVar[int] = 1

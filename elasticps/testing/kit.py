@@ -9,15 +9,26 @@ from typing import Any
 
 from elasticps.api.choice import Choice, parse_choice
 from elasticps.api.groups import Group, group_of
-from elasticps.api.plugins import CODECS, OPTIMIZERS, STRATEGIES, Plugin, imported, load
+from elasticps.api.plugins import (
+    CODECS,
+    DATA_POLICIES,
+    OPTIMIZERS,
+    PLACEMENTS,
+    STRATEGIES,
+    Plugin,
+    imported,
+    load,
+)
 from elasticps.errors import PluginError
 
 CASES_OF: Mapping[str, str] = {
     OPTIMIZERS: "elasticps.testing.optimizer_cases",
     STRATEGIES: "elasticps.testing.strategy_cases",
     CODECS: "elasticps.testing.codec_cases",
+    PLACEMENTS: "elasticps.testing.placement_cases",
+    DATA_POLICIES: "elasticps.testing.data_policy_cases",
 }
-"""Where a group's ``CASES`` are. The plugins of a group that is not here must only load."""
+"""Where a group's ``CASES`` are."""
 
 
 class ContractBroken(PluginError):
@@ -103,6 +114,5 @@ def subject_of(text: str, group: str | None = None) -> Subject:
 
 def cases_of(group: Group) -> tuple[Case, ...]:
     """All cases of a group, the first of which is that the plugin loads."""
-    home = CASES_OF.get(group.name)
-    own: tuple[Case, ...] = import_module(home).CASES if home else ()
+    own: tuple[Case, ...] = import_module(CASES_OF[group.name]).CASES
     return (LOADS, *own)
