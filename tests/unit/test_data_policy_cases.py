@@ -30,7 +30,7 @@ BROKEN = [
     (
         "every_sample_is_read_once",
         "loans = Loans(lent=dict.fromkeys(asked.borrowers, loans.lent[asked.borrowers[0]]))",
-        " twice; asked",
+        " are due; asked",
     ),
     (
         "every_sample_is_read_once",
