@@ -37,13 +37,15 @@ from elasticps.testing.members import Blueprint
 from elasticps.testing.rig import Rig
 from elasticps.testing.rig_server import JOB
 from elasticps.wire.messages import PlanRow, PlanUpdate
+from tests.integration.daemon.conftest import cluster
 from tests.integration.daemon.mirror import Mirrored, mirrored
 from tests.integration.daemon.test_registration import Member
+from tests.integration.daemon.test_reports import Reporting, reporting
 from tests.support.contents import model_of, server_record
 from tests.support.etcd import EtcdServer, compact, etcd_server, shared_etcd, store
 from tests.support.processes import until
 
-__all__ = ["etcd_server", "shared_etcd", "store"]
+__all__ = ["cluster", "etcd_server", "reporting", "shared_etcd", "store"]
 
 pytestmark = pytest.mark.bad_input
 
@@ -423,13 +425,22 @@ DESCRIBED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
-def test_a_model_that_nobody_can_serve_is_not_written_down(name: str) -> None:
+async def test_a_model_that_nobody_can_serve_is_not_written_down(
+    reporting: Reporting, name: str
+) -> None:
+    """Each daemon of the cluster would read it."""
     fields, field = DESCRIBED[name]
     described: Model = msgspec.structs.replace(MODEL, **fields)
     with pytest.raises(UsageError) as caught:
         check_described(described)
     assert caught.value.field == field
-    assert caught.value.limit is not None or field == "parameters"
+    reporting.described("a.1", described)
+    await until(lambda: reporting.rejected)
+    assert f"field {field}" in reporting.rejected["a.1"]
+    assert await reporting.model() is None
+    reporting.described("a.2", MODEL)
+    await until(lambda: reporting.cluster.view.jobs[JobName("job")].model)
+    assert reporting.cluster.view.foreign_values == 0
 
 
 async def test_a_watch_of_a_view_outlives_them_all(led: Led) -> None:
