@@ -4,6 +4,8 @@
 # make lint                 style, types and layers alone
 # make sim SEEDS=2000       the core in a simulated cluster under seeded faults
 # make ablations            the same with one safeguard taken out at a time: each must be caught
+# make audit                linters, types, bandit, unit files, secrets and bad input: one JSON object
+# make fuzz SECONDS=300     search for bytes that break the wire, then the checkpoints
 # make chaos MINUTES=30     real processes under kill -9, cut links, a paused etcd and more
 # make compare              every strategy on two tasks, calm and with a node killed and one joined
 # make picture              local SGD and the codecs: loss against the bytes that a worker has sent
@@ -21,9 +23,10 @@ JOBS ?= 2
 SEEDS ?= 2000
 FIRST ?= 0
 MINUTES ?= 5
+SECONDS ?= 300
 SEED ?= 1
 
-.PHONY: demo test test-long lint sim ablations chaos compare picture bench clean setup
+.PHONY: demo test test-long lint sim ablations audit fuzz chaos compare picture bench clean setup
 
 setup: $(READY)
 
@@ -58,6 +61,13 @@ sim: $(READY)
 
 ablations: $(READY)
 	@$(BIN)/elasticps sim --ablate all
+
+audit: $(READY)
+	@$(BIN)/python -m tests.audit
+
+fuzz: $(READY)
+	@$(BIN)/python -m tests.fuzz wire --seconds $(SECONDS)
+	@$(BIN)/python -m tests.fuzz checkpoint --seconds $(SECONDS)
 
 chaos: $(READY)
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)

@@ -15,6 +15,7 @@ from elasticps.checkpoint.disk import OS_DISK, Disk
 from elasticps.core.blocks import Model
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec, Range, Supply
+from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import CheckpointError
 
 FORMAT = 2
@@ -131,7 +132,7 @@ def read_manifest(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
         _check_format(msgspec.json.decode(body, type=_Format).format, path)
         _check_digest(body, msgspec.json.decode(body, type=_Sealed).digest, path)
         manifest = msgspec.json.decode(body, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise CheckpointError(
             f"not a checkpoint's manifest: {error}", where=str(path), field=MANIFEST
         ) from error

@@ -17,6 +17,7 @@ import msgspec
 
 from elasticps.checkpoint.directory import check_unused, make_root
 from elasticps.core.ids import Round
+from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import CheckpointError
 
 OWNER = "owner.json"
@@ -128,7 +129,7 @@ def _owner(body: bytes) -> Owner | None:
     """None where it was cut off by a crash, and so is nobody's."""
     try:
         return msgspec.json.decode(body, type=Owner)
-    except (msgspec.MsgspecError, UnicodeError):
+    except UNDECODABLE:
         return None
 
 

@@ -19,7 +19,12 @@ from elasticps.api.strategy_choice import joined
 from elasticps.cli.answers import Submission
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
 from elasticps.core.chosen import DEFAULT_CODEC, DEFAULT_STRATEGY
-from elasticps.core.consistency import MAX_REPLICAS, Consistency, check_guarantees
+from elasticps.core.consistency import (
+    MAX_REPLICAS,
+    Consistency,
+    NonFinite,
+    check_guarantees,
+)
 from elasticps.errors import UsageError
 
 if TYPE_CHECKING:  # aiohttp takes longer to import than all the rest
@@ -208,6 +213,15 @@ def job_options(command: Command) -> Command:
             default=0,
             show_default=True,
             help="Do not wait for the N slowest workers of a round; for sync.",
+        ),
+        click.option(
+            "--nonfinite",
+            type=click.Choice([choice.value for choice in NonFinite]),
+            callback=lambda _context, _option, text: NonFinite(text),
+            default=NonFinite.APPLY.value,
+            show_default=True,
+            help="Apply gradients with a NaN or an infinity, as torch does, or refuse the push:"
+            " its worker fails. Both are counted.",
         ),
         click.option(
             "--checkpoint-dir",

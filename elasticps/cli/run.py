@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from elasticps.cli import output
 from elasticps.cli.answers import Job, Node, Status, Submission
@@ -108,6 +109,14 @@ def run(
             f"min_insync of {submission.min_insync} on {nodes} nodes can acknowledge nothing",
             field="min_insync",
             limit=f"1 to {nodes}",
+        )
+    asked = click.get_current_context().get_parameter_source("replicas")
+    if submission.replicas > nodes and asked is not ParameterSource.DEFAULT:
+        click.echo(
+            f"warning: replicas of {submission.replicas} on {nodes} node{'s' if nodes > 1 else ''}:"
+            f" each block has {nodes} cop{'ies' if nodes > 1 else 'y'}"
+            f" (--nodes {submission.replicas} has room for all)",
+            err=True,
         )
 
     open_cluster = local_cluster(

@@ -22,12 +22,23 @@ class Consistency(StrEnum):
     ASYNC = "async"
 
 
+class NonFinite(StrEnum):
+    """What a server does with a gradient that has a NaN or an infinity in it, beside counting it.
+
+    ``APPLY``: what torch does. ``REFUSE``: that push alone changes nothing, and its worker fails.
+    """
+
+    APPLY = "apply"
+    REFUSE = "refuse"
+
+
 class Guarantees(Chosen, frozen=True, kw_only=True):
     """The part of a job's spec that says what it can survive, and what it waits for.
 
     ``replicas`` are the copies wanted of each block, ``min_insync`` how many must hold an op before
     it is acknowledged. ``staleness`` counts rounds and goes with ``bounded``; ``backup_workers``
     are the slowest ones, which a round does not wait for, and go with ``sync``.
+    ``nonfinite`` is about gradients with a NaN or an infinity.
     ``checkpoint_every`` counts rounds, 0 means on demand alone; ``resume`` is the checkpoint to
     begin with.
     """
@@ -37,6 +48,7 @@ class Guarantees(Chosen, frozen=True, kw_only=True):
     consistency: Consistency = Consistency.SYNC
     staleness: int = 0
     backup_workers: int = 0
+    nonfinite: NonFinite = NonFinite.APPLY
     checkpoint_dir: str = ""
     checkpoint_every: int = 0
     resume: str = ""

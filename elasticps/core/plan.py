@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 
 from elasticps.core.ids import BlockId, PlanEpoch, ServerId
+from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import StoreError
 
 PART_BLOCKS = 2048
@@ -147,7 +148,7 @@ def decode_part(value: bytes, revision: int) -> tuple[Entry, ...]:
             )
             for offset, row in enumerate(stored.entries)
         )
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, IndexError) as error:
+    except (*UNDECODABLE, IndexError) as error:
         raise StoreError(f"not a plan part: {error}", field="plan") from error
 
 

@@ -11,6 +11,7 @@ from elasticps.core.audit import Verdict
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES
 from elasticps.core.consistency import Guarantees
 from elasticps.core.ids import BlockId, JobName, NodeId, PlanEpoch, ServerId, WorkerId
+from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import StoreError
 
 
@@ -208,7 +209,7 @@ def decode(value: bytes, record_type: type[RecordType], key: str) -> RecordType:
     """Raises StoreError, naming key and field, when ``value`` is not such a record."""
     try:
         return msgspec.json.decode(value, type=record_type)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise StoreError(f"not a {record_type.__name__}: {error}", where=key) from error
 
 

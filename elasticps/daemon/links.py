@@ -240,6 +240,7 @@ def _sync_job(link: _Link, job: JobView, refusal: str) -> None:
         backup_workers=spec.backup_workers,
         data_policy=spec.data_policy,
         min_insync=spec.min_insync,
+        nonfinite=spec.nonfinite,
         refusal=refusal,
         checkpoint_dir=spec.checkpoint_dir,
         checkpoint_every=spec.checkpoint_every,

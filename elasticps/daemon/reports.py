@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from elasticps.core.ids import JobKey, JobName, NodeId
 from elasticps.core.records import CaughtUpRow, ReportRecord, encode
+from elasticps.core.sound import check_described
 from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Life
-from elasticps.errors import StoreError, StoreRolledBack, StoreUnavailable
+from elasticps.errors import StoreError, StoreRolledBack, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
 from elasticps.wire.messages import Describe, Promises, Rejected
 
@@ -73,9 +74,12 @@ class Reports:
         """The first description of a job counts: an existing one is never replaced."""
         for uid, (job, describe) in list(self._models.items()):
             try:
+                check_described(describe.model)
                 await self._store.create(self._view.keys.job_model(job), encode(describe.model))
             except (StoreUnavailable, StoreRolledBack):
                 raise
+            except UsageError as error:
+                self._reject(uid, Rejected(f"a model that nobody can serve: {error}"))
             except StoreError as error:
                 self._reject(uid, Rejected(f"etcd does not take the job's model: {error}"))
             self._models.pop(uid, None)

@@ -24,8 +24,10 @@ from elasticps.core.records import (
     WorkerState,
     decode,
 )
-from elasticps.errors import StoreError
+from elasticps.core.sound import check_described, check_node, check_part, check_spec
+from elasticps.errors import ElasticError, StoreError, UsageError
 from elasticps.store import Batch, KeyKind, Keys, KeyValue, ParsedKey, Snapshot
+from elasticps.wire.address import Address
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +74,18 @@ class JobView:
         """Which of status, model and plan cannot be read, or were deleted: not to be made anew."""
         parts = -(-len(self.sizes) // PART_BLOCKS)
         kinds = {key.kind.value for key in self.foreign if key.part is None or key.part < parts}
+        if self.sizes and self.parts and len(self.entries) != self._planned_blocks:
+            kinds.add("plan")  # a part of it is too short or too long
         if self.status is not None and self.status.sites:  # it has been planned, part after part
             first_parts = range(max(self.parts, default=0) + 1)
             kinds |= {"plan" for part in first_parts if part not in self.parts}
         return sorted(kinds & {"status", "model", "plan"})
+
+    @property
+    def _planned_blocks(self) -> int:
+        """How many entries the parts that are there must have together."""
+        blocks = len(self.sizes)
+        return sum(min(PART_BLOCKS, blocks - part * PART_BLOCKS) for part in self.parts)
 
     @property
     def entries(self) -> list[Entry]:
@@ -155,9 +165,9 @@ class ClusterView:
                 continue
             try:
                 self._apply(parsed, value)
-            except StoreError as error:
+            except (StoreError, UsageError) as error:
                 self.foreign_values += 1
-                log.error("etcd holds a value that is not ours: %s", error)
+                log.error("etcd holds a value that is not ours: %s", _at(key, error))
                 self._apply(parsed, None)
                 if parsed.job is not None:
                     name = JobName(parsed.job)
@@ -169,7 +179,8 @@ class ClusterView:
         elif parsed.kind is KeyKind.LEADER:
             self.leader = None if value is None else NodeId(value.value.decode(errors="replace"))
         elif parsed.kind is KeyKind.NODE and parsed.node is not None:
-            _keep(self.nodes, NodeId(parsed.node), _decoded(value, NodeRecord))
+            node = NodeId(parsed.node)
+            _keep(self.nodes, node, _node(node, value) if value else None)
         elif parsed.kind is KeyKind.DRAIN and parsed.node is not None:
             _keep(self.drains, NodeId(parsed.node), _decoded(value, DrainRecord))
 
@@ -178,20 +189,20 @@ class ClusterView:
         job.foreign.discard(parsed)
         match parsed.kind:
             case KeyKind.JOB_SPEC:
-                job.spec = _decoded(value, JobSpec)
+                job.spec = _checked_spec(value)
                 job.key = JobKey(value.create_revision if value else 0)
             case KeyKind.JOB_STATUS:
                 job.status_revision = value.mod_revision if value else 0
                 job.status = _decoded(value, JobStatus)
             case KeyKind.JOB_MODEL:
-                job.model = _decoded(value, Model)
+                job.model = _checked_model(value)
                 job.sizes = _sizes(job.model)
             case KeyKind.JOB_CANCEL:
                 job.cancelled = value is not None
             case KeyKind.JOB_CHECKPOINT:
                 job.checkpoint_request = value.mod_revision if value else 0
             case KeyKind.PLAN_PART:
-                _keep(job.parts, parsed.part or 0, _plan_part(value) if value else None)
+                _keep(job.parts, parsed.part or 0, _plan_part(parsed, value) if value else None)
             case KeyKind.WORKER:
                 _keep(job.workers, parsed.worker or "", _life(parsed, value) if value else None)
             case KeyKind.REPORT:
@@ -213,6 +224,34 @@ def _decoded(value: KeyValue | None, record_type: type[RecordType]) -> RecordTyp
     return None if value is None else decode(value.value, record_type, value.key)
 
 
+def _at(key: str, error: ElasticError) -> str:
+    """The error, with the key that it is about."""
+    return str(error) if error.where else f"{key}: {error}"
+
+
+def _node(node: NodeId, value: KeyValue) -> NodeRecord:
+    record = decode(value.value, NodeRecord, value.key)
+    check_node(record, node)
+    for server in record.servers:
+        for address in (server.tcp, server.unix):
+            Address.parse(address)
+    return record
+
+
+def _checked_spec(value: KeyValue | None) -> JobSpec | None:
+    spec = _decoded(value, JobSpec)
+    if spec is not None:
+        check_spec(spec)
+    return spec
+
+
+def _checked_model(value: KeyValue | None) -> Model | None:
+    model = _decoded(value, Model)
+    if model is not None:
+        check_described(model)
+    return model
+
+
 def _sizes(model: Model | None) -> tuple[int, ...]:
     """Bytes by block, the ledger first."""
     if model is None:
@@ -220,11 +259,13 @@ def _sizes(model: Model | None) -> tuple[int, ...]:
     return (LEDGER_BYTES, *(block.nbytes for block in partition(model)))
 
 
-def _plan_part(value: KeyValue) -> PlanPart:
+def _plan_part(parsed: ParsedKey, value: KeyValue) -> PlanPart:
     try:
-        return PlanPart(decode_part(value.value, value.mod_revision), value.mod_revision)
+        entries = decode_part(value.value, value.mod_revision)
     except StoreError as error:
         raise StoreError(error.what, where=value.key) from error
+    check_part(parsed.part or 0, entries, value.mod_revision)
+    return PlanPart(entries, value.mod_revision)
 
 
 def _life(parsed: ParsedKey, value: KeyValue) -> LivingWorker:

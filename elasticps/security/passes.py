@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from elasticps.core.ids import JobKey, NodeId
+from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import AccessDenied, UsageError
 from elasticps.security.files import Reloaded, read_file, read_secret
 from elasticps.security.tls import TlsFiles, common_name, signed_by
@@ -84,7 +85,7 @@ class PassVerifier:
             certificate = x509.load_der_x509_certificate(signed.certificate)
             self._check_signer(certificate, stated.node)
             _verify(certificate.public_key(), signed.signature, CONTEXT + signed.statement)
-        except (msgspec.MsgspecError, ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
+        except (*UNDECODABLE, ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
             raise AccessDenied(
                 f"not a pass: {error or 'the signature is wrong'}", field="token"
             ) from None

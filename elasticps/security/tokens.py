@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import UsageError
 from elasticps.security.files import Reloaded, read_secret, replace_private
 
@@ -127,7 +128,7 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
     content = read_secret(path, "tokens")
     try:
         return msgspec.json.decode(content, type=_Tokens).tokens
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise UsageError(
             f"not a file of tokens: {error}",
             where=str(path),

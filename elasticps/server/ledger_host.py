@@ -27,6 +27,7 @@ from elasticps.core.ledger import Ledger
 from elasticps.core.plan import Entry
 from elasticps.core.replication import Replication, Role
 from elasticps.core.roster import Roster
+from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import WireError
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.wire.frame import Status
@@ -164,7 +165,7 @@ class LedgerHost(Hosted):
     def install(self, meta: SnapshotMeta, payload: memoryview) -> None:
         try:
             self._ledger = self._ledgers.decode(meta.ledger).ruled_by(self._policy)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise WireError(f"not a ledger: {error}", field="ledger") from error
         self._replication.install(meta.version, meta.history)
 
@@ -190,7 +191,7 @@ def _replace(waiting: dict[WorkerId, Request], worker: WorkerId, request: Reques
 def _decoded(body: bytes) -> Command | Question:
     try:
         word: Command | Question = _words.decode(body)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise WireError(f"not a ledger command: {error}", field="meta") from error
     return word
 

@@ -17,6 +17,7 @@ from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import CodecError, PluginError, WireError
+from elasticps.server.finite import FiniteWatch
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.server.meter import Meter
 from elasticps.server.staging import PreparedGradient, Staged, Staging
@@ -57,6 +58,7 @@ class ParameterBlock(Hosted):
         super().__init__(info.job, tensor.block.id, streams)
         self.pushes = 0
         self.meter = Meter(time.monotonic())
+        self.finite = FiniteWatch(info, tensor.block.id)
         self._max_coded = codec.max_nbytes(tensor.block.numel) if codec else None
         self._codec = codec
         self._codec_name = info.codec
@@ -142,6 +144,7 @@ class ParameterBlock(Hosted):
         self.meter.nbytes += request.header.payload_length
         empty = payload is None or request.header.flags & FLAG_EMPTY
         gradient = None if empty else self._decoded(payload)  # type: ignore[arg-type]
+        self.finite.check(gradient)
         return Staged(gradient, meta.weight, meta.hyper, meta.rank)
 
     def _decoded(self, payload: torch.Tensor) -> torch.Tensor:
@@ -254,6 +257,7 @@ class ParameterBlock(Hosted):
         """The round's last gradient has come: hold their mean here and at every replica."""
         mean, waiting = self._staging.taken()
         prepared = PreparedGradient(self._tensor.gradient_of(mean.gradient), mean.hyper)
+        self.finite.note(prepared.gradient)
         self._publish(self._replica.staged_round(), prepared)
         for request in waiting:
             self.perform(self.replication.answer_when_durable(request))
@@ -278,6 +282,7 @@ class ParameterBlock(Hosted):
     def _update(self, request: Request, push: Push, staged: Staged) -> None:
         """Apply a push at once, as an op of its own."""
         gradient = self._tensor.gradient_of(staged.gradient)
+        self.finite.note(gradient)
         sent = gradient.clone() if gradient is not None and self.replication.peers else None
         self._step(gradient, staged.hyper)
         if self._broken:

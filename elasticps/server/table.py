@@ -192,6 +192,7 @@ class Table:
             bytes_held=sum(item.nbytes_held for item in hosted),
             pushes=sum(item.pushes for item in blocks),
             rounds=max((item.round for item in ledgers), default=0),
+            nonfinite=sum(item.finite.count for item in blocks),
             total=total,
             hot=hot,
         )

@@ -92,10 +92,15 @@ class TensorBlock:
             self._value.grad = None
 
     def check_options(self, hyper: Hyperparameters) -> None:
-        """Raise WireError for an option that the param group in the model does not have."""
+        """Raise WireError for an option that the param group in the model does not have, and for
+        one that is a number there and no number here: no optimizer could make a step with it."""
         unknown = sorted(hyper.keys() - self._base.keys())
         if unknown:
             raise WireError(f"the param group has no option {unknown[0]}", field="hyper")
+        for key, item in hyper.items():
+            if isinstance(self._base[key], int | float) and not isinstance(item, int | float):
+                kind = type(item).__name__
+                raise WireError(f"option {key} is a {kind}", field="hyper", limit="a number")
 
     def _use(self, hyper: Hyperparameters) -> None:
         self._hyper = hyper

@@ -8,6 +8,7 @@ from enum import Enum
 
 import msgspec
 
+from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import StoreError, UsageError
 from elasticps.store.client import Store
 
@@ -141,7 +142,7 @@ async def check_format(store: Store, keys: Keys) -> None:
         raise StoreError("the format's version was deleted while it was read", where=keys.meta)
     try:
         meta = msgspec.json.decode(found.value, type=Meta)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise StoreError(f"the value is not ours: {error}", where=keys.meta) from None
     if meta.format != FORMAT:
         raise StoreError(

@@ -93,6 +93,8 @@ class Connection(asyncio.BufferedProtocol):
         self._can_write = asyncio.Event()
         self._can_write.set()
         self._lost = asyncio.Event()
+        self._reads = 0
+        self._paused = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -206,15 +208,34 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_reading(self) -> None:
         """Receive nothing until ``resume_reading``; the peer's ``writable`` comes to wait."""
+        self._paused = True
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
+        self._paused = False
         self._transport.resume_reading()
 
     @property
     def closed(self) -> bool:
         """True when nothing can be sent any more."""
         return self._lost.is_set() or self._transport.is_closing()
+
+    @property
+    def unfinished(self) -> int | None:
+        """How many reads there have been, where a frame has begun and its rest is to come; None
+        between frames, and where the peer is not to blame."""
+        return None if self._paused or self._parser.between_frames else self._reads
+
+    def give_up(self, stalled_s: float) -> None:
+        """Close a connection whose peer has begun a frame and fallen silent."""
+        self._fail(
+            WireError(
+                "a frame was begun and not ended",
+                where=str(self.where),
+                field="payload_length",
+                limit=f"silence of {stalled_s:g} s",
+            )
+        )
 
     def abort(self) -> None:
         """Close at once; what was not sent yet is dropped. Idempotent, and cannot block."""
@@ -280,6 +301,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._parser.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._reads += 1
         try:
             self._parser.buffer_updated(nbytes)
         except ElasticError as error:

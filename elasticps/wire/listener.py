@@ -20,6 +20,9 @@ from elasticps.wire.frame import MAX_PAYLOAD
 
 BACKLOG = 512
 HANDSHAKE_TIMEOUT_S = 5.0
+STALLED_S = 60.0
+"""A frame that is begun, and of which nothing more comes for so long, ends its connection (within
+twice that): it holds the memory that its payload goes to. Who was only slow asks again."""
 
 OnError = Callable[[Connection, ElasticError], None]
 
@@ -33,6 +36,7 @@ def listen(
     checksum_payloads: bool = False,
     max_payload: int = MAX_PAYLOAD,
     shared: bool = False,
+    stalled_s: float = STALLED_S,
 ) -> Listener:
     """A listener at ``address``, open inside ``async with``; leaving closes its connections too.
 
@@ -50,6 +54,7 @@ def listen(
         checksum_payloads=checksum_payloads,
         max_payload=max_payload,
         shared=shared,
+        stalled_s=stalled_s,
     )
 
 
@@ -66,6 +71,7 @@ class Listener:
         checksum_payloads: bool,
         max_payload: int,
         shared: bool,
+        stalled_s: float,
     ) -> None:
         self.address = address
         self.wire_errors = 0
@@ -76,6 +82,10 @@ class Listener:
         self._checksum_payloads = checksum_payloads
         self._max_payload = max_payload
         self._shared = shared
+        self._stalled_s = stalled_s
+        self._unfinished: dict[Connection, int] = {}
+        self._looked_s = 0.0
+        self._next_look: asyncio.TimerHandle | None = None
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -102,11 +112,14 @@ class Listener:
         except BaseException:
             await self.__aexit__()
             raise
+        self._look_later()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._closing = True
         self._server.close()
+        if self._next_look is not None:
+            self._next_look.cancel()
         try:
             async with asyncio.TaskGroup() as group:
                 for conn in self.connections:
@@ -133,8 +146,32 @@ class Listener:
             return None
         return self._on_connect(conn)
 
+    def _look_for_stalled(self) -> None:
+        """Give up connections that have had nothing to read, within a frame, since the last look.
+
+        A look that comes late says nothing of the peers: it was this process that stood still.
+        """
+        loop = asyncio.get_running_loop()
+        in_time = loop.time() - self._looked_s < 2 * self._stalled_s
+        before, self._unfinished = self._unfinished, {}
+        for conn in tuple(self.connections):
+            reads = conn.unfinished
+            if reads is None:
+                continue
+            if in_time and before.get(conn) == reads:
+                conn.give_up(self._stalled_s)
+            else:
+                self._unfinished[conn] = reads
+        self._look_later()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._looked_s = loop.time()
+        self._next_look = loop.call_later(self._stalled_s, self._look_for_stalled)
+
     def _left(self, conn: Connection) -> None:
         self.connections.discard(conn)
+        self._unfinished.pop(conn, None)
         if isinstance(conn.error, WireError):
             self.wire_errors += 1
         if conn.error is not None and self._on_error is not None:

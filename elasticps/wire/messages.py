@@ -14,7 +14,7 @@ from elasticps.core.audit import Tally, Verdict
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.core.commands import Floor
-from elasticps.core.consistency import Consistency
+from elasticps.core.consistency import Consistency, NonFinite
 from elasticps.core.ids import (
     BlockId,
     Generation,
@@ -30,6 +30,7 @@ from elasticps.core.lending import DYNAMIC
 from elasticps.core.proposal import Load
 from elasticps.core.records import Attempts, CaughtUpRow, ServerRecord
 from elasticps.core.replica import Applied, Commit, RoundOp
+from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import WireError
 
 # -- data plane ---------------------------------------------------------------------------------
@@ -224,6 +225,7 @@ class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     checkpoint_request: int = 0
     resume: str = ""
     codec: str = DEFAULT_CODEC
+    nonfinite: NonFinite = NonFinite.APPLY
 
 
 class PlanUpdate(msgspec.Struct, frozen=True, tag=True):
@@ -293,6 +295,7 @@ class ServerLoad(msgspec.Struct, frozen=True, tag=True):
     """From a shard server, at most once a second: what it holds and has done.
 
     ``total`` is what all blocks cost it, of any role; ``hot`` those that it leads which cost most.
+    ``nonfinite`` counts gradients with a NaN or an infinity, applied or refused.
     """
 
     blocks: int
@@ -301,6 +304,7 @@ class ServerLoad(msgspec.Struct, frozen=True, tag=True):
     rounds: int
     total: Load = Load()
     hot: tuple[HotBlock, ...] = ()
+    nonfinite: int = 0
 
 
 class WorkerHello(msgspec.Struct, frozen=True, tag=True):
@@ -415,7 +419,7 @@ def decode(meta: bytes, message_type: type[MetaType]) -> MetaType:
         decoder = _decoders[message_type] = msgspec.msgpack.Decoder(message_type)
     try:
         return decoder.decode(meta)  # type: ignore[return-value]
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise WireError(f"not a {message_type.__name__}: {error}", field="meta") from error
 
 
@@ -423,6 +427,6 @@ def decode_control(meta: bytes) -> Control:
     """Raises WireError when ``meta`` is no control message."""
     try:
         message: Control = _control.decode(meta)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise WireError(f"not a control message: {error}", field="meta") from error
     return message

@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import Self
 
-import msgspec
 import torch
 
 from elasticps.core.commands import Found, Lookup, Publish, Published
@@ -210,7 +209,8 @@ class Place:
 
 
 def _note(note: bytes) -> PeerNote:
-    return msgspec.msgpack.decode(note, type=PeerNote)
+    """Raises WireError where a peer has published something else."""
+    return decode(note, PeerNote)
 
 
 def _room_for(meta: ShelfMeta) -> torch.Tensor:

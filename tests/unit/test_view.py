@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elasticps.core.ids import NodeId
-from elasticps.core.plan import Entry, encode_part
+from elasticps.core.plan import PART_BLOCKS, Entry, encode_part
 from elasticps.core.records import JobState, JobStatus, WorkerState
 from elasticps.daemon.view import ClusterView, JobView, local_servers
 from elasticps.store import Snapshot
@@ -20,7 +20,8 @@ def etcd() -> Contents:
 
 
 def planned(etcd: Contents, job: JobView, servers: list[str], part: int = 0) -> None:
-    entries = [Entry(block=index, primary=server) for index, server in enumerate(servers)]
+    first = part * PART_BLOCKS
+    entries = [Entry(block=first + index, primary=server) for index, server in enumerate(servers)]
     etcd.put(etcd.keys.plan_part(job.name, part), encode_part(entries))
 
 
@@ -212,6 +213,7 @@ def test_node_holds_what_the_plan_says_even_while_it_is_not_registered(etcd: Con
 def test_learner_is_held_too(etcd: Contents) -> None:
     job = etcd.job()
     etcd.put(etcd.keys.job_model("job"), model_of(1))
-    entry = Entry(block=0, primary="a/1", learners=("b/1",))
-    etcd.put(etcd.keys.plan_part(job.name, 0), encode_part([entry]))
+    entries = [Entry(block=block, primary="a/1", learners=("b/1",)) for block in range(2)]
+    etcd.put(etcd.keys.plan_part(job.name, 0), encode_part(entries))
+    assert job.damaged == []
     assert not etcd.view.holds_nothing(NodeId("b"))

@@ -8,7 +8,7 @@ import os
 import shutil
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -319,7 +319,10 @@ async def test_a_killed_daemon_is_noticed_by_its_refused_connection(
 
 
 async def test_secrets_are_nowhere_but_in_their_files(
-    cluster: SecuredCluster, files: SecretFiles, script: Script
+    cluster: SecuredCluster,
+    files: SecretFiles,
+    script: Script,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Argv and environment of every process, all logs, all of etcd, every answer of the API."""
     passes = cluster.directory / "passes"
@@ -372,6 +375,7 @@ async def test_secrets_are_nowhere_but_in_their_files(
         for place, content in places.items()
         if word in content
     ]
+    record_property("secret_leaks", len(found))
     assert not found
 
 
