@@ -11,7 +11,7 @@ from elasticps.core.plan import Entry
 from elasticps.core.records import ServerRecord
 from elasticps.daemon.rehearsals import Rehearsals
 from elasticps.daemon.view import ClusterView, JobView, local_servers
-from elasticps.errors import PeerUnavailable
+from elasticps.errors import ElasticError, PeerUnavailable, WireError
 from elasticps.wire.connection import Connection
 from elasticps.wire.control import ControlEnd, tell
 from elasticps.wire.messages import (
@@ -100,6 +100,11 @@ class Links:
 
     def on_connect(self, conn: Connection) -> ControlEnd:
         return ControlEnd(self._on_message, self._on_closed)
+
+    def lost(self, conn: Connection, error: ElasticError) -> None:
+        """A channel ended in an error: told where what its child said was the cause."""
+        if isinstance(error, WireError):
+            log.warning("a child's channel is closed for what it sent: %s", error)
 
     def serve_until(self, deadline: float) -> None:
         """The node's lease holds until ``deadline`` (monotonic seconds)."""

@@ -131,7 +131,9 @@ class Node:
             await stack.enter_async_context(self.supervisor)
             shared = self.config.worker_units
             await stack.enter_async_context(
-                listen(self._control, self._links.on_connect, shared=shared)
+                listen(
+                    self._control, self._links.on_connect, on_error=self._links.lost, shared=shared
+                )
             )
             return await self._live()
 

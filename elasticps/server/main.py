@@ -11,12 +11,13 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import uvloop
 
 from elasticps.core.ids import NodeId, ServerId, server_of
 from elasticps.core.records import ServerRecord
-from elasticps.errors import AccessDenied, ElasticError
+from elasticps.errors import AccessDenied, ElasticError, WireError
 from elasticps.security.tls import NodeTls, TlsFiles
 from elasticps.server.admission import Admission, Open, Proven, ServerCredentials
 from elasticps.server.session import Lease, Session
@@ -24,7 +25,7 @@ from elasticps.server.table import Table
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
 from elasticps.wire.control import ControlEnd, tell
-from elasticps.wire.listener import listen
+from elasticps.wire.listener import Listener, listen
 from elasticps.wire.messages import (
     AliveWorkers,
     Control,
@@ -33,6 +34,7 @@ from elasticps.wire.messages import (
     PlanUpdate,
     Promises,
     ServerHello,
+    ServerLoad,
     Servers,
     ServeUntil,
     Stop,
@@ -54,6 +56,7 @@ class ShardServer:
     ) -> None:
         self.lease = Lease()
         self.stopped = asyncio.Event()
+        self.listeners: tuple[Listener, ...] = ()
         self.promises: asyncio.Queue[Promises] = asyncio.Queue(MAX_PROMISES_QUEUED)
         self._addresses: dict[ServerId, Address] = {}
         self.peers: ConnectionPool[ServerId] = ConnectionPool(
@@ -96,6 +99,11 @@ class ShardServer:
             tasks.create_task(self._report_promises(daemon))
             tasks.create_task(self._report_load(daemon))
 
+    def load(self) -> ServerLoad:
+        """What it holds and has done, and how many connections it has closed for what they sent."""
+        wire_errors = sum(listener.wire_errors for listener in self.listeners)
+        return msgspec.structs.replace(self.table.load(), wire_errors=wire_errors)
+
     async def _report_promises(self, daemon: Connection) -> None:
         while True:
             tell(daemon, await self.promises.get())
@@ -103,7 +111,7 @@ class ShardServer:
 
     async def _report_load(self, daemon: Connection) -> None:
         while True:
-            tell(daemon, self.table.load())
+            tell(daemon, self.load())
             await asyncio.sleep(LOAD_PERIOD_S)
 
 
@@ -150,6 +158,7 @@ async def _serve(
             Address.parse(options.control), timeout_s=CONNECT_TIMEOUT_S, dispatcher=control
         ) as daemon,
     ):
+        server.listeners = (tcp, unix)
         record = ServerRecord(server=me, tcp=str(tcp.address), unix=str(unix.address))
         tell(daemon, ServerHello(record))
         await first_of(server.stopped.wait(), server.report(daemon))
@@ -159,6 +168,8 @@ async def _serve(
 def _note(connection: Connection, error: ElasticError) -> None:
     if isinstance(error, AccessDenied):
         log.warning("refused: peer=%s %s", connection.where, error)
+    elif isinstance(error, WireError):
+        log.warning("closed for what it sent: peer=%s %s", connection.where, error)
 
 
 async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:

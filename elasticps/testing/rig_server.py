@@ -179,6 +179,7 @@ async def _listening(
         listen(Address.tcp("127.0.0.1", 0), session, on_error=note) as tcp,
         listen(Address.unix(unix_path), session, on_error=note) as unix,
     ):
+        server.listeners = (tcp, unix)
         yield RigServer(
             server=server,
             record=ServerRecord(server=me, tcp=str(tcp.address), unix=str(unix.address)),

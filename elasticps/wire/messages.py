@@ -295,7 +295,8 @@ class ServerLoad(msgspec.Struct, frozen=True, tag=True):
     """From a shard server, at most once a second: what it holds and has done.
 
     ``total`` is what all blocks cost it, of any role; ``hot`` those that it leads which cost most.
-    ``nonfinite`` counts gradients with a NaN or an infinity, applied or refused.
+    ``nonfinite`` counts gradients with a NaN or an infinity, applied or refused, ``wire_errors``
+    connections that it closed for what they sent.
     """
 
     blocks: int
@@ -305,6 +306,7 @@ class ServerLoad(msgspec.Struct, frozen=True, tag=True):
     total: Load = Load()
     hot: tuple[HotBlock, ...] = ()
     nonfinite: int = 0
+    wire_errors: int = 0
 
 
 class WorkerHello(msgspec.Struct, frozen=True, tag=True):

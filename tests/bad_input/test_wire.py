@@ -24,12 +24,14 @@ from elasticps.core.ids import (
     WorkerId,
 )
 from elasticps.core.replica import RoundOp
-from elasticps.errors import JobFailed, WireError
+from elasticps.daemon.links import Links
+from elasticps.errors import ElasticError, JobFailed, WireError
+from elasticps.server.main import _note as note_of_server
 from elasticps.testing.members import Blueprint, Member
 from elasticps.testing.rig import Rig
 from elasticps.testing.rig_server import CLUSTER, JOB, RigServer
 from elasticps.wire.address import Address
-from elasticps.wire.connection import connect
+from elasticps.wire.connection import Connection, connect
 from elasticps.wire.frame import (
     FLAG_EMPTY,
     FLAG_PAYLOAD_CHECKSUM,
@@ -41,7 +43,7 @@ from elasticps.wire.frame import (
     pack,
     unpack,
 )
-from elasticps.wire.listener import listen
+from elasticps.wire.listener import OnError, listen
 from elasticps.wire.messages import (
     HelloMeta,
     OpMeta,
@@ -206,6 +208,10 @@ async def trained() -> AsyncIterator[tuple[Rig, Member]]:
         yield rig, member
 
 
+def note_of_daemon(conn: Connection, error: ElasticError) -> None:
+    Links.lost(None, conn, error)  # type: ignore[arg-type]
+
+
 def everything(rig: Rig) -> list[object]:
     """What no bad input may change: values, optimizer state, dedup tables, and the ledger."""
     blocks = [block for block in rig.entries if block != LEDGER]
@@ -261,7 +267,7 @@ async def test_a_bad_frame_ends_its_connection_alone_or_is_answered(
     row = ROWS[name]
     server = server_of(rig, row)
     server.errors.clear()
-    before, counted = everything(rig), server.listeners[0].wire_errors
+    before, counted = everything(rig), server.server.load().wire_errors
     async with rig.primary(BLOCK).spoken_to(BYSTANDER) as other:
         header, meta = pull(rig)
         held = await other.request(header, meta, timeout_s=PATIENCE_S)
@@ -270,9 +276,10 @@ async def test_a_bad_frame_ends_its_connection_alone_or_is_answered(
 
         if isinstance(row.gives, Status):
             assert (status, server.errors) == (row.gives, [])
+            assert server.server.load().wire_errors == counted
         else:
             assert status is None
-            await eventually(lambda: server.listeners[0].wire_errors == counted + 1)
+            await eventually(lambda: server.server.load().wire_errors == counted + 1)
             (error,) = server.errors
             assert isinstance(error, WireError)
             assert error.field == row.gives
@@ -338,6 +345,22 @@ async def test_a_frame_that_is_begun_and_never_ended_ends_its_connection() -> No
     (error,) = echo.errors
     assert (error.field, error.limit) == ("payload_length", "silence of 0.2 s")
     assert (before.meta, after.meta) == (b"before", b"after")
+
+
+@pytest.mark.parametrize("note", [note_of_server, note_of_daemon])
+async def test_what_a_connection_was_closed_for_is_in_the_log(
+    note: OnError, caplog: pytest.LogCaptureFixture
+) -> None:
+    echo = Echo()
+    async with (
+        listen(Address.tcp("127.0.0.1", 0), echo.connected, on_error=note) as server,
+        raw_stream(server.address) as stream,
+    ):
+        stream.write(ROWS["bad magic"].frame(1))
+        await eventually(lambda: server.wire_errors == 1)
+    (told,) = caplog.messages
+    assert "closed for what it sent" in told
+    assert "not a frame: b'HTTP' (field magic) (limit: b'EPS1')" in told
 
 
 async def test_a_frame_that_comes_slowly_is_waited_for() -> None:
