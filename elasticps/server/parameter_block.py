@@ -20,8 +20,9 @@ from elasticps.errors import CodecError, PluginError, WireError
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.server.meter import Meter
 from elasticps.server.staging import PreparedGradient, Staged, Staging
+from elasticps.server.tally import SpotCheck
 from elasticps.server.tensor_block import TensorBlock
-from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
+from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Header, Kind, Status
 from elasticps.wire.messages import (
     AuditMeta,
     JobInfo,
@@ -36,6 +37,7 @@ from elasticps.wire.messages import (
     ValueMeta,
     encode,
 )
+from elasticps.wire.tallies import JobCounts
 from elasticps.wire.tensors import bytes_of
 
 log = logging.getLogger(__name__)
@@ -50,11 +52,13 @@ class ParameterBlock(Hosted):
         tensor: TensorBlock,
         me: ServerId,
         streams: Streams,
+        counts: JobCounts,
+        spot_check: SpotCheck,
         codec: JobCodec | None = None,
         *,
         in_rounds: bool = True,
     ) -> None:
-        super().__init__(info.job, tensor.block.id, streams)
+        super().__init__(info.job, tensor.block.id, streams, counts)
         self.pushes = 0
         self.meter = Meter(time.monotonic())
         self._max_coded = codec.max_nbytes(tensor.block.numel) if codec else None
@@ -66,7 +70,8 @@ class ParameterBlock(Hosted):
             in_rounds=in_rounds,
             min_insync=info.min_insync,
         )
-        self._staging = Staging()
+        self._staging = Staging(counts)
+        self._spot_check = spot_check
         self._prepared = PreparedGradient(None, {})
         self._answers: dict[Request, tuple[bytes, bytes | None]] = {}
         self._broken = ""
@@ -129,14 +134,19 @@ class ParameterBlock(Hosted):
             case PushOutcome.HELD:
                 self._staging.hold(header.worker, request)
             case PushOutcome.APPLY:
-                self.pushes += 1
+                self._count(header)
                 self._update(request, push, staged)
             case PushOutcome.STAGE | PushOutcome.PREPARE:
                 self._staging.hold(header.worker, request)
-                self.pushes += 1
-                self._staging.gradients[header.worker] = staged
+                self._count(header)
+                self._staging.take(header.worker, staged)
                 if outcome is PushOutcome.PREPARE:
                     self._prepare()
+
+    def _count(self, header: Header) -> None:
+        self.pushes += 1
+        self.counts.pushes += 1
+        self.counts.pushed_bytes += header.payload_length
 
     def _staged(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> Staged:
         self.meter.nbytes += request.header.payload_length
@@ -198,6 +208,8 @@ class ParameterBlock(Hosted):
                 version = replication.durable if self._replica.in_rounds else replication.version
                 meta = ValueMeta(version, self._replica.round)
                 self.meter.nbytes += self.nbytes
+                self.counts.pulls += 1
+                self.counts.pulled_bytes += self.nbytes
                 return encode(meta), self._tensor.value_bytes()
             case Kind.STATE:
                 state, payload = self._state()
@@ -246,6 +258,7 @@ class ParameterBlock(Hosted):
         return settled
 
     def _skip(self, commit: Commit) -> None:
+        self._count_void()
         self._replica.skip(commit)
         self._prepared = PreparedGradient(None, {})
         self._staging.refuse(Status.STALE_GENERATION)
@@ -258,7 +271,14 @@ class ParameterBlock(Hosted):
         for request in waiting:
             self.perform(self.replication.answer_when_durable(request))
 
+    def _count_void(self) -> None:
+        """What is prepared here will not be applied: its workers push again, those that live."""
+        void = self._replica.prepared
+        if void is not None and self.replication.role is Role.PRIMARY:
+            self.counts.discarded += len(void.pushes)
+
     def _publish(self, op: RoundOp, prepared: PreparedGradient) -> None:
+        self._count_void()
         version = self._replica.prepare(op)
         self._prepared = prepared
         base = self._replica.last
@@ -290,12 +310,24 @@ class ParameterBlock(Hosted):
 
     def _step(self, gradient: torch.Tensor | None, hyper: dict[str, object]) -> None:
         began_s = time.monotonic()
+        if began_s >= self._spot_check.due_s and gradient is not None:
+            self._look_at(gradient)
+            began_s = time.monotonic()
         try:
             self._tensor.step(gradient, hyper)
-            self.meter.apply_s += time.monotonic() - began_s
+            spent_s = time.monotonic() - began_s
+            self.meter.apply_s += spent_s
+            self.counts.apply_s += spent_s
+            self.counts.steps += 1
         except PluginError as error:
             log.exception("job=%s block=%s is broken", self.job, self.id)
             self._broken = str(error)
+
+    def _look_at(self, gradient: torch.Tensor) -> None:
+        """Once a gradient, by its primary: its backups get the same."""
+        if self.replication.role is Role.PRIMARY:
+            self.counts.checked += 1
+            self.counts.nonfinite += not self._spot_check.is_finite(gradient)
 
     # -- replication ----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from elasticps.errors import ElasticError, UsageError, WireError
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, Dispatcher, OnConnect
 from elasticps.wire.frame import MAX_PAYLOAD
+from elasticps.wire.tallies import Traffic
 
 BACKLOG = 512
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -33,14 +34,15 @@ def listen(
     checksum_payloads: bool = False,
     max_payload: int = MAX_PAYLOAD,
     shared: bool = False,
+    traffic: Traffic | None = None,
 ) -> Listener:
     """A listener at ``address``, open inside ``async with``; leaving closes its connections too.
 
     ``on_connect`` gives each new connection its dispatcher (an ElasticError it raises refuses the
     connection). ``on_error`` is told of each connection that ended in an error. ``tls`` makes TCP
     TLS and nothing else; a Unix socket does not leave the machine. ``shared``: to a Unix socket the
-    group of its file may connect, not its owner alone. Entering raises UsageError when the address
-    is taken or cannot be had.
+    group of its file may connect, not its owner alone. What goes over the connections is added to
+    ``traffic``. Entering raises UsageError when the address is taken or cannot be had.
     """
     return Listener(
         address,
@@ -50,6 +52,7 @@ def listen(
         checksum_payloads=checksum_payloads,
         max_payload=max_payload,
         shared=shared,
+        traffic=traffic,
     )
 
 
@@ -66,6 +69,7 @@ class Listener:
         checksum_payloads: bool,
         max_payload: int,
         shared: bool,
+        traffic: Traffic | None = None,
     ) -> None:
         self.address = address
         self.wire_errors = 0
@@ -76,6 +80,7 @@ class Listener:
         self._checksum_payloads = checksum_payloads
         self._max_payload = max_payload
         self._shared = shared
+        self._traffic = traffic
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -123,6 +128,7 @@ class Listener:
             self._left,
             checksum_payloads=self._checksum_payloads,
             max_payload=self._max_payload,
+            traffic=self._traffic,
         )
 
     def _joined(self, conn: Connection) -> Dispatcher | None:

@@ -31,6 +31,7 @@ from elasticps.core.proposal import Load
 from elasticps.core.records import Attempts, CaughtUpRow, ServerRecord
 from elasticps.core.replica import Applied, Commit, RoundOp
 from elasticps.errors import WireError
+from elasticps.wire.tallies import ServerTally
 
 # -- data plane ---------------------------------------------------------------------------------
 
@@ -292,7 +293,8 @@ class HotBlock(msgspec.Struct, frozen=True, array_like=True):
 class ServerLoad(msgspec.Struct, frozen=True, tag=True):
     """From a shard server, at most once a second: what it holds and has done.
 
-    ``total`` is what all blocks cost it, of any role; ``hot`` those that it leads which cost most.
+    ``total`` is what all blocks cost it, of any role; ``hot`` those that it leads which cost most;
+    ``tally`` what its daemon's metrics are made of.
     """
 
     blocks: int
@@ -301,6 +303,7 @@ class ServerLoad(msgspec.Struct, frozen=True, tag=True):
     rounds: int
     total: Load = Load()
     hot: tuple[HotBlock, ...] = ()
+    tally: ServerTally = ServerTally()
 
 
 class WorkerHello(msgspec.Struct, frozen=True, tag=True):
