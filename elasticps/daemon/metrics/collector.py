@@ -14,8 +14,9 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     SummaryMetricFamily,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from elasticps.core.ids import JobName
@@ -27,6 +28,8 @@ from elasticps.daemon.metrics.tallies import FORGOTTEN_AFTER_S, OfJob
 from elasticps.daemon.metrics.totals import Buckets
 from elasticps.daemon.view import ClusterView, JobView
 
+OPENMETRICS = "application/openmetrics-text"
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 Values = Mapping[Any, float]
 """Numbers by the values of their labels (a tuple of str)."""
 
@@ -165,11 +168,10 @@ class Scraped:
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that ``accept`` (the header) asks for, and its content type."""
-        try:
-            encode, content_type = choose_encoder(accept)
-        except ValueError:  # a version that is no number
-            encode, content_type = choose_encoder("")
-        return encode(self._registry), content_type
+        # The library's own choice raises on a version that is no number, and repeats any other.
+        if OPENMETRICS in accept.lower():
+            return openmetrics.generate_latest(self._registry), openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(self._registry), PLAIN
 
 
 def _short(job: JobView, view: ClusterView) -> int:
