@@ -90,70 +90,70 @@ SERVER = (
     _counter(
         name="pushes_total",
         help="Pushes that this node's server took as primary.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="pushed_bytes_total",
         help="Bytes of gradients in those pushes, as the job's codec made them.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="pulls_total",
         help="Pulls that were answered with a block's value.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="pulled_bytes_total",
         help="Bytes of values in those answers.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="rounds_total",
         help="Rounds that were committed while this node led the job's ledger: the sum over all "
         "nodes is the job's.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _summary(
         name="apply_seconds",
         help="Time of optimizer steps on blocks, by primaries and backups: the count is of steps.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="discarded_gradients_total",
         help="Lost work: gradients that had come and were dropped, since a worker of their round "
         "died or the block got another primary. Living workers push theirs again.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="checked_gradients_total",
         help="Gradients that were looked at for an inf or a NaN: a sample, of 0.5 % of the time.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="nonfinite_gradients_total",
         help="Gradients with an inf or a NaN among those that were looked at. Training is lost "
         "with the first, and every later one is like it.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="migrations_total",
         help="Snapshots of blocks that were sent to other nodes.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="migration_bytes_total",
         help="Bytes of those snapshots: values and optimizer state, to learners and after a gap.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="replicated_ops_total",
         help="Ops that were sent to other replicas, and taken.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="replicated_bytes_total",
-        help="Bytes of those ops.",
-        labels=("job",),
+        help="Bytes of those ops: gradients, and commands to ledgers.",
+        labels=("job_name",),
     ),
     _counter(
         name="received_bytes_total",
@@ -178,31 +178,31 @@ SERVER = (
         help="Replicas here, by role: primary, in_sync or learner. The job's ledger is one of "
         "them.",
         labels=(
-            "job",
+            "job_name",
             "role",
         ),
     ),
     _gauge(
         name="held_bytes",
         help="Memory of those replicas: values and optimizer state.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _gauge(
         name="replication_lag_ops",
         help="Ops that not every counted replica has yet, of the block that is furthest behind.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _gauge(
         name="replication_lag_seconds",
         help="For how long a block has waited for its backups: its workers wait with it. Looked at "
         "once a second.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _gauge(
         name="staleness_rounds",
         help="Rounds that the slowest worker is behind the fastest; told by who leads the ledger. "
         "0 in synchronous jobs.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _gauge(
         name="shard_server_loop_lag_seconds",
@@ -214,28 +214,28 @@ WORKERS = (
     _gauge(
         name="workers",
         help="Workers of the job that train on this node.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="worker_rounds_total",
         help="Rounds that this node's workers took, together.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="worker_pushed_bytes_total",
         help="Bytes that this node's workers sent for their gradients, repeated pushes and what "
         "they exchange among themselves included.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _counter(
         name="worker_gradient_bytes_total",
         help="Size of those gradients in their own dtype: the ratio is what the codec saves.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _gauge(
         name="worker_step_seconds",
         help="Time from one optimizer step to the next, of the slowest worker on this node.",
-        labels=("job",),
+        labels=("job_name",),
     ),
 )
 
@@ -280,36 +280,36 @@ LEADER = (
         name="job_state",
         help="1 for the state that the job is in. From the leader alone, as all that follows.",
         labels=(
-            "job",
+            "job_name",
             "state",
         ),
     ),
     _gauge(
         name="job_workers",
         help="Workers of the job that live, on all nodes.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _gauge(
         name="job_blocks",
         help="Blocks of the job, its ledger included.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _gauge(
         name="under_replicated_blocks",
         help="Blocks with fewer living replicas in sync than the job asks for: one more death may "
         "lose them.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _gauge(
         name="moving_blocks",
         help="Blocks that have a learner: a copy is under way.",
-        labels=("job",),
+        labels=("job_name",),
     ),
     _gauge(
         name="lost_pushes",
         help="Pushes of an audited job that were acknowledged and are not there: always 0, or a "
         "bug.",
-        labels=("job",),
+        labels=("job_name",),
     ),
 )
 
