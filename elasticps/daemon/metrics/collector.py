@@ -170,7 +170,8 @@ class Scraped:
         """The metrics in the format that ``accept`` (the header) asks for, and its content type."""
         # The library's own choice raises on a version that is no number, and repeats any other.
         if OPENMETRICS in accept.lower():
-            return openmetrics.generate_latest(self._registry), openmetrics.CONTENT_TYPE_LATEST
+            encode: Callable[[CollectorRegistry], bytes] = openmetrics.generate_latest
+            return encode(self._registry), openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(self._registry), PLAIN
 
 
