@@ -47,6 +47,11 @@ class Departure:
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
 
+    @property
+    def asked(self) -> bool:
+        """Was it told to leave, by a signal?"""
+        return self._asked.is_set()
+
     def ask(self) -> None:
         """The first time: drain, then leave. The second: leave at once."""
         (self._hurried if self._asked.is_set() else self._asked).set()

@@ -21,6 +21,7 @@ from elasticps.core.ids import NodeId
 from elasticps.core.records import NodeRecord, decode
 from elasticps.daemon.access import NodeAccess, connecting
 from elasticps.daemon.config import is_loopback
+from elasticps.daemon.metrics.failovers import Signs
 from elasticps.daemon.view import ClusterView
 from elasticps.errors import StoreError
 from elasticps.store import Store, revoke
@@ -83,8 +84,10 @@ class FailureDetector:
         me: NodeId,
         machine: str,
         access: NodeAccess | None = None,
+        signs: Signs | None = None,
     ) -> None:
         self._access = access
+        self._signs = signs or Signs()
         self._store = store
         self._view = view
         self._changed = changed
@@ -130,6 +133,7 @@ class FailureDetector:
             try:
                 await self._connected_until_closed(peer)
                 stood, obstacle = True, ""
+                self._signs.broke(peer.node, peer.incarnation, time.monotonic())
             except (OSError, UnicodeError) as error:
                 refused = isinstance(error, ConnectionRefusedError)
                 if stood and refused and await self._declared_dead(peer, str(error)):
@@ -144,6 +148,7 @@ class FailureDetector:
 
     async def _declared_dead(self, peer: Peer, refusal: str) -> bool:
         """Revoke the lease of this life of the node; False when etcd does not say."""
+        self._signs.refused(peer.node, peer.incarnation)
         log.warning(
             "node=%s incarnation=%s is dead: its connection broke, and %s port %d refuses: %s",
             peer.node,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from importlib.metadata import version
@@ -21,7 +22,9 @@ from elasticps.daemon.leader import Leader
 from elasticps.daemon.links import Links
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.membership import Membership
+from elasticps.daemon.metrics.measured import Measured
 from elasticps.daemon.notify import Notifier
+from elasticps.daemon.readiness import Condition, Readiness
 from elasticps.daemon.rehearsals import Rehearsals
 from elasticps.daemon.reload import Reload
 from elasticps.daemon.reports import Reports
@@ -75,6 +78,7 @@ class Node:
         self.name = NodeId(config.node)
         self.keys = Keys(config.cluster)
         self.view = ClusterView(self.keys)
+        self.measured = Measured(self.name)
         self.logs = LogBuffer(max_lines=LOG_LINES, max_bytes=LOG_BYTES)
         self.http_url = ""
         self.machine = this_machine()
@@ -104,7 +108,13 @@ class Node:
             self._on_membership,
         )
         self._detector = FailureDetector(
-            store, self.view, self._changed, self.name, self.machine, self.access
+            store,
+            self.view,
+            self._changed,
+            self.name,
+            self.machine,
+            self.access,
+            self.measured.failovers.signs,
         )
         self.workers = Workers(
             config, store, self.view, self.supervisor, self.logs, str(control), self.access
@@ -112,6 +122,16 @@ class Node:
         self.departure = Departure(
             store, self.view, self._changed, self.name, config.drain_timeout_s, self._is_empty
         )
+        self.readiness = Readiness(
+            (
+                Condition(reason="not registered in the cluster", holds=self._is_registered),
+                Condition(reason="draining or leaving", holds=self._is_staying),
+            ),
+            lambda: self.measured.etcd_answered_s,
+            silence_limit_s=config.lease_ttl_s * 2 / 3,  # it is asked every third of it
+        )
+        store.endpoints.on_answer = self.measured.etcd_answered
+        store.endpoints.on_failure = self.measured.etcd_failed
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -120,11 +140,14 @@ class Node:
 
         Raises StoreRolledBack when etcd has gone back in its history.
         """
+        self.readiness.look()
+        self.measured.loop_lag.start()
         await check_format(self.store, self.keys)
         await self.departure.unmark()
         self.departure.ask_on_signals()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         async with AsyncExitStack() as stack:
+            stack.callback(self.measured.loop_lag.stop)
             self.http_url = await stack.enter_async_context(serve_http(self))
             feeding = asyncio.create_task(self._feed_watchdog(), name="watchdog")
             stack.callback(feeding.cancel)
@@ -178,6 +201,8 @@ class Node:
         async with aclosing(watch_prefix(self.store, self.keys.root)) as batches:
             async for batch in batches:
                 self.view.apply(batch)
+                self.measured.view_changed(self.view)
+                self.readiness.look()
                 self._links.sync()
                 await self._tell_changed()
 
@@ -256,6 +281,13 @@ class Node:
     def _is_empty(self) -> bool:
         return not self.workers.lives and self.view.holds_nothing(self.name)
 
+    def _is_registered(self) -> bool:
+        lease = self.membership.lease
+        return lease is not None and time.monotonic() < lease.deadline
+
+    def _is_staying(self) -> bool:
+        return not (self._leaving or self.departure.asked or self.name in self.view.drains)
+
     async def _node_record(self) -> NodeRecord:
         """This node's registration; the first one waits for the shard server to listen."""
         await self.server.listening()
@@ -275,6 +307,7 @@ class Node:
 
     async def _on_membership(self, lease: Lease | None) -> None:
         self._reports.under(lease)
+        self.readiness.look()
         if lease is not None:
             self._notifier.ready(f"node {self.name} of cluster {self.config.cluster}")
         else:
@@ -290,9 +323,12 @@ class Node:
         if not self._is_child(SHARD_SERVER, process):
             return False
         self.server.said_hello(record)
+        self.measured.tallies.server_starts += 1
         return True
 
     def server_gone(self) -> None:
+        if self.server.record is not None:
+            self.measured.tallies.server_ended(self.server.record.server)
         self.server.gone()
 
     def promised(self, promises: Promises) -> None:
@@ -300,6 +336,8 @@ class Node:
 
     def loaded(self, load: ServerLoad) -> None:
         self.server.heard(load)
+        if self.server.record is not None:
+            self.measured.served(self.server.record.server, load, self.view)
 
     def welcome(self, uid: str, process: PeerProcess) -> Welcome | None:
         life = self.workers.lives.get(uid)
@@ -335,6 +373,7 @@ class Node:
         life = self.workers.lives.get(uid)
         if life is not None:
             life.progress = progress
+            self.measured.tallies.trained(life.job_name, uid, progress)
 
     def finished(self, uid: str, finished: Finished) -> None:
         life = self.workers.lives.get(uid)
@@ -342,6 +381,7 @@ class Node:
             life.finished = finished
 
     def worker_gone(self, uid: str) -> None:
+        self.measured.tallies.worker_ended(uid)
         life = self.workers.lives.get(uid)
         if life is not None:
             life.hung_up.set()

@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+import msgspec
+
 from elasticps.core.records import ServerRecord
 from elasticps.core.restart import RestartPolicy
 from elasticps.daemon.child import ChildSpec, Exit
@@ -17,6 +19,7 @@ from elasticps.daemon.supervisor import Supervisor
 from elasticps.errors import ElasticError
 from elasticps.wire.address import Address
 from elasticps.wire.messages import ServerLoad
+from elasticps.wire.tallies import ServerTally
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,7 @@ class ShardServerChild:
 
     def heard(self, load: ServerLoad) -> None:
         """It says once a second what it holds; that it says anything shows that it is not stuck."""
-        self.load = load
+        self.load = msgspec.structs.replace(load, tally=ServerTally())  # which is for the metrics
         self._silent = 0
 
     async def end_when_stuck(self, supervisor: Supervisor) -> None:

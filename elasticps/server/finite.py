@@ -1,8 +1,9 @@
-"""Gradients with a NaN or an infinity in them: counted, told once a block, refused where asked."""
+"""Gradients with a NaN or an infinity in them: looked for, counted, told, refused where asked."""
 
 from __future__ import annotations
 
 import logging
+import time
 
 import torch
 
@@ -10,37 +11,75 @@ from elasticps.core.consistency import NonFinite
 from elasticps.core.ids import BlockId
 from elasticps.errors import WireError
 from elasticps.wire.messages import JobInfo
+from elasticps.wire.tallies import JobCounts
 
 log = logging.getLogger(__name__)
 
+CHECKED_SHARE = 0.005
+"""Of the server's time, what looking may take where a job does not ask for more."""
+
+
+class SpotCheck:
+    """Looks at some gradients, as many as take a small share of the server's time.
+
+    One that is not finite spreads: all gradients after it are like it, and one of them is seen.
+    """
+
+    def __init__(self) -> None:
+        self._due_s = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due_s
+
+    def is_finite(self, gradient: torch.Tensor) -> bool:
+        """Has it neither an inf nor a NaN?"""
+        began_s = time.monotonic()
+        finite = is_finite(gradient)
+        ended_s = time.monotonic()
+        self._due_s = ended_s + (ended_s - began_s) / CHECKED_SHARE
+        return finite
+
 
 class FiniteWatch:
-    """What one block's primary does about them. ``count`` is of gradients, not of elements."""
+    """What one block's primary does about them, by the job's policy; adds to ``counts``.
 
-    def __init__(self, info: JobInfo, block: BlockId) -> None:
-        self.count = 0
+    ``refuse`` looks at every push, ``apply`` at some of what it applies.
+    """
+
+    def __init__(
+        self, info: JobInfo, block: BlockId, counts: JobCounts, spot_check: SpotCheck
+    ) -> None:
         self._job = info.name
         self._policy = info.nonfinite
         self._block = block
+        self._counts = counts
+        self._spot_check = spot_check
+        self._is_told = False
 
     def check(self, gradient: torch.Tensor | None) -> None:
         """Raise WireError for a push that the job's policy refuses; one pass over its memory."""
-        if self._policy is NonFinite.REFUSE and not is_finite(gradient):
-            self._tell()
-            raise WireError(
-                f"the gradient for block {self._block} is not finite",
-                field="payload",
-                limit=f"nonfinite={self._policy.value}: no NaN, no infinity",
-            )
+        if self._policy is NonFinite.REFUSE and gradient is not None:
+            finite = is_finite(gradient)
+            self._count(finite=finite)
+            if not finite:
+                raise WireError(
+                    f"the gradient for block {self._block} is not finite",
+                    field="payload",
+                    limit=f"nonfinite={self._policy.value}: no NaN, no infinity",
+                )
 
     def note(self, gradient: torch.Tensor | None) -> None:
-        """Count what is applied although it is not finite."""
-        if not is_finite(gradient):
-            self._tell()
+        """Count what is applied although it is not finite, as far as it is looked at."""
+        due = self._policy is NonFinite.APPLY and self._spot_check.is_due
+        if due and gradient is not None:
+            self._count(finite=self._spot_check.is_finite(gradient))
 
-    def _tell(self) -> None:
-        self.count += 1
-        if self.count == 1:
+    def _count(self, *, finite: bool) -> None:
+        self._counts.checked += 1
+        self._counts.nonfinite += not finite
+        if not finite and not self._is_told:
+            self._is_told = True
             log.warning(
                 "job=%s block=%s a gradient is not finite, nonfinite=%s; more are counted alone",
                 self._job,
@@ -49,10 +88,10 @@ class FiniteWatch:
             )
 
 
-def is_finite(tensor: torch.Tensor | None) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
     """Whether no element is NaN or infinite."""
-    if tensor is None or not tensor.is_floating_point():
+    if not tensor.numel():
         return True
-    # The sum is read once and allocates nothing; only one that overflows is worth a second look.
-    wide = torch.promote_types(tensor.dtype, torch.float32)
-    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    low, high = torch.aminmax(real)  # half the time of isfinite(); a NaN makes both NaN
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +24,9 @@ from elasticps.core.replication import (
 )
 from elasticps.errors import ElasticError, PeerUnavailable
 from elasticps.wire.connection import Connection
-from elasticps.wire.frame import Header, Status
+from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import OpMeta, RefusalMeta, SnapshotMeta, encode
+from elasticps.wire.tallies import JobCounts
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,18 @@ STATUS_OF = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A client's request that can be answered now or later."""
+    """A client's request that can be answered now or later.
+
+    A push that is not taken is counted in ``refused``.
+    """
 
     connection: Connection
     header: Header
+    refused: Counter[Status]
 
     def answer(self, status: Status, meta: bytes = b"", payload: bytes | None = None) -> None:
+        if status is not Status.OK and self.header.kind is Kind.PUSH:
+            self.refused[status] += 1
         # A caller that is gone asks again over its next connection.
         with contextlib.suppress(PeerUnavailable):
             self.connection.send(self.header.reply(status), meta, payload)
@@ -65,11 +73,12 @@ class Streams(Protocol):
 
 
 class Hosted(ABC):
-    """One replica on this server: the shell around its ``Replication``."""
+    """One replica on this server: the shell around its ``Replication``. It adds to ``counts``."""
 
-    def __init__(self, job: JobKey, block: BlockId, streams: Streams) -> None:
+    def __init__(self, job: JobKey, block: BlockId, streams: Streams, counts: JobCounts) -> None:
         self.job = job
         self.id = block
+        self.counts = counts
         self.snapshot_bytes: dict[ServerId, int] = {}
         self._streams = streams
 

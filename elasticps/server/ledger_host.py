@@ -13,6 +13,7 @@ from elasticps.core.commands import (
     Answer,
     Attend,
     Command,
+    Initialized,
     Inspect,
     Inspected,
     Lookup,
@@ -32,6 +33,7 @@ from elasticps.errors import WireError
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.wire.frame import Status
 from elasticps.wire.messages import JobInfo, OpMeta, SnapshotMeta
+from elasticps.wire.tallies import JobCounts
 
 _words = msgspec.msgpack.Decoder(Command | Question)
 
@@ -50,8 +52,8 @@ def ledger_of(info: JobInfo) -> Roster:
 class LedgerHost(Hosted):
     """One replica of a job's ledger. Raises PluginError where its data policy cannot be loaded."""
 
-    def __init__(self, info: JobInfo, me: ServerId, streams: Streams) -> None:
-        super().__init__(info.job, LEDGER, streams)
+    def __init__(self, info: JobInfo, me: ServerId, streams: Streams, counts: JobCounts) -> None:
+        super().__init__(info.job, LEDGER, streams, counts)
         self._policy = load_choice(
             DATA_POLICIES,
             info.data_policy,
@@ -76,6 +78,12 @@ class LedgerHost(Hosted):
     @property
     def round(self) -> int:
         return self._ledger.round
+
+    @property
+    def staleness(self) -> int:
+        """How many rounds the slowest worker is behind the fastest."""
+        clocks = self._ledger.clocks.values() if isinstance(self._ledger, ClockLedger) else ()
+        return max(clocks, default=0) - min(clocks, default=0)
 
     def command(self, request: Request, body: bytes) -> None:
         """Carry out a worker's command; its answer may come with a later one."""
@@ -125,9 +133,11 @@ class LedgerHost(Hosted):
             self._waiting.pop(worker).answer(Status.FENCED)
 
     def _execute(self, command: Command, body: bytes) -> None:
-        generation = self._ledger.generation
+        generation, round_ = self._ledger.generation, self._ledger.round
         version = self._replication.record(_digest(body))
         answers = self._ledger.apply(command)
+        if not isinstance(command, Initialized):  # which may go on from a checkpoint's round
+            self.counts.rounds += self._ledger.round - round_
         self._streams.publish(self, OpMeta(version=version, command=body), None)
         for worker, answer in answers:
             request = self._waiting.pop(worker, None)

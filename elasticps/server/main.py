@@ -7,6 +7,7 @@ import asyncio
 import logging
 import secrets
 import signal
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ class ShardServer:
     async def _report_load(self, daemon: Connection) -> None:
         while True:
             tell(daemon, self.load())
+            slept_s = time.monotonic()
             await asyncio.sleep(LOAD_PERIOD_S)
+            self.table.tallies.loop_lag_s = max(0.0, time.monotonic() - slept_s - LOAD_PERIOD_S)
 
 
 async def serve(options: argparse.Namespace) -> None:
@@ -151,9 +154,13 @@ async def _serve(
 
     tcp_address, unix_address = Address.parse(options.tcp), Address.parse(options.unix)
     control = ControlEnd(server.on_message, server.on_closed)
+    traffic = server.peers.traffic
+    over_tcp, over_unix = traffic.of(tcp_address, tls=bool(tls)), traffic.of(unix_address)
     async with (
-        listen(tcp_address, session, on_error=_note, tls=context) as tcp,
-        listen(unix_address, session, on_error=_note, shared=options.shared) as unix,
+        listen(tcp_address, session, on_error=_note, tls=context, traffic=over_tcp) as tcp,
+        listen(
+            unix_address, session, on_error=_note, shared=options.shared, traffic=over_unix
+        ) as unix,
         await connect(
             Address.parse(options.control), timeout_s=CONNECT_TIMEOUT_S, dispatcher=control
         ) as daemon,

@@ -17,12 +17,12 @@ from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import CodecError, PluginError, WireError
-from elasticps.server.finite import FiniteWatch
+from elasticps.server.finite import FiniteWatch, SpotCheck
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.server.meter import Meter
 from elasticps.server.staging import PreparedGradient, Staged, Staging
 from elasticps.server.tensor_block import TensorBlock
-from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
+from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Header, Kind, Status
 from elasticps.wire.messages import (
     AuditMeta,
     JobInfo,
@@ -37,6 +37,7 @@ from elasticps.wire.messages import (
     ValueMeta,
     encode,
 )
+from elasticps.wire.tallies import JobCounts
 from elasticps.wire.tensors import bytes_of
 
 log = logging.getLogger(__name__)
@@ -51,14 +52,16 @@ class ParameterBlock(Hosted):
         tensor: TensorBlock,
         me: ServerId,
         streams: Streams,
+        counts: JobCounts,
+        spot_check: SpotCheck,
         codec: JobCodec | None = None,
         *,
         in_rounds: bool = True,
     ) -> None:
-        super().__init__(info.job, tensor.block.id, streams)
+        super().__init__(info.job, tensor.block.id, streams, counts)
         self.pushes = 0
         self.meter = Meter(time.monotonic())
-        self.finite = FiniteWatch(info, tensor.block.id)
+        self._finite = FiniteWatch(info, tensor.block.id, counts, spot_check)
         self._max_coded = codec.max_nbytes(tensor.block.numel) if codec else None
         self._codec = codec
         self._codec_name = info.codec
@@ -68,7 +71,7 @@ class ParameterBlock(Hosted):
             in_rounds=in_rounds,
             min_insync=info.min_insync,
         )
-        self._staging = Staging()
+        self._staging = Staging(counts)
         self._prepared = PreparedGradient(None, {})
         self._answers: dict[Request, tuple[bytes, bytes | None]] = {}
         self._broken = ""
@@ -131,20 +134,25 @@ class ParameterBlock(Hosted):
             case PushOutcome.HELD:
                 self._staging.hold(header.worker, request)
             case PushOutcome.APPLY:
-                self.pushes += 1
+                self._count(header)
                 self._update(request, push, staged)
             case PushOutcome.STAGE | PushOutcome.PREPARE:
                 self._staging.hold(header.worker, request)
-                self.pushes += 1
-                self._staging.gradients[header.worker] = staged
+                self._count(header)
+                self._staging.take(header.worker, staged)
                 if outcome is PushOutcome.PREPARE:
                     self._prepare()
+
+    def _count(self, header: Header) -> None:
+        self.pushes += 1
+        self.counts.pushes += 1
+        self.counts.pushed_bytes += header.payload_length
 
     def _staged(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> Staged:
         self.meter.nbytes += request.header.payload_length
         empty = payload is None or request.header.flags & FLAG_EMPTY
         gradient = None if empty else self._decoded(payload)  # type: ignore[arg-type]
-        self.finite.check(gradient)
+        self._finite.check(gradient)
         return Staged(gradient, meta.weight, meta.hyper, meta.rank)
 
     def _decoded(self, payload: torch.Tensor) -> torch.Tensor:
@@ -201,6 +209,8 @@ class ParameterBlock(Hosted):
                 version = replication.durable if self._replica.in_rounds else replication.version
                 meta = ValueMeta(version, self._replica.round)
                 self.meter.nbytes += self.nbytes
+                self.counts.pulls += 1
+                self.counts.pulled_bytes += self.nbytes
                 return encode(meta), self._tensor.value_bytes()
             case Kind.STATE:
                 state, payload = self._state()
@@ -249,6 +259,7 @@ class ParameterBlock(Hosted):
         return settled
 
     def _skip(self, commit: Commit) -> None:
+        self._count_void()
         self._replica.skip(commit)
         self._prepared = PreparedGradient(None, {})
         self._staging.refuse(Status.STALE_GENERATION)
@@ -257,12 +268,19 @@ class ParameterBlock(Hosted):
         """The round's last gradient has come: hold their mean here and at every replica."""
         mean, waiting = self._staging.taken()
         prepared = PreparedGradient(self._tensor.gradient_of(mean.gradient), mean.hyper)
-        self.finite.note(prepared.gradient)
+        self._finite.note(prepared.gradient)
         self._publish(self._replica.staged_round(), prepared)
         for request in waiting:
             self.perform(self.replication.answer_when_durable(request))
 
+    def _count_void(self) -> None:
+        """What is prepared here will not be applied: its workers push again, those that live."""
+        void = self._replica.prepared
+        if void is not None and self.replication.role is Role.PRIMARY:
+            self.counts.discarded += len(void.pushes)
+
     def _publish(self, op: RoundOp, prepared: PreparedGradient) -> None:
+        self._count_void()
         version = self._replica.prepare(op)
         self._prepared = prepared
         base = self._replica.last
@@ -282,7 +300,7 @@ class ParameterBlock(Hosted):
     def _update(self, request: Request, push: Push, staged: Staged) -> None:
         """Apply a push at once, as an op of its own."""
         gradient = self._tensor.gradient_of(staged.gradient)
-        self.finite.note(gradient)
+        self._finite.note(gradient)
         sent = gradient.clone() if gradient is not None and self.replication.peers else None
         self._step(gradient, staged.hyper)
         if self._broken:
@@ -297,7 +315,10 @@ class ParameterBlock(Hosted):
         began_s = time.monotonic()
         try:
             self._tensor.step(gradient, hyper)
-            self.meter.apply_s += time.monotonic() - began_s
+            spent_s = time.monotonic() - began_s
+            self.meter.apply_s += spent_s
+            self.counts.apply_s += spent_s
+            self.counts.steps += 1
         except PluginError as error:
             log.exception("job=%s block=%s is broken", self.job, self.id)
             self._broken = str(error)

@@ -94,7 +94,7 @@ class Session:
         self, conn: Connection, header: Header, meta: bytes, payload: memoryview | None
     ) -> None:
         incoming, self._incoming = self._incoming, None
-        request = Request(conn, header)
+        request = Request(conn, header, self._table.tallies.refused)
         if header.kind is Kind.HELLO:
             self._hello(request, meta)
             return

@@ -12,6 +12,7 @@ from elasticps.core.blocks import Hyperparameters
 from elasticps.core.ids import Seq, WorkerId
 from elasticps.server.hosted import Request
 from elasticps.wire.frame import Status
+from elasticps.wire.tallies import JobCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,9 @@ class PreparedGradient:
 
 @dataclass(slots=True)
 class Staging:
-    """What one block's primary holds of a round under way, by worker."""
+    """What one block's primary holds of a round under way, by worker; drops are counted."""
 
+    counts: JobCounts = field(default_factory=JobCounts, compare=False)
     gradients: dict[WorkerId, Staged] = field(default_factory=dict)
     held: dict[WorkerId, Request] = field(default_factory=dict)
 
@@ -53,10 +55,16 @@ class Staging:
             earlier.answer(Status.FENCED)
         self.held[worker] = request
 
+    def take(self, worker: WorkerId, staged: Staged) -> None:
+        """Keep a gradient; an earlier one of this worker was for a round that begins anew."""
+        self.counts.discarded += worker in self.gradients
+        self.gradients[worker] = staged
+
     def keep_only(self, workers: Mapping[WorkerId, Seq]) -> None:
         """Drop what belongs to no push that the replica remembers as staged."""
         for worker in self.gradients.keys() - workers.keys():
             del self.gradients[worker]
+            self.counts.discarded += 1
         for worker in self.held.keys() - workers.keys():
             self.held.pop(worker).answer(Status.STALE_GENERATION)
 
@@ -64,6 +72,7 @@ class Staging:
         """Let go of everything and answer whoever waits."""
         for request in self.held.values():
             request.answer(status)
+        self.counts.discarded += len(self.gradients)
         self.held.clear()
         self.gradients.clear()
 

@@ -62,8 +62,10 @@ class _Stream:
     async def _send_snapshot(self, connection: Connection) -> None:
         self._order.begin()
         meta, payload = self._hosted.snapshot()
-        self._hosted.snapshot_bytes[self._peer] = len(payload) + len(meta.ledger)
+        nbytes = self._hosted.snapshot_bytes[self._peer] = len(payload) + len(meta.ledger)
         await self._deliver(connection, Kind.SNAPSHOT, encode(meta), memoryview(payload))
+        self._hosted.counts.snapshots += 1
+        self._hosted.counts.snapshot_bytes += nbytes
         self._hosted.acked(self._peer, meta.version)
 
     async def _send_next(self, connection: Connection) -> None:
@@ -74,6 +76,8 @@ class _Stream:
             raise _Broken("the peer fell behind")
         op, payload = self._order.take()
         await self._deliver(connection, Kind.OP, encode(op), payload)
+        self._hosted.counts.ops += 1
+        self._hosted.counts.op_bytes += len(op.command) + (payload.nbytes if payload else 0)
         self._hosted.acked(self._peer, op.version)
 
     async def _deliver(

@@ -19,10 +19,12 @@ from elasticps.core.plan import Entry
 from elasticps.core.proposal import Load
 from elasticps.core.replication import Role
 from elasticps.errors import ElasticError
+from elasticps.server.finite import SpotCheck
 from elasticps.server.hosted import Hosted
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.streams import ReplicaStreams
+from elasticps.server.tally import Tallies
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.messages import (
     AliveWorkers,
@@ -63,6 +65,8 @@ class Table:
         peers: ConnectionPool[ServerId],
         outbox: asyncio.Queue[Promises],
     ) -> None:
+        self.tallies = Tallies(peers.traffic)
+        self._spot_check = SpotCheck()
         self._me = me
         self._outbox = outbox
         self._streams = ReplicaStreams(tasks, peers, self._promises_changed)
@@ -124,15 +128,25 @@ class Table:
 
     def _made(self, job: _Job, block: BlockId) -> Hosted:
         info = job.info
+        counts = self.tallies.counts_of(info.job, info.name)
         if block == LEDGER:
-            return LedgerHost(info, self._me, self._streams)
+            return LedgerHost(info, self._me, self._streams, counts)
         assert info.model is not None
         assert job.plugin is not None
         piece = job.blocks[block - 1]
         parameter = info.model.parameters[piece.parameter]
         tensor = TensorBlock(piece, parameter, info.model, job.plugin)
         in_rounds = info.consistency is Consistency.SYNC and not parameter.at_once
-        return ParameterBlock(info, tensor, self._me, self._streams, job.codec, in_rounds=in_rounds)
+        return ParameterBlock(
+            info,
+            tensor,
+            self._me,
+            self._streams,
+            counts,
+            self._spot_check,
+            job.codec,
+            in_rounds=in_rounds,
+        )
 
     def alive_workers(self, message: AliveWorkers) -> None:
         job = self._jobs.get(message.job)
@@ -187,14 +201,15 @@ class Table:
         blocks = [item for item in hosted if isinstance(item, ParameterBlock)]
         ledgers = [item for item in hosted if isinstance(item, LedgerHost)]
         total, hot = _costs(blocks)
+        tally = self.tallies.told(hosted, time.monotonic())
         return ServerLoad(
             blocks=len(hosted),
-            bytes_held=sum(item.nbytes_held for item in hosted),
+            bytes_held=sum(row.holding.nbytes for row in tally.jobs),
             pushes=sum(item.pushes for item in blocks),
             rounds=max((item.round for item in ledgers), default=0),
-            nonfinite=sum(item.finite.count for item in blocks),
             total=total,
             hot=hot,
+            tally=tally,
         )
 
 

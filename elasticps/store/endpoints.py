@@ -61,10 +61,15 @@ class Link:
 
 
 class Endpoints:
-    """The links to all endpoints. ``open`` needs a running loop and sends nothing."""
+    """The links to all endpoints. ``open`` needs a running loop and sends nothing.
+
+    ``on_answer`` is told how many seconds each answer took, ``on_failure`` of each try that failed.
+    """
 
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
+        self.on_answer: Callable[[float], None] = lambda _: None
+        self.on_failure: Callable[[], None] = lambda: None
         self.history = History()
         self._links: list[Link] = []
         self._current = 0
@@ -108,17 +113,19 @@ class Endpoints:
             metadata = await self.metadata(deadline) if log_in else (_REQUIRE_LEADER,)
             timeout = min(attempt_s, max(deadline - time.monotonic(), 0.0))
             self.history.raise_if_broken()
-            seen = self.history.revision
+            seen, sent_s = self.history.revision, time.monotonic()
             try:
                 answer = await method(link)(
                     request, timeout=timeout, metadata=metadata, wait_for_ready=True
                 )
             except grpc.aio.AioRpcError as error:
                 fault = self.judge(link, error, metadata)
+                self.on_failure()
                 why = words_of(error)
                 if fault is Fault.UNKNOWN and not repeatable:
                     raise self._unavailable(why, link.target) from error
             else:
+                self.on_answer(time.monotonic() - sent_s)
                 if linearizable or not self.history.is_behind(answer.header, seen):
                     self.history.take(answer.header, seen)
                     return answer
@@ -144,6 +151,7 @@ class Endpoints:
                     self._current = index
                     return link
             if time.monotonic() >= deadline:
+                self.on_failure()
                 raise self._unavailable(why or await self._why_not_connected())
             # Looking at the state again is cheap and, unlike gRPC's own wait, cancellable.
             await asyncio.sleep(look_s)

@@ -175,9 +175,11 @@ async def _listening(
             errors.append(error)
 
     unix_path = directory / f"{me.replace('/', '.')}.sock"
+    addresses = Address.tcp("127.0.0.1", 0), Address.unix(unix_path)
+    over_tcp, over_unix = (server.peers.traffic.of(address) for address in addresses)
     async with (
-        listen(Address.tcp("127.0.0.1", 0), session, on_error=note) as tcp,
-        listen(Address.unix(unix_path), session, on_error=note) as unix,
+        listen(addresses[0], session, on_error=note, traffic=over_tcp) as tcp,
+        listen(addresses[1], session, on_error=note, traffic=over_unix) as unix,
     ):
         server.listeners = (tcp, unix)
         yield RigServer(

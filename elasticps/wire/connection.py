@@ -24,6 +24,7 @@ from elasticps.wire.frame import FLAG_PAYLOAD_CHECKSUM, MAX_PAYLOAD, Header, che
 from elasticps.wire.inflight import InFlight, Pending, Reply
 from elasticps.wire.parser import FrameParser
 from elasticps.wire.peer_process import PeerProcess, peer_process
+from elasticps.wire.tallies import Traffic
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -80,12 +81,14 @@ class Connection(asyncio.BufferedProtocol):
         *,
         checksum_payloads: bool,
         max_payload: int,
+        traffic: Traffic | None = None,
     ) -> None:
         self.where = where
         self.error: ElasticError | None = None
         self._on_connect = on_connect
         self._on_lost = on_lost
         self._checksum_payloads = checksum_payloads
+        self._traffic = traffic or Traffic()
         self._dispatcher: Dispatcher | None = None
         self._parser = FrameParser(self, max_payload=max_payload)
         self._in_flight = InFlight()
@@ -173,6 +176,7 @@ class Connection(asyncio.BufferedProtocol):
             payload_checksum=digest,
         )
         head = pack(filled, meta)
+        self._traffic.sent += len(head) + filled.payload_length
         if view is None:
             self._transport.write(head)
         elif self._is_tls:
@@ -302,6 +306,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._reads += 1
+        self._traffic.received += nbytes
         try:
             self._parser.buffer_updated(nbytes)
         except ElasticError as error:
@@ -340,11 +345,13 @@ async def connect(
     secured: Secured | None = None,
     checksum_payloads: bool = False,
     max_payload: int = MAX_PAYLOAD,
+    traffic: Traffic | None = None,
 ) -> Connection:
     """A connection to the listener at ``address``; ``async with`` it, or ``aclose`` it.
 
     ``dispatcher`` takes what the peer sends unasked; without one, that is a WireError. With
-    ``secured`` TCP is TLS, to whom that names; a Unix socket does not leave the machine.
+    ``secured`` TCP is TLS, to whom that names; a Unix socket does not leave the machine. What goes
+    over it is added to ``traffic``.
     Raises PeerUnavailable when nobody answers there within ``timeout_s``, or another than named.
     """
     loop = asyncio.get_running_loop()
@@ -355,6 +362,7 @@ async def connect(
             lambda _: dispatcher,
             checksum_payloads=checksum_payloads,
             max_payload=max_payload,
+            traffic=traffic,
         )
 
     try:

@@ -17,6 +17,7 @@ from elasticps.errors import ElasticError, UsageError, WireError
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, Dispatcher, OnConnect
 from elasticps.wire.frame import MAX_PAYLOAD
+from elasticps.wire.tallies import Traffic
 
 BACKLOG = 512
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -37,14 +38,15 @@ def listen(
     max_payload: int = MAX_PAYLOAD,
     shared: bool = False,
     stalled_s: float = STALLED_S,
+    traffic: Traffic | None = None,
 ) -> Listener:
     """A listener at ``address``, open inside ``async with``; leaving closes its connections too.
 
     ``on_connect`` gives each new connection its dispatcher (an ElasticError it raises refuses the
     connection). ``on_error`` is told of each connection that ended in an error. ``tls`` makes TCP
     TLS and nothing else; a Unix socket does not leave the machine. ``shared``: to a Unix socket the
-    group of its file may connect, not its owner alone. Entering raises UsageError when the address
-    is taken or cannot be had.
+    group of its file may connect, not its owner alone. What goes over the connections is added to
+    ``traffic``. Entering raises UsageError when the address is taken or cannot be had.
     """
     return Listener(
         address,
@@ -55,6 +57,7 @@ def listen(
         max_payload=max_payload,
         shared=shared,
         stalled_s=stalled_s,
+        traffic=traffic,
     )
 
 
@@ -72,6 +75,7 @@ class Listener:
         max_payload: int,
         shared: bool,
         stalled_s: float,
+        traffic: Traffic | None = None,
     ) -> None:
         self.address = address
         self.wire_errors = 0
@@ -86,6 +90,7 @@ class Listener:
         self._unfinished: dict[Connection, int] = {}
         self._looked_s = 0.0
         self._next_look: asyncio.TimerHandle | None = None
+        self._traffic = traffic
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -136,6 +141,7 @@ class Listener:
             self._left,
             checksum_payloads=self._checksum_payloads,
             max_payload=self._max_payload,
+            traffic=self._traffic,
         )
 
     def _joined(self, conn: Connection) -> Dispatcher | None:

@@ -32,6 +32,7 @@ from elasticps.core.records import Attempts, CaughtUpRow, ServerRecord
 from elasticps.core.replica import Applied, Commit, RoundOp
 from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import WireError
+from elasticps.wire.tallies import ServerTally
 
 # -- data plane ---------------------------------------------------------------------------------
 
@@ -294,9 +295,9 @@ class HotBlock(msgspec.Struct, frozen=True, array_like=True):
 class ServerLoad(msgspec.Struct, frozen=True, tag=True):
     """From a shard server, at most once a second: what it holds and has done.
 
-    ``total`` is what all blocks cost it, of any role; ``hot`` those that it leads which cost most.
-    ``nonfinite`` counts gradients with a NaN or an infinity, applied or refused, ``wire_errors``
-    connections that it closed for what they sent.
+    ``total`` is what all blocks cost it, of any role; ``hot`` those that it leads which cost most;
+    ``tally`` what its daemon's metrics are made of. ``wire_errors`` counts connections that it
+    closed for what they sent.
     """
 
     blocks: int
@@ -305,8 +306,8 @@ class ServerLoad(msgspec.Struct, frozen=True, tag=True):
     rounds: int
     total: Load = Load()
     hot: tuple[HotBlock, ...] = ()
-    nonfinite: int = 0
     wire_errors: int = 0
+    tally: ServerTally = ServerTally()
 
 
 class WorkerHello(msgspec.Struct, frozen=True, tag=True):

@@ -13,6 +13,7 @@ from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
 from elasticps.wire.frame import Header, Kind
 from elasticps.wire.messages import HelloMeta, Servers, encode
+from elasticps.wire.traffic import TrafficBy
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -36,6 +37,7 @@ class ConnectionPool(Generic[Name]):
     """Open connections that have said hello as ``caller``; ``Name`` names the other ends.
 
     With ``credentials`` each TCP connection is TLS: there is no other way to the same end.
+    ``traffic`` has what went over them, by transport.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class ConnectionPool(Generic[Name]):
         caller: str,
         address_of: Callable[[Name], Address | None],
         credentials: Credentials[Name] | None = None,
+        traffic: TrafficBy | None = None,
     ) -> None:
+        self.traffic = traffic or TrafficBy()
         self._cluster = cluster
         self._caller = caller
         self._credentials = credentials
@@ -63,7 +67,12 @@ class ConnectionPool(Generic[Name]):
                 raise PeerUnavailable("nobody of this name is registered", where=str(name))
             proof = self._credentials
             secured = proof.secured(name) if proof and address.transport == "tcp" else None
-            made = await connect(address, timeout_s=CONNECT_TIMEOUT_S, secured=secured)
+            made = await connect(
+                address,
+                timeout_s=CONNECT_TIMEOUT_S,
+                secured=secured,
+                traffic=self.traffic.of(address, tls=secured is not None),
+            )
             try:
                 await made.request(Header(Kind.HELLO), self._hello(), timeout_s=CONNECT_TIMEOUT_S)
             except BaseException:

@@ -17,6 +17,7 @@ from elasticps.daemon.http.body import NotFound, as_json
 from elasticps.daemon.http.checkpoints import CheckpointRoutes
 from elasticps.daemon.http.guard import Unproven, guard
 from elasticps.daemon.http.jobs import JobRoutes
+from elasticps.daemon.http.metrics import MetricRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.node import Node
@@ -62,15 +63,11 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
         client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json, _no_pages, proven]
     )
     status = ClusterStatus(node, client)
-    app.router.add_get("/healthz", _healthy)
+    app.router.add_routes(MetricRoutes(node).routes())
     app.router.add_routes(NodeRoutes(node, status).routes())
     app.router.add_routes(JobRoutes(node, status, client).routes())
     app.router.add_routes(CheckpointRoutes(node).routes())
     return app
-
-
-async def _healthy(_: web.Request) -> web.Response:
-    return as_json({"ok": True})
 
 
 @web.middleware

@@ -19,7 +19,7 @@ from elasticps.security.tokens import Role
 
 log = logging.getLogger(__name__)
 
-OPEN_TO_ALL = "/healthz"
+OPEN_TO_ALL = ("/healthz", "/readyz")
 JOBS = "/api/v1/jobs"
 _CALLER = "caller"
 _HINT = "elasticps --token-file FILE or ELASTICPS_TOKEN_FILE; `elasticps token create` makes one"
@@ -42,7 +42,7 @@ def guard(access: NodeAccess) -> Middleware:
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path != OPEN_TO_ALL:
+        if request.path not in OPEN_TO_ALL:
             caller = _caller(access, request)
             _require(caller, request)
             request[_CALLER] = caller

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
 
 from elasticps.core.ids import BlockId, JobKey, NodeId, WorkerId
 from elasticps.errors import AccessDenied, PeerUnavailable
@@ -192,6 +193,8 @@ async def test_without_a_token_only_health_is_told(
     cluster: SecuredCluster, training: Training
 ) -> None:
     assert (await answer(cluster, "GET", "/healthz"))[0] == 200
+    assert await answer(cluster, "GET", "/readyz") == (200, '{"ready":true,"reasons":[]}')
+    assert (await answer(cluster, "GET", "/metrics"))[0] == 401
     for path in ("status", "jobs", "nodes", "local", "load", f"jobs/{training.name}", "jobs/none"):
         status, text = await answer(cluster, "GET", f"/api/v1/{path}")
         assert status == 401, path
@@ -200,6 +203,25 @@ async def test_without_a_token_only_health_is_told(
     bad = {"Authorization": "Bearer eps_wrong"}
     status, text = await answer(cluster, "GET", "/api/v1/status", headers=bad)
     assert (status, "eps_wrong" in text) == (401, False)
+
+
+async def test_metrics_are_told_to_who_may_read(
+    cluster: SecuredCluster, training: Training
+) -> None:
+    """In them are the bytes that went over TLS, and of plain TCP none."""
+    await training.goes_on(5)
+    proof = {"Authorization": f"Bearer {cluster.files.tokens[Role.READ]}"}
+    status, text = await answer(cluster, "GET", "/metrics", headers=proof)
+    assert status == 200
+    families = text_string_to_metric_families(text)
+    received = {
+        sample.labels["transport"]: sample.value
+        for family in families
+        if family.name == "elasticps_received_bytes"
+        for sample in family.samples
+    }
+    assert received["tls"] > 0
+    assert received["tcp"] == 0
 
 
 async def test_each_role_may_do_what_it_is_for(cluster: SecuredCluster, training: Training) -> None:
@@ -360,6 +382,9 @@ async def test_secrets_are_nowhere_but_in_their_files(
         status, text = await answer(cluster, "GET", f"/api/v1/{path}", headers=proof)
         assert status == 200
         places[f"the answer to {path}"] = text.encode()
+    status, text = await answer(cluster, "GET", "/metrics", headers=proof)
+    assert (status, f'job_name="{job.name}"' in text) == (200, True)
+    places["the metrics"] = text.encode()
     (passes / "stop").touch()
     assert (await job.ended()).state == "SUCCEEDED"
     logs = [path for path in (cluster.directory / "cluster").rglob("*") if path.is_file()]

@@ -1,0 +1,107 @@
+"""What the node's children have said, by job, over all their lives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from elasticps.core.ids import JobKey, JobName, ServerId
+from elasticps.daemon.metrics.totals import Totals
+from elasticps.wire.messages import Progress, ServerLoad
+from elasticps.wire.tallies import JobHolding
+
+FORGOTTEN_AFTER_S = 3600.0
+"""How long the metrics of a job that has ended stay, to be scraped and looked at."""
+NOTHING = JobHolding()
+
+
+@dataclass(slots=True, eq=False)
+class OfJob:
+    """One job on this node. ``lives`` are the workers that train now and their last word.
+
+    ``server`` is the shard server's life that counts for it now, with the job's key.
+    """
+
+    server: tuple[ServerId, JobKey] | None = None
+    served: Totals[str] = field(default_factory=Totals)
+    holding: JobHolding = NOTHING
+    trained: Totals[str] = field(default_factory=Totals)
+    lives: dict[str, Progress] = field(default_factory=dict)
+    began: dict[str, int] = field(default_factory=dict)
+    ended_s: float | None = None
+
+
+class Tallies:
+    """Sums that never fall while this daemon lives, however often its children die."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[JobName, OfJob] = {}
+        self.received: Totals[str] = Totals()
+        self.sent: Totals[str] = Totals()
+        self.refused: Totals[str] = Totals()
+        self.server_starts = 0
+        self.server_loop_lag_s = 0.0
+
+    # -- the shard server -----------------------------------------------------------------------
+
+    def served(self, server: ServerId, load: ServerLoad) -> None:
+        """What the shard server's present life has said."""
+        tally = load.tally
+        for row in tally.jobs:
+            job = self.jobs.setdefault(row.name, OfJob())
+            job.server = (server, row.job)
+            job.served.heard(job.server, msgspec.structs.asdict(row.counts))
+            job.holding = row.holding
+        told = {row.name for row in tally.jobs}
+        self._let_go(job for name, job in self.jobs.items() if name not in told)
+        traffic = tally.traffic
+        self.received.heard(server, {name: each.received for name, each in traffic.items()})
+        self.sent.heard(server, {name: each.sent for name, each in traffic.items()})
+        self.refused.heard(server, tally.refused)
+        self.server_loop_lag_s = tally.loop_lag_s
+
+    def server_ended(self, server: ServerId) -> None:
+        """That life is over: it holds nothing any more."""
+        self._let_go(self.jobs.values())
+        for totals in (self.received, self.sent, self.refused):
+            totals.gone(server)
+
+    def _let_go(self, jobs: Iterable[OfJob]) -> None:
+        for job in jobs:
+            if job.server is not None:
+                job.served.gone(job.server)
+                job.server, job.holding = None, NOTHING
+
+    # -- workers --------------------------------------------------------------------------------
+
+    def trained(self, name: JobName, uid: str, progress: Progress) -> None:
+        """A worker's word; the round that it tells first is where it began."""
+        job = self.jobs.setdefault(name, OfJob())
+        began = job.began.setdefault(uid, progress.round)
+        counts = {
+            "rounds": progress.round - began,
+            "pushed_bytes": progress.pushed_bytes,
+            "gradient_bytes": progress.gradient_bytes,
+        }
+        job.trained.heard(uid, counts)
+        job.lives[uid] = progress
+
+    def worker_ended(self, uid: str) -> None:
+        for job in self.jobs.values():
+            job.trained.gone(uid)
+            job.lives.pop(uid, None)
+            job.began.pop(uid, None)
+
+    # -- forgetting -----------------------------------------------------------------------------
+
+    def forget_ended(self, active: Collection[JobName], now_s: float) -> None:
+        """Let go of jobs that ended a while ago: labels must not pile up."""
+        for name, job in list(self.jobs.items()):
+            if name in active:
+                job.ended_s = None
+            elif job.ended_s is None:
+                job.ended_s = now_s
+            elif now_s - job.ended_s > FORGOTTEN_AFTER_S:
+                del self.jobs[name]
