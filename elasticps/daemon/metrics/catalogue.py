@@ -224,8 +224,8 @@ WORKERS = (
     ),
     _counter(
         name="worker_pushed_bytes_total",
-        help="Bytes that this node's workers sent for their gradients, repeated pushes and what "
-        "they exchange among themselves included.",
+        help="Bytes that this node's workers pushed to shard servers, repeated pushes included; "
+        "what workers exchange among themselves is not counted.",
         labels=("job_name",),
     ),
     _counter(
