@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from elasticps.core.ids import JobName
+from elasticps.daemon.http.guard import is_still_allowed
 from elasticps.daemon.timeline import EVENT_ID, Event, Timeline
 from elasticps.errors import ElasticError
 
@@ -28,7 +29,7 @@ PENDING_EVENTS = 256
 WRITE_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 15.0
 CHECK_S = 1.0
-"""How often it is looked if a reader that is told nothing is still there."""
+"""How often it is looked if a reader is still there, and its token good."""
 STATUS_PERIOD_S = 0.5
 REST = 4.0
 """After asking for the status for so long, the producer rests for this many times as long."""
@@ -233,7 +234,7 @@ _MISSED = (
 async def _write(
     request: web.Request, response: web.StreamResponse, opening: bytes, reader: Reader
 ) -> None:
-    """Write until the reader is gone, slow, or the daemon stops."""
+    """Write until the reader is gone, slow, or not allowed any more, or the daemon stops."""
     transport = request.transport
     if transport is None:
         return
@@ -241,10 +242,15 @@ async def _write(
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
         await _written(response, opening)
-        heard = time.monotonic()
+        heard = checked = time.monotonic()
         while not (reader.ended or transport.is_closing()):
             frame = await reader.frame(CHECK_S)
-            if frame is None and time.monotonic() - heard > KEEP_ALIVE_S:
+            now = time.monotonic()
+            if now - checked > CHECK_S:
+                checked = now
+                if not is_still_allowed(request):
+                    break
+            if frame is None and now - heard > KEEP_ALIVE_S:
                 frame = b": keep-alive\n\n"
             if frame is not None and not reader.ended:
                 await _written(response, frame)
