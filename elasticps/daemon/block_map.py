@@ -154,7 +154,8 @@ class _Names:
     def of(self, block: BlockId) -> str | None:
         if block == LEDGER:
             return "ledger"
-        return self._names[bisect_left(self._last, block)]
+        index = bisect_left(self._last, block)
+        return self._names[index] if index < len(self._names) else None
 
 
 def _behind(job: JobPicture, node: NodeId | None, after: BlockId) -> Iterator[Entry]:
@@ -174,7 +175,7 @@ def _row(entry: Entry, job: JobPicture, names: _Names | None) -> BlockRow:
     return BlockRow(
         block=entry.block,
         name=names.of(entry.block) if names else None,
-        bytes=job.sizes[entry.block] if entry.block < len(job.sizes) else 0,
+        bytes=job.size_of(entry.block),
         primary=node_of(entry.primary),
         backups=tuple(node_of(server) for server in entry.in_sync),
         learners=tuple(node_of(server) for server in entry.learners),

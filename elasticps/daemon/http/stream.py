@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from elasticps.core.ids import JobName
+from elasticps.daemon.http.background import running
 from elasticps.daemon.http.guard import is_still_allowed
 from elasticps.daemon.timeline import EVENT_ID, Event, Timeline
 from elasticps.errors import ElasticError
@@ -181,10 +182,8 @@ class StreamRoutes:
 
     async def life(self, _: web.Application) -> AsyncIterator[None]:
         """The producer lives as long as the application: a cleanup context of aiohttp."""
-        producing = asyncio.create_task(self._broadcast.run(), name="stream")
-        yield
-        producing.cancel()
-        await asyncio.wait({producing})
+        async with running(stream=self._broadcast.run()):
+            yield
 
     async def stop(self, _: web.Application) -> None:
         """At the application's shutdown: no stream makes it wait."""
