@@ -32,6 +32,7 @@ from elasticps.daemon.self_check import SelfCheck
 from elasticps.daemon.shard_server import CHILD as SHARD_SERVER
 from elasticps.daemon.shard_server import ShardServerChild
 from elasticps.daemon.supervisor import Supervisor
+from elasticps.daemon.timeline import Timeline
 from elasticps.daemon.unit_child import main_process
 from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Life, Workers
@@ -116,6 +117,7 @@ class Node:
             self.access,
             self.measured.failovers.signs,
         )
+        self.timeline = Timeline(self.view, self._detector.found_dead)
         self.workers = Workers(
             config, store, self.view, self.supervisor, self.logs, str(control), self.access
         )
@@ -203,6 +205,7 @@ class Node:
                 self.view.apply(batch)
                 self.measured.view_changed(self.view)
                 self.readiness.look()
+                self.timeline.look()
                 self._links.sync()
                 await self._tell_changed()
 
@@ -374,6 +377,7 @@ class Node:
         if life is not None:
             life.progress = progress
             self.measured.tallies.trained(life.job_name, uid, progress)
+            self._reports.progressed(life)
 
     def finished(self, uid: str, finished: Finished) -> None:
         life = self.workers.lives.get(uid)
