@@ -243,14 +243,16 @@ def test_only_node_that_drains_keeps_its_blocks_and_the_job_waits(etcd: Led, job
     assert leads(job) == {"a/1": 4, "b/1": 4}
     assert job.status is not None
     assert job.status.state is JobState.PENDING
-    assert job.status.reason == "waiting for a node that may run workers"
+    assert job.status.reason.startswith("waiting for a node that may run workers: ")
 
 
 def test_blocks_of_a_lost_node_are_waited_for_and_then_given_up(etcd: Led, job: JobView) -> None:
     etcd.gone("b")
     etcd.settle()
     assert job.status is not None
-    assert job.status.reason == ("waiting for b to return: it holds the only replica of 4 blocks")
+    assert job.status.reason == (
+        "waiting for b to return: it holds the only replica of 4 blocks; after 30 s the job fails"
+    )
     etcd.unix += 1e9  # a wall clock that jumps is nobody's death
     etcd.monotonic += LOST_AFTER_S
     etcd.settle()
@@ -407,7 +409,9 @@ def reason(job: JobView) -> str:
 
 def test_copies_are_filled_and_their_lack_is_told_until_then(etcd: Led) -> None:
     job = running(etcd, "abc", 23)
-    assert reason(job) == "3 workers; 24 of 24 blocks have fewer than 2 copies"
+    assert reason(job) == (
+        "3 workers; 24 of 24 blocks have fewer than 2 copies; copies are made as nodes have room"
+    )
     etcd.move_all(job)
     assert reason(job) == "3 workers"
     assert all(len(entry.holders) == 2 for entry in job.entries)
@@ -419,7 +423,10 @@ def test_copies_are_filled_and_their_lack_is_told_until_then(etcd: Led) -> None:
 
 def test_a_lone_node_says_that_its_death_is_the_end(etcd: Led) -> None:
     job = running(etcd, "a", 3)
-    assert reason(job) == "1 worker; all blocks are on a alone: if it dies, the job is lost"
+    assert reason(job) == (
+        "1 worker; all blocks are on a alone: if it dies, the job is lost;"
+        " 1 node lives: start a daemon on another machine"
+    )
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -479,14 +486,18 @@ def test_blocks_are_lost_when_every_holder_is_gone_for_good(etcd: Led, paired: J
     etcd.gone("b")
     etcd.settle()
     assert reason(paired) == (
-        f"waiting for a, b to return: they hold the only replicas of {both} blocks"
+        f"waiting for a, b to return: they hold the only replicas of {both} blocks;"
+        " after 30 s the job fails"
     )
 
     etcd.node("a", None)  # b may still have them
     etcd.settle()
     assert paired.status is not None
     assert paired.status.state is JobState.RUNNING
-    assert reason(paired) == f"waiting for b to return: it holds the only replica of {both} blocks"
+    assert reason(paired) == (
+        f"waiting for b to return: it holds the only replica of {both} blocks;"
+        " after 30 s the job fails"
+    )
 
     etcd.node("b", "2")
     etcd.settle()

@@ -18,6 +18,7 @@ from elasticps.daemon.http.checkpoints import CheckpointRoutes
 from elasticps.daemon.http.guard import Unproven, guard
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
+from elasticps.daemon.http.scale import ScaleRoutes
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.node import Node
 from elasticps.errors import AccessDenied, ElasticError, StoreError, StoreUnavailable, UsageError
@@ -65,7 +66,8 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
     app.router.add_get("/healthz", _healthy)
     app.router.add_routes(NodeRoutes(node, status).routes())
     app.router.add_routes(JobRoutes(node, status, client).routes())
-    app.router.add_routes(CheckpointRoutes(node).routes())
+    app.router.add_routes(CheckpointRoutes(node, client).routes())
+    app.router.add_routes(ScaleRoutes(node, status).routes())
     return app
 
 
