@@ -50,6 +50,10 @@ def list_plugins(as_json: bool) -> None:
     Example:
       elasticps plugins list
       elasticps plugins list --json
+
+    \b
+    Exit codes:
+      0    listed, whatever their problems
     """
     from elasticps.api.plugins import GROUPS, discover
 
@@ -90,6 +94,12 @@ def info(name: str, group: str | None, as_json: bool) -> None:
     Example:
       elasticps plugins info adamw
       elasticps plugins info data-parallel --group strategies --json
+
+    \b
+    Exit codes:
+      0    shown
+      1    the plugin is broken
+      2    no such plugin, or several groups have one
     """
     from elasticps.api.description import describe
     from elasticps.api.groups import group_of
@@ -141,6 +151,12 @@ def check(name: str, group: str | None, timeout_s: float, as_json: bool) -> None
     Example:
       elasticps plugins check lion
       elasticps plugins check sgd:lr=0.1,momentum=0.9 --json
+
+    \b
+    Exit codes:
+      0    it keeps its contract
+      1    it does not, or is broken
+      2    no such plugin, or several groups have one
     """
     from elasticps.api.choice import parse_choice
     from elasticps.api.groups import group_of
