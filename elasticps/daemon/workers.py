@@ -324,8 +324,9 @@ class Workers:
         elif exit_.signal is not None:
             state, reason, traceback = WorkerState.KILLED, exit_.reason, ""
         else:
-            state, reason = WorkerState.FAILED, exit_.reason
-            traceback = self._last_words(life)
+            words = self._last_words(life)
+            state, traceback = WorkerState.FAILED, "\n".join(words)
+            reason = ": ".join([exit_.reason, *words[-1:]])
         progress = life.progress
         return WorkerRecord(
             node=self._me,
@@ -352,7 +353,7 @@ class Workers:
         except msgspec.MsgspecError as error:
             return ScriptFailure(f"its failure could not be read: {error}", "")
 
-    def _last_words(self, life: Life) -> str:
+    def _last_words(self, life: Life) -> list[str]:
         """What a process that ended by itself, and by no exception, wrote to stderr last."""
         words: list[str] = []
         for line in reversed(self._logs.since()):
@@ -360,7 +361,7 @@ class Workers:
                 words.append(line.text)
                 if len(words) == LAST_LINES:
                     break
-        return "\n".join(reversed(words))
+        return words[::-1]
 
     def _bury(self, life: Life, record: WorkerRecord) -> None:
         life.ended = True

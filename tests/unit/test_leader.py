@@ -9,7 +9,7 @@ import pytest
 from elasticps.core.ids import BlockId, JobName, node_of
 from elasticps.core.plan import PART_BLOCKS
 from elasticps.core.proposal import Placed
-from elasticps.core.records import JobState, WorkerState
+from elasticps.core.records import JobState, ScaleRecord, WorkerState
 from elasticps.daemon.leader import PARTS_A_WRITE, Now, Orphans, Write, decide
 from elasticps.daemon.view import JobView
 from tests.support.contents import BLOCK_BYTES, Contents
@@ -341,6 +341,40 @@ def test_cancelled_job_ends(etcd: Led, job: JobView) -> None:
     assert job.status is not None
     assert job.status.state is JobState.CANCELLED
     assert job.status.workers == {}
+
+
+def test_a_scale_is_heeded_by_the_next_leader_too_and_goes_with_the_job(
+    etcd: Led, job: JobView
+) -> None:
+    key = etcd.keys.job_scale(job.name)
+    etcd.put(key, ScaleRecord(workers=1, ranks=(job.workers["b.1"].worker,)))
+    etcd.settle()
+    assert job.status is not None
+    assert (job.status.asked, job.status.workers) == (1, {"b": 1})
+    assert reason(job).startswith("2 workers, 1 to leave: scaled to 1; ")
+
+    again = etcd.list_again().jobs[job.name]
+    assert again.scale == ScaleRecord(workers=1, ranks=(job.workers["b.1"].worker,))
+    etcd.put(key, b"another's")
+    etcd.settle()
+    assert (job.status.asked, job.status.workers) == (None, {"a": 1, "b": 1})
+
+    etcd.put(key, ScaleRecord(workers=1))
+    etcd.put(etcd.keys.job_cancel(job.name), b"{}")
+    etcd.settle()
+    assert key not in etcd.items
+
+
+def test_a_reason_has_a_since_that_stands_until_it_is_another(etcd: Led, job: JobView) -> None:
+    assert job.status is not None
+    began = job.status.since_unix
+    assert began == etcd.unix
+    etcd.unix += 50
+    etcd.settle()
+    assert job.status.since_unix == began
+    etcd.gone("b")
+    etcd.settle()
+    assert job.status.since_unix == began + 50
 
 
 def test_damaged_plan_is_not_made_anew_and_the_job_can_still_end(etcd: Led, job: JobView) -> None:
