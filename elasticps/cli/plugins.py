@@ -10,6 +10,7 @@ import msgspec
 from elasticps.cli.new_plugin import new_plugin
 from elasticps.cli.options import Command, json_option, run_async, seconds
 from elasticps.cli.output import print_json
+from elasticps.cli.progress import Progress
 from elasticps.errors import ElasticError
 
 NAME = "NAME[:KEY=VALUE,...]"
@@ -164,7 +165,9 @@ def check(name: str, group: str | None, timeout_s: float, as_json: bool) -> None
 
     wanted = parse_choice(name, "name").name
     found = group_of(wanted, group)
-    findings = run_async(check_plugin(found.name, name, limit_s=timeout_s))
+    with Progress() as progress:
+        progress.show(f"checking {wanted} ...")
+        findings = run_async(check_plugin(found.name, name, limit_s=timeout_s))
     if as_json:
         print_json({"group": found.short_name, "name": wanted, **msgspec.structs.asdict(findings)})
     if findings.reason:

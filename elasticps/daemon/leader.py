@@ -118,6 +118,9 @@ def _advanced(
     if job.damaged and not status.state.final:
         reason = f"its {' and '.join(job.damaged)} in etcd cannot be read: its blocks stay put"
         status = msgspec.structs.replace(status, reason=reason)
+    elif job.model is None and status.state is JobState.RUNNING:
+        reason = f"{status.reason}; waiting for a script to come to run.optimizer()"
+        status = msgspec.structs.replace(status, reason=reason)
     elif job.model is not None and not status.state.final:
         planned = _plan(view, job, spec, placed)
         status = _with_movement(view, job, spec, status, planned)

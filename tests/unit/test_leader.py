@@ -128,6 +128,12 @@ def test_new_job_waits_for_its_workers_then_runs(etcd: Led) -> None:
     etcd.worker(job, "a.2")
     etcd.settle()
     assert job.status.state is JobState.RUNNING
+    waits = "waiting for a script to come to run.optimizer()"
+    assert job.status.reason == f"2 workers; {waits}"
+
+    etcd.described(job, 3)
+    etcd.settle()
+    assert waits not in job.status.reason
 
 
 def test_first_plan_is_fair_and_written_with_the_status_as_one_step(etcd: Led) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,28 @@ async def test_exported_weights_load_in_plain_torch_and_are_the_jobs(
     values = read(newest(root)).values
     assert all(torch.equal(item, values[name]) for name, item in model.state_dict().items())
     assert (await job.finish()).state == "SUCCEEDED"
+
+
+async def test_a_job_without_a_directory_has_no_list_and_one_that_is_not_there_says_so(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    plain = await shared_cluster.train(max_workers=1)
+    code, out, error = await elasticps(shared_cluster, "checkpoint", "list", plain.name)
+    assert (code, out) == (2, "")
+    assert "field checkpoint_dir" in error
+    await plain.cancel()
+    await plain.ended()
+
+    root = tmp_path / "saved"
+    job = await shared_cluster.train(max_workers=1, checkpoint_dir=str(root))
+    await job.goes_on(2)
+    shutil.rmtree(root)
+    code, _, error = await elasticps(shared_cluster, "checkpoint", "list", job.name)
+    assert code == 1
+    assert f"{root} on n" in error
+    assert "No such file or directory" in error
+    await job.cancel()
+    await job.ended()
 
 
 async def test_every_checkpoint_there_is_is_whole_when_the_main_worker_is_killed_again_and_again(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -95,6 +96,28 @@ async def test_a_number_that_cannot_be_is_refused_by_name_and_changes_nothing(
 ) -> None:
     with pytest.raises(UsageError, match=limit):
         await scale(job, workers)
+    assert (await job.look()).workers_asked == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({}, "workers"),
+        ({"workers": "3"}, "$.workers"),
+        ({"workers": True}, "$.workers"),
+        ({"workers": 2.5}, "$.workers"),
+        ({"workers": 3, "force": True}, "force"),
+        ([3], "body"),
+    ],
+    ids=str,
+)
+async def test_a_body_that_is_not_as_it_should_be_is_told_where(
+    job: Training, body: object, told: str
+) -> None:
+    url = f"{job.cluster.url}/api/v1/jobs/{job.name}/scale"
+    async with aiohttp.ClientSession() as session, session.post(url, json=body) as response:
+        assert response.status == 400
+        assert told in await response.text()
     assert (await job.look()).workers_asked == 5
 
 
