@@ -14,8 +14,8 @@ from elasticps.errors import CheckpointError
 
 KEPT = 3
 """How many complete checkpoints stay by default."""
-_NAME = re.compile(r"round-([0-9]{8,})")
-_LEFTOVER = re.compile(r"\.round-[0-9]{8,}\..+\.tmp")
+NAME = re.compile(r"round-([0-9]{8,})")
+LEFTOVER = re.compile(r"\.round-([0-9]{8,})\..+\.tmp")
 
 
 def path_of(root: Path, number: Round) -> Path:
@@ -35,7 +35,7 @@ def complete(root: Path, *, disk: Disk = OS_DISK) -> list[tuple[Round, Path]]:
     found = [
         (Round(int(match[1])), path)
         for path in disk.entries(root)
-        if (match := _NAME.fullmatch(path.name)) and disk.is_file(path / MANIFEST)
+        if (match := NAME.fullmatch(path.name)) and disk.is_file(path / MANIFEST)
     ]
     return sorted(found, reverse=True)
 
@@ -134,7 +134,7 @@ def _older_whole(directory: Path) -> Path | None:
 def remove_leftovers(root: Path, *, disk: Disk = OS_DISK) -> None:
     """Remove what writers that died have left behind."""
     for path in disk.entries(root):
-        if _LEFTOVER.fullmatch(path.name):
+        if LEFTOVER.fullmatch(path.name):
             disk.remove_tree(path)
 
 

@@ -23,8 +23,24 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
     last_exit: str | None
 
 
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's machine as it counts: what passed between two looks is the difference."""
+
+    at_s: float
+    cpus: int
+    load_1m: float | None = None
+    cpu_busy_s: float | None = None
+    memory_used_bytes: int | None = None
+    memory_bytes: int | None = None
+    received_bytes: int | None = None
+    sent_bytes: int | None = None
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine's daemon: ``leads`` blocks are its to serve, ``replicas`` it has a copy of."""
+    """One machine's daemon: ``leads`` blocks are its to serve, ``replicas`` it has a copy of.
+
+    ``bytes_per_s`` are pushed to and pulled from its shard server.
+    """
 
     node: str
     state: str
@@ -39,6 +55,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     leads: int
     replicas: int
     bytes_held: int
+    bytes_per_s: float = 0.0
+    usage: Usage | None = None
     workers: tuple[str, ...]
     children: tuple[Child, ...]
     reachable: bool
@@ -62,6 +80,8 @@ class JobWorker(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     rank: int | None
     round: int | None
+    step_s: float | None = None
+    compute_s: float | None = None
     reason: str
 
 
@@ -117,9 +137,32 @@ class CheckpointAsked(msgspec.Struct, frozen=True, kw_only=True):
     request: int
 
 
+class StoredCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One in a directory; ``problem`` says why no job can go on from it."""
+
+    path: str
+    round: int
+    nbytes: int
+    created_unix: float | None = None
+    job: str = ""
+    problem: str = ""
+
+
+class StoredCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``node``, or this machine where that is empty, finds in ``directory``, newest first."""
+
+    directory: str
+    node: str = ""
+    job: str = ""
+    checkpoints: tuple[StoredCheckpoint, ...] = ()
+    problem: str = ""
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job and how it is going. A metric that is not a number arrives as None.
 
+    ``reason`` says why its state is what it is, since ``since_unix``. ``workers_asked`` is what a
+    scale asked for, ``workers_planned`` how many there will be on the nodes that there are.
     ``under_replicated`` counts the blocks with fewer copies than ``replicas``. Workers have pushed
     ``pushed_bytes`` for gradients that have ``gradient_bytes`` without the job's codec.
     """
@@ -127,6 +170,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     job: str
     state: str
     reason: str
+    since_unix: float = 0.0
+    workers_asked: int | None = None
+    workers_planned: int = 0
     script: str
     strategy: str
     replicas: int
@@ -193,12 +239,16 @@ class Moves(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One line that a worker wrote; the stream ``daemon`` is its daemon's word about it."""
+    """One line that a worker wrote; the stream ``daemon`` is its daemon's word about it.
+
+    ``unix_s`` is when, by the node's clock; 0 where it is not known.
+    """
 
     node: str
     worker: str
     stream: Literal["stdout", "stderr", "daemon"]
     text: str
+    unix_s: float = 0.0
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

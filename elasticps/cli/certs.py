@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import msgspec
 
+from elasticps.cli.options import json_option
+from elasticps.cli.output import print_json
 from elasticps.errors import UsageError
 
 CA_DAYS, NODE_DAYS = 3650, 365
@@ -37,7 +40,8 @@ def certs() -> None:
     metavar="NAME=HOST,...",
     help="Issue a certificate for this node too; repeat it.",
 )
-def init(directory: Path, cluster: str, days: int, nodes: tuple[str, ...]) -> None:
+@json_option
+def init(directory: Path, cluster: str, days: int, nodes: tuple[str, ...], as_json: bool) -> None:
     """Make an authority in DIRECTORY: ca.pem, which every node has, and ca-key.pem, which none has.
 
     What exists is not overwritten.
@@ -45,6 +49,12 @@ def init(directory: Path, cluster: str, days: int, nodes: tuple[str, ...]) -> No
     \b
     Example:
       elasticps certs init certs --node a=10.0.0.7,a.lan --node b=10.0.0.8
+
+    \b
+    Exit codes:
+      0    written
+      1    a file cannot be written
+      2    something there would be overwritten, or a name is none
     """
     from elasticps.security.authority import check_node, make_authority
 
@@ -52,10 +62,13 @@ def init(directory: Path, cluster: str, days: int, nodes: tuple[str, ...]) -> No
     for name, hosts in wanted:
         check_node(name, hosts)
     made = make_authority(directory, cluster, days=days)
-    click.echo(f"{made.cert}  the authority: for every node, and for `elasticps --ca`")
-    click.echo(f"{made.key}  its key: to issue with, on no node")
+    files = [
+        MadeFile(str(made.cert), "the authority: for every node, and for `elasticps --ca`"),
+        MadeFile(str(made.key), "its key: to issue with, on no node"),
+    ]
     for name, hosts in wanted:
-        _issue(directory, name, hosts, min(days, NODE_DAYS))
+        files += _issue(directory, name, hosts, min(days, NODE_DAYS))
+    _tell(files, as_json=as_json)
 
 
 @certs.command()
@@ -63,7 +76,8 @@ def init(directory: Path, cluster: str, days: int, nodes: tuple[str, ...]) -> No
 @click.argument("node")
 @click.option("--host", "hosts", multiple=True, help="An address or name of the node; repeat it.")
 @click.option("--days", default=NODE_DAYS, show_default=True, help="How long it is good.")
-def issue(directory: Path, node: str, hosts: tuple[str, ...], days: int) -> None:
+@json_option
+def issue(directory: Path, node: str, hosts: tuple[str, ...], days: int, as_json: bool) -> None:
     """Issue a certificate for NODE, the name of a daemon, by the authority in DIRECTORY.
 
     Without --host the API can be asked by the node's name alone. A daemon takes up files that are
@@ -72,16 +86,39 @@ def issue(directory: Path, node: str, hosts: tuple[str, ...], days: int) -> None
     \b
     Example:
       elasticps certs issue certs machine-c --host 10.0.0.9 --host machine-c.lan
+
+    \b
+    Exit codes:
+      0    written
+      1    a file cannot be written
+      2    no authority is there, or a name is none
     """
-    _issue(directory, node, hosts, days)
+    _tell(_issue(directory, node, hosts, days), as_json=as_json)
 
 
-def _issue(directory: Path, node: str, hosts: tuple[str, ...], days: int) -> None:
+class MadeFile(msgspec.Struct, frozen=True):
+    """A file that was written, and what it is for."""
+
+    path: str
+    purpose: str
+
+
+def _tell(files: list[MadeFile], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"files": files})
+        return
+    for file in files:
+        click.echo(f"{file.path}  {file.purpose}")
+
+
+def _issue(directory: Path, node: str, hosts: tuple[str, ...], days: int) -> list[MadeFile]:
     from elasticps.security.authority import issue as issued
 
     made = issued(directory, node, hosts, days=days)
-    click.echo(f"{made.cert}  node {node}, for {days} days")
-    click.echo(f"{made.key}  its key: on that node alone, mode 0600")
+    return [
+        MadeFile(str(made.cert), f"node {node}, for {days} days"),
+        MadeFile(str(made.key), "its key: on that node alone, mode 0600"),
+    ]
 
 
 def _parsed(text: str) -> tuple[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""The command that makes a job write a checkpoint now."""
+"""``elasticps checkpoint``: have a job write one now, and what there is as files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from elasticps.cli.options import Settings, require_known, run_async, seconds
+from elasticps.cli.checkpoint_files import export, list_checkpoints
+from elasticps.cli.completion import complete_job
+from elasticps.cli.options import Settings, json_option, require_known, run_async, seconds
+from elasticps.cli.output import print_json
 from elasticps.cli.progress import Progress
 from elasticps.errors import ElasticError
 
@@ -18,8 +21,34 @@ if TYPE_CHECKING:
     from elasticps.cli.client import Api
 
 
-@click.command()
-@click.argument("job")
+class _Group(click.Group):
+    """``checkpoint JOB`` means ``checkpoint save JOB``, for a job with no command's name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        is_save = args and args[0] not in (*self.commands, *ctx.help_option_names)
+        return super().parse_args(ctx, ["save", *args] if is_save else args)
+
+
+@click.group(cls=_Group)
+def checkpoint() -> None:
+    """Have a job write a checkpoint, list what there is, export weights for plain torch.
+
+    `elasticps checkpoint JOB` is `elasticps checkpoint save JOB`.
+
+    \b
+    Example:
+      elasticps checkpoint save mnist
+      elasticps checkpoint list mnist
+      elasticps checkpoint export saved mnist.safetensors
+    """
+
+
+checkpoint.add_command(list_checkpoints)
+checkpoint.add_command(export)
+
+
+@checkpoint.command()
+@click.argument("job", shell_complete=complete_job)
 @click.option("--no-wait", is_flag=True, help="Ask, and do not wait until it is written.")
 @click.option(
     "--timeout",
@@ -28,28 +57,37 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Give up waiting after this long.",
 )
+@json_option
 @click.pass_obj
-def checkpoint(settings: Settings, job: str, no_wait: bool, timeout_s: float | None) -> None:
+def save(
+    settings: Settings, job: str, no_wait: bool, timeout_s: float | None, as_json: bool
+) -> None:
     """Write a checkpoint of JOB after the round under way, and print its directory.
 
     The job must have a --checkpoint-dir. `elasticps run --resume DIR` goes on from it.
 
     \b
     Example:
-      elasticps checkpoint mnist
+      elasticps checkpoint save mnist
+
+    \b
+    Exit codes:
+      0    it is written, or asked for with --no-wait
+      1    it could not be written, the job ended before, or --timeout passed
+      2    no such job, or it has no directory for checkpoints
     """
 
     async def write() -> None:
         async with settings.connect() as api:
             require_known("job", job, (each.job for each in (await api.status()).jobs))
-            request = (await api.checkpoint(job)).request
+            asked = await api.checkpoint(job)
             if no_wait:
-                click.echo(f"{job}: asked for")
+                print_json(asked) if as_json else click.echo(f"{job}: asked for")
                 return
-            written = await _written(api, job, request, timeout_s)
+            written = await _written(api, job, asked.request, timeout_s)
         if written.error:
             raise ElasticError(f"no checkpoint: {written.error}", where=job)
-        click.echo(written.directory)
+        print_json(written) if as_json else click.echo(written.directory)
 
     run_async(write())
 

@@ -28,6 +28,7 @@ from elasticps.cli.answers import (
     Nodes,
     NodeState,
     Status,
+    StoredCheckpoints,
     Submission,
 )
 from elasticps.cli.frames import Frame, FrameParser
@@ -113,6 +114,13 @@ class Api:
 
     async def cancel(self, job: str) -> Job:
         return await self._call("POST", f"jobs/{_part(job)}/cancel", Job)
+
+    async def checkpoints(self, job: str) -> StoredCheckpoints:
+        return await self._ask(f"jobs/{_part(job)}/checkpoints", StoredCheckpoints)
+
+    async def scale(self, job: str, workers: int) -> Job:
+        body = msgspec.json.encode({"workers": workers})
+        return await self._call("POST", f"jobs/{_part(job)}/scale", Job, body)
 
     async def checkpoint(self, job: str) -> CheckpointAsked:
         return await self._call("POST", f"jobs/{_part(job)}/checkpoint", CheckpointAsked)

@@ -79,6 +79,14 @@ def daemon(**options: Any) -> None:
     Example:
       elasticps daemon --etcd 10.0.0.5:2379,10.0.0.6:2379 --cluster lab
       ELASTICPS_LABELS=zone=a,rack=12 elasticps daemon --workers 2
+
+    \b
+    Exit codes:
+      0    it has left, and left nothing behind
+      1    it left with blocks or workers of jobs still here
+      2    a setting is wrong
+      3    etcd has lost what it had acknowledged
+      75   it is to be started again
     """
     config = settings_of(options).config()
     from elasticps.daemon.departure import RESTART
@@ -122,6 +130,11 @@ def show(as_json: bool, **options: Any) -> None:
     Example:
       elasticps config show
       elasticps config show --config elasticps.toml --workers 2
+
+    \b
+    Exit codes:
+      0    the settings are good
+      2    one of them is not; it is named
     """
     settings = settings_of(options)
     rows = [

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from elasticps.cli.answers import Jobs, Nodes
-from elasticps.cli.options import Settings, json_option, require_known, run_async
+from elasticps.cli.completion import complete_job
+from elasticps.cli.lines import is_wanted, worker_of_rank
+from elasticps.cli.options import Settings, age, json_option, require_known, run_async
 from elasticps.cli.output import failure_text, print_answer, print_json, print_line
 from elasticps.cli.watch import watch_status
 
@@ -25,6 +29,11 @@ def status(settings: Settings, watch: bool, as_json: bool) -> None:
       elasticps status
       elasticps status --watch
       elasticps status --json | jq '.nodes[].state'
+
+    \b
+    Exit codes:
+      0    shown, whatever the state
+      1    the cluster cannot be reached
     """
     if watch:
         watch_status(settings, as_json=as_json)
@@ -48,6 +57,11 @@ def nodes(settings: Settings, as_json: bool) -> None:
     Example:
       elasticps nodes
       elasticps nodes --json
+
+    \b
+    Exit codes:
+      0    shown, whatever their state
+      1    the cluster cannot be reached
     """
 
     async def show() -> None:
@@ -68,6 +82,11 @@ def jobs(settings: Settings, as_json: bool) -> None:
     Example:
       elasticps jobs
       elasticps jobs --json | jq '.jobs[] | select(.state == "FAILED")'
+
+    \b
+    Exit codes:
+      0    shown, whatever their state
+      1    the cluster cannot be reached
     """
 
     async def show() -> None:
@@ -79,11 +98,31 @@ def jobs(settings: Settings, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=complete_job)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
+@click.option(
+    "--rank",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of one worker alone: that which has this rank now.",
+)
+@click.option(
+    "--since",
+    "since_s",
+    type=age,
+    metavar="AGE",
+    help="Of the last AGE alone, such as 90s, 5m, 2h.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document a line.")
 @click.pass_obj
-def logs(settings: Settings, job: str, follow: bool, as_json: bool) -> None:
+def logs(
+    settings: Settings,
+    job: str,
+    follow: bool,
+    rank: int | None,
+    since_s: float | None,
+    as_json: bool,
+) -> None:
     """Print what the workers of JOB wrote, as "[node] text".
 
     What they wrote to stderr goes to stderr, and, if the job failed, so does why.
@@ -91,14 +130,25 @@ def logs(settings: Settings, job: str, follow: bool, as_json: bool) -> None:
     \b
     Example:
       elasticps logs mnist
-      elasticps logs -f mnist 2>/dev/null
+      elasticps logs -f mnist --rank 0 2>/dev/null
+      elasticps logs mnist --since 5m --json | jq -r .text
+
+    \b
+    Exit codes:
+      0    the lines that there are were printed; with -f: the job has ended
+      1    the cluster cannot be reached, or went away
+      2    no such job, or no worker of that rank
     """
 
     async def show() -> None:
         async with settings.connect() as api:
             known = (await api.status()).jobs
             require_known("job", job, (each.job for each in known))
+            begin = 0.0 if since_s is None else time.time() - since_s
+            worker = None if rank is None else await worker_of_rank(api, job, rank, wait=follow)
             async for line in api.lines(job, follow=follow):
+                if not is_wanted(line, begin, worker):
+                    continue
                 if as_json:
                     print_json(line, indent=0)
                 else:

@@ -14,6 +14,7 @@ import click
 from elasticps import __version__
 from elasticps.cli.certs import certs
 from elasticps.cli.checkpoint import checkpoint
+from elasticps.cli.completion import completion
 from elasticps.cli.daemon import config, daemon
 from elasticps.cli.inspect import jobs, logs, nodes, status
 from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
@@ -22,9 +23,11 @@ from elasticps.cli.plan import plan
 from elasticps.cli.plugins import plugins
 from elasticps.cli.restart import restart
 from elasticps.cli.run import run
+from elasticps.cli.scale import scale
 from elasticps.cli.service import service
 from elasticps.cli.sim import sim
 from elasticps.cli.token import token
+from elasticps.cli.top import top
 from elasticps.cli.watch import events
 from elasticps.errors import ElasticError, UsageError
 
@@ -88,9 +91,11 @@ for command in (
     status,
     nodes,
     jobs,
+    top,
     logs,
     events,
     cancel,
+    scale,
     checkpoint,
     drain,
     undrain,
@@ -103,6 +108,7 @@ for command in (
     daemon,
     config,
     service,
+    completion,
 ):
     cli.add_command(command)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 
 from elasticps.api.groups import group_named
+from elasticps.cli.options import json_option
+from elasticps.cli.output import print_json
 from elasticps.errors import UsageError
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -36,13 +38,20 @@ ENTRY_OF = {"optimizer": "plugin", "strategy": "{cls}", "codec": "{cls}"}
     metavar="DIR",
     help="The folder to make; elasticps-NAME where it is not given.",
 )
-def new_plugin(name: str, kind: str, directory: Path | None) -> None:
+@json_option
+def new_plugin(name: str, kind: str, directory: Path | None, as_json: bool) -> None:
     """Write a small package with one plugin that works, its tests and its entry point.
 
     \b
     Example:
       elasticps plugins new signum --kind optimizer
       pip install -e elasticps-signum && pytest elasticps-signum
+
+    \b
+    Exit codes:
+      0    written
+      1    a file cannot be written
+      2    NAME is none, or the folder is not empty
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a plugin", field="name", limit=NAME.pattern)
@@ -61,6 +70,9 @@ def new_plugin(name: str, kind: str, directory: Path | None) -> None:
     }
     for folder in (COMMON, kind):
         _write(files("elasticps.cli") / "templates" / folder, target, words)
+    if as_json:
+        print_json({"name": name, "kind": kind, "directory": str(target)})
+        return
     click.echo(f"{target}: the {kind} {name}, to be made yours. It works as it is:")
     click.echo(f"  pip install -e {target} && pytest {target}")
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elasticps.cli.answers import Node, Submission
+from elasticps.cli.answers import Node, NodeState, Submission
+from elasticps.cli.completion import complete_job, complete_node
 from elasticps.cli.options import (
     MAX_WORKERS,
     Settings,
@@ -29,9 +30,12 @@ from elasticps.errors import ElasticError
 if TYPE_CHECKING:
     from elasticps.cli.client import Api
 
+GONE = "gone"
+"""The API's word for a node that is not registered."""
+
 
 @click.command()
-@click.argument("node")
+@click.argument("node", shell_complete=complete_node)
 @click.option("--stay", is_flag=True, help="The daemon stays in the cluster, holding nothing.")
 @click.option("--no-wait", is_flag=True, help="Ask, and do not wait until the node is empty.")
 @click.option(
@@ -41,9 +45,15 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Give up waiting after this long.",
 )
+@json_option
 @click.pass_obj
 def drain(
-    settings: Settings, node: str, stay: bool, no_wait: bool, timeout_s: float | None
+    settings: Settings,
+    node: str,
+    stay: bool,
+    no_wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
 ) -> None:
     """Move everything off NODE, then let it leave.
 
@@ -54,21 +64,33 @@ def drain(
     Example:
       elasticps drain machine-b
       elasticps drain --stay --timeout 300 machine-b
+
+    \b
+    Exit codes:
+      0    NODE is empty, or has left; with --no-wait: asked for
+      1    the cluster cannot be reached, or --timeout passed: the drain goes on
+      2    no such node
     """
 
     async def move_away() -> None:
         async with settings.connect() as api:
             require_known("node", node, (each.node for each in await api.nodes()))
             answer = await api.drain(node, stay=stay)
-            if no_wait:
-                click.echo(f"{node}: {answer.state}")
-                return
-            await _drained(api, node, timeout_s)
+            state = answer.state if no_wait else await _drained(api, node, timeout_s)
+        _tell(node, state, as_json=as_json)
 
     run_async(move_away())
 
 
-async def _drained(api: Api, node: str, timeout_s: float | None) -> None:
+def _tell(node: str, state: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(NodeState(node=node, state=state))
+    else:
+        click.echo(f"{node}: {'left the cluster' if state == GONE else state}")
+
+
+async def _drained(api: Api, node: str, timeout_s: float | None) -> str:
+    """The node's state once it holds nothing; ``gone`` when it has left."""
     from elasticps.cli.client import watch
 
     last: Node | None = None
@@ -87,7 +109,7 @@ async def _drained(api: Api, node: str, timeout_s: float | None) -> None:
             field="timeout",
             hint=f"the drain goes on; `elasticps undrain {node}` takes it back",
         ) from None
-    click.echo(f"{node}: " + ("left the cluster" if last is None else "drained"))
+    return GONE if last is None else last.state
 
 
 def _load(node: Node) -> str:
@@ -95,21 +117,28 @@ def _load(node: Node) -> str:
 
 
 @click.command()
-@click.argument("node")
+@click.argument("node", shell_complete=complete_node)
+@json_option
 @click.pass_obj
-def undrain(settings: Settings, node: str) -> None:
+def undrain(settings: Settings, node: str, as_json: bool) -> None:
     """Take a drain of NODE back: it may hold blocks and run workers again.
 
     \b
     Example:
       elasticps undrain machine-b
+
+    \b
+    Exit codes:
+      0    taken back
+      1    the cluster cannot be reached
+      2    no such node
     """
 
     async def welcome_back() -> None:
         async with settings.connect() as api:
             require_known("node", node, (each.node for each in await api.nodes()))
             answer = await api.undrain(node)
-        click.echo(f"{node}: {answer.state}")
+        _tell(node, answer.state, as_json=as_json)
 
     run_async(welcome_back())
 
@@ -125,6 +154,11 @@ def rebalance(settings: Settings, dry_run: bool, as_json: bool) -> None:
     Example:
       elasticps rebalance --dry-run
       elasticps rebalance
+
+    \b
+    Exit codes:
+      0    asked for; with --dry-run: printed
+      1    the cluster cannot be reached
     """
 
     async def spread() -> None:
@@ -175,6 +209,12 @@ def submit(
     Example:
       elasticps submit --start-workers 4 train.py --epochs 10
       elasticps submit --env OMP_NUM_THREADS=4 train.py
+
+    \b
+    Exit codes:
+      0    the cluster has the job
+      1    the cluster cannot be reached, or a trial of `auto` failed
+      2    something about the job is refused, by name
     """
     if job["max_workers"] < job["start_workers"]:
         raise click.BadParameter(
@@ -210,20 +250,27 @@ def _variables(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=complete_job)
+@json_option
 @click.pass_obj
-def cancel(settings: Settings, job: str) -> None:
+def cancel(settings: Settings, job: str, as_json: bool) -> None:
     """Stop JOB's workers and forget its blocks.
 
     \b
     Example:
       elasticps cancel mnist
+
+    \b
+    Exit codes:
+      0    asked for; the job ends
+      1    the cluster cannot be reached
+      2    no such job
     """
 
     async def stop() -> None:
         async with settings.connect() as api:
             require_known("job", job, (each.job for each in (await api.status()).jobs))
             answer = await api.cancel(job)
-        click.echo(f"{answer.job}: {answer.state}")
+        print_json(answer) if as_json else click.echo(f"{answer.job}: {answer.state}")
 
     run_async(stop())

@@ -120,6 +120,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def age(text: str) -> float:
+    """The type of an option: seconds, or a number with s, m, h or d."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not an age (limit: a number with s, m, h or d)")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
 def block_size(text: str) -> int:
     """The type of an option: a block's bytes, or a number with KiB or MiB."""
     units = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from elasticps.cli.answers import Failure, Job, Jobs, Line, Moves, Nodes, Status
+from elasticps.cli.answers import (
+    Failure,
+    Job,
+    Jobs,
+    Line,
+    Moves,
+    Nodes,
+    Status,
+    StoredCheckpoints,
+)
 from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.core.cost import Prediction
 
+Answer = Status | Nodes | Jobs | Moves | StoredCheckpoints
 
-def print_answer(answer: Status | Nodes | Jobs | Moves, *, as_json: bool) -> None:
+
+def print_answer(answer: Answer, *, as_json: bool) -> None:
     """To stdout, as one JSON document or as tables for people."""
     if as_json:
         print_json(answer)
@@ -89,6 +101,22 @@ def decision(chosen: Prediction, predictions: Sequence[Prediction]) -> str:
 def duration(seconds: float) -> str:
     """``0.52 ms``, ``12.3 ms``, ``1.24 s``: three digits."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def ago(unix_s: float) -> str:
+    """How long that is: ``12 s``, ``5 min``, ``3 h``, ``2 d``; two machines' clocks may differ."""
+    passed_s = max(0.0, time.time() - unix_s)
+    for unit, size_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if passed_s >= size_s:
+            return f"{passed_s // size_s:.0f} {unit}"
+    return f"{passed_s:.0f} s"
+
+
+def when(unix_s: float | None) -> str:
+    """``2026-01-31 13:05 UTC``; a dash where it is not known."""
+    if not unix_s:
+        return "-"
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(unix_s))
 
 
 def human_bytes(size: float) -> str:

@@ -131,6 +131,12 @@ def plan(
       elasticps plan train.py
       elasticps plan --nodes 4 --link 1Gbit,5ms train.py
       elasticps --api http://10.0.0.7:7400 plan --on-cluster 4 /srv/train.py
+
+    \b
+    Exit codes:
+      0    printed
+      1    the script failed, or its cluster broke
+      2    something is refused, by name
     """
     submission = Submission(
         argv=(str(script.absolute()), *args),

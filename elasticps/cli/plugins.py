@@ -10,6 +10,7 @@ import msgspec
 from elasticps.cli.new_plugin import new_plugin
 from elasticps.cli.options import Command, json_option, run_async, seconds
 from elasticps.cli.output import print_json
+from elasticps.cli.progress import Progress
 from elasticps.errors import ElasticError
 
 NAME = "NAME[:KEY=VALUE,...]"
@@ -50,6 +51,10 @@ def list_plugins(as_json: bool) -> None:
     Example:
       elasticps plugins list
       elasticps plugins list --json
+
+    \b
+    Exit codes:
+      0    listed, whatever their problems
     """
     from elasticps.api.plugins import GROUPS, discover
 
@@ -90,6 +95,12 @@ def info(name: str, group: str | None, as_json: bool) -> None:
     Example:
       elasticps plugins info adamw
       elasticps plugins info data-parallel --group strategies --json
+
+    \b
+    Exit codes:
+      0    shown
+      1    the plugin is broken
+      2    no such plugin, or several groups have one
     """
     from elasticps.api.description import describe
     from elasticps.api.groups import group_of
@@ -141,6 +152,12 @@ def check(name: str, group: str | None, timeout_s: float, as_json: bool) -> None
     Example:
       elasticps plugins check lion
       elasticps plugins check sgd:lr=0.1,momentum=0.9 --json
+
+    \b
+    Exit codes:
+      0    it keeps its contract
+      1    it does not, or is broken
+      2    no such plugin, or several groups have one
     """
     from elasticps.api.choice import parse_choice
     from elasticps.api.groups import group_of
@@ -148,7 +165,9 @@ def check(name: str, group: str | None, timeout_s: float, as_json: bool) -> None
 
     wanted = parse_choice(name, "name").name
     found = group_of(wanted, group)
-    findings = run_async(check_plugin(found.name, name, limit_s=timeout_s))
+    with Progress() as progress:
+        progress.show(f"checking {wanted} ...")
+        findings = run_async(check_plugin(found.name, name, limit_s=timeout_s))
     if as_json:
         print_json({"group": found.short_name, "name": wanted, **msgspec.structs.asdict(findings)})
     if findings.reason:

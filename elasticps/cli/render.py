@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from elasticps.cli.answers import Checkpoint, Job, Jobs, Moves, Node, Nodes, Status
-from elasticps.cli.output import audit, count, duration, human_bytes, metric, printable, traffic
+from elasticps.cli.answers import (
+    Checkpoint,
+    Job,
+    Jobs,
+    Moves,
+    Node,
+    Nodes,
+    Status,
+    StoredCheckpoints,
+)
+from elasticps.cli.output import (
+    Answer,
+    ago,
+    audit,
+    count,
+    duration,
+    human_bytes,
+    metric,
+    printable,
+    traffic,
+    when,
+)
+from elasticps.cli.tables import cell as _cell
+from elasticps.cli.tables import console as _console
+from elasticps.cli.tables import print_rows as _print_rows
+from elasticps.cli.tables import state as _state
+from elasticps.cli.tables import table as _table
 from elasticps.core.chosen import DEFAULT_CODEC, DEFAULT_STRATEGY
 
 if TYPE_CHECKING:
     from elasticps.cli.plan import Plan
 
-_COLOURS = {
-    "ready": "green",
-    "RUNNING": "green",
-    "SUCCEEDED": "green",
-    "draining": "yellow",
-    "drained": "yellow",
-    "PENDING": "yellow",
-    "CANCELLED": "yellow",
-    "FAILED": "red",
-    "unreachable": "red",
-}
 
-
-def print_answer(answer: Status | Nodes | Jobs | Moves) -> None:
+def print_answer(answer: Answer) -> None:
     """To stdout."""
     match answer:
         case Status():
@@ -41,6 +51,8 @@ def print_answer(answer: Status | Nodes | Jobs | Moves) -> None:
             _print_jobs(answer.jobs)
         case Moves():
             _print_moves(answer)
+        case StoredCheckpoints():
+            _print_checkpoints(answer)
 
 
 def print_plan(plan: Plan) -> None:
@@ -145,7 +157,7 @@ def _print_jobs(jobs: Iterable[Job]) -> None:
             _cell(metric(job.metrics)),
             str(running),
             f"{job.blocks} ({job.pending_moves} moving)" if job.pending_moves else str(job.blocks),
-            _cell(job.reason),
+            _cell(_why(job)),
         )
     _print_rows(table, "no jobs")
     for job in jobs:
@@ -155,11 +167,21 @@ def _print_jobs(jobs: Iterable[Job]) -> None:
             _console().print(Text(printable(f"{job.job}: {traffic(job)}")))
         if job.checkpoint is not None:
             _print_checkpoint(job.job, job.checkpoint)
+        if job.failure is not None:
+            _console().print(Text(printable(f"{job.job}: `elasticps logs {job.job}` says more")))
         if job.checkpoint_attempts.failed:
             failed = f"{job.job}: {job.checkpoint_attempts}"
             _console().print(Text(printable(failed), style="red"))
         if job.verdict.broken:
             _console().print(Text(f"{printable(job.job)}: {audit(job)}", style="red"))
+
+
+def _why(job: Job) -> str:
+    """The reason, and since when it is that."""
+    if not job.since_unix:
+        return job.reason
+    passed = ago(job.since_unix)
+    return f"{job.reason} ({f'{passed} ago' if job.final else f'for {passed}'})"
 
 
 def _print_checkpoint(job: str, checkpoint: Checkpoint) -> None:
@@ -168,6 +190,22 @@ def _print_checkpoint(job: str, checkpoint: Checkpoint) -> None:
         _console().print(Text(printable(f"{job}: {at}")))
     if checkpoint.error:
         _console().print(Text(printable(f"{job}: no newer one: {checkpoint.error}"), style="red"))
+
+
+def _print_checkpoints(stored: StoredCheckpoints) -> None:
+    """One row each, newest first; whole names, which --resume takes behind the directory's."""
+    at = f" on {stored.node}" if stored.node else ""
+    _console().print(Text(printable(f"{stored.directory}{at}")))
+    table = _table("CHECKPOINT", "ROUND>", "WHEN", "SIZE>", "STATE")
+    for each in stored.checkpoints:
+        table.add_row(
+            _cell(each.path.rpartition("/")[2]),
+            str(each.round),
+            when(each.created_unix),
+            human_bytes(each.nbytes),
+            Text(printable(each.problem or "complete"), style="red" if each.problem else "green"),
+        )
+    _print_rows(table, "no checkpoints")
 
 
 def _print_moves(moves: Moves) -> None:
@@ -193,31 +231,3 @@ def _headline(status: Status) -> str:
     leader = f"leader {status.leader}" if status.leader else "no leader"
     nodes, jobs = count(len(status.nodes), "node"), count(len(status.jobs), "job")
     return f"cluster {status.cluster}: {leader}, {nodes}, {jobs}, elasticps {status.version}"
-
-
-def _console() -> Console:
-    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
-
-
-def _table(*columns: str) -> Table:
-    """A table without lines; a column that ends with ">" is flush right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(
-            column.rstrip(">"),
-            justify="right" if column.endswith(">") else "left",
-            overflow="fold",
-        )
-    return table
-
-
-def _print_rows(table: Table, instead: str) -> None:
-    _console().print(table if table.row_count else instead)
-
-
-def _cell(text: str) -> Text:
-    return Text(printable(text))
-
-
-def _state(state: str) -> Text:
-    return Text(printable(state), style=_COLOURS.get(state, ""))

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from elasticps.cli.answers import Node, Status
+from elasticps.cli.completion import complete_node
 from elasticps.cli.options import Settings, require_known, run_async, seconds
+from elasticps.cli.output import print_json
 from elasticps.cli.progress import Progress
 from elasticps.errors import ElasticError, PeerUnavailable, UsageError
 
@@ -26,7 +28,7 @@ Answer = TypeVar("Answer")
 
 
 @click.command()
-@click.argument("nodes", nargs=-1)
+@click.argument("nodes", nargs=-1, shell_complete=complete_node)
 @click.option("--rolling", is_flag=True, help="All nodes, the leader last.")
 @click.option(
     "--timeout",
@@ -35,9 +37,14 @@ Answer = TypeVar("Answer")
     metavar="SECONDS",
     help="Give up on a node after this long.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document a node, on a line.")
 @click.pass_obj
 def restart(
-    settings: Settings, nodes: tuple[str, ...], rolling: bool, timeout_s: float | None
+    settings: Settings,
+    nodes: tuple[str, ...],
+    rolling: bool,
+    timeout_s: float | None,
+    as_json: bool,
 ) -> None:
     """Restart the daemons of NODES, or of all nodes, one after the other.
 
@@ -49,6 +56,12 @@ def restart(
     Example:
       elasticps restart --rolling
       elasticps restart --timeout 300 machine-b
+
+    \b
+    Exit codes:
+      0    all have started again and hold their copies
+      1    the cluster cannot be reached, or --timeout passed: it goes on
+      2    no such node
     """
     if rolling == bool(nodes):
         raise UsageError("name the nodes, or say --rolling", field="nodes", limit="one of them")
@@ -63,7 +76,11 @@ def restart(
             for name in nodes or _leader_last(status):
                 began = time.monotonic()
                 await _restarted(cluster, name, timeout_s, progress)
-                click.echo(f"{name}: restarted in {time.monotonic() - began:.1f} s")
+                took_s = time.monotonic() - began
+                if as_json:
+                    print_json({"node": name, "restarted_in_s": took_s}, indent=0)
+                else:
+                    click.echo(f"{name}: restarted in {took_s:.1f} s")
 
     run_async(one_by_one())
 

@@ -93,6 +93,13 @@ def run(
     Example:
       elasticps run train.py
       elasticps run --nodes 3 --audit train.py --epochs 10
+
+    \b
+    Exit codes:
+      0    the job succeeded
+      1    it failed, or its cluster broke
+      2    something about the job is refused, by name
+      130  stopped by Ctrl-C (143: by SIGTERM), and all that was started with it
     """
     submission = Submission(
         argv=(str(script.absolute()), *args),

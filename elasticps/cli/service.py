@@ -65,6 +65,12 @@ def install(root: Path, yes: bool, dry_run: bool) -> None:
       elasticps service install
       sudo elasticps service install --yes
       sudo systemctl enable --now elasticps.target
+
+    \b
+    Exit codes:
+      0    done; without --yes: said what would be
+      1    a step failed
+      2    it is not for this user to do
     """
     check_python(sys.executable)
     done = _carry_out(
@@ -90,6 +96,12 @@ def uninstall(root: Path, yes: bool, dry_run: bool) -> None:
     Example:
       elasticps service uninstall
       sudo elasticps service uninstall --yes
+
+    \b
+    Exit codes:
+      0    done; without --yes: said what would be
+      1    a step failed
+      2    it is not for this user to do
     """
     _carry_out(uninstall_steps(root.absolute()), root, yes=yes, dry_run=dry_run)
 
@@ -160,6 +172,11 @@ def status(root: Path, as_json: bool) -> None:
     \b
     Example:
       elasticps service status
+
+    \b
+    Exit codes:
+      0    all files are in place and all units active
+      1    something is not
     """
 
     root, cores = root.absolute(), os.cpu_count() or 1

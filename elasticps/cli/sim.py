@@ -56,6 +56,12 @@ def sim(
       elasticps sim --seeds 2000
       elasticps sim --seed 17 --replay
       elasticps sim --ablate all
+
+    \b
+    Exit codes:
+      0    no promise was broken, and each ablation was noticed
+      1    otherwise, or too many runs proved nothing
+      2    no such ablation, or --replay without --seed
     """
     if replay != (seed is not None):
         raise UsageError("a replay is of one seed", field="replay", limit="--seed S --replay")

@@ -55,14 +55,23 @@ def token() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the token to this file, mode 0600, and not to the terminal.",
 )
+@json_option
 @_tokens_option
-def create(name: str, role: str, days: int | None, out: Path | None, path: Path) -> None:
+def create(
+    name: str, role: str, days: int | None, out: Path | None, as_json: bool, path: Path
+) -> None:
     """Make a token for NAME. It is shown once and kept nowhere.
 
     \b
     Example:
       elasticps token create alice --role submit --tokens tokens.json --out alice
       elasticps --token-file alice --ca ca.pem --api https://10.0.0.7:7400 jobs
+
+    \b
+    Exit codes:
+      0    made
+      1    a file cannot be written
+      2    NAME has one already, or the file of tokens is none
     """
     from elasticps.errors import UsageError
     from elasticps.security.files import write_new
@@ -71,11 +80,13 @@ def create(name: str, role: str, days: int | None, out: Path | None, path: Path)
     if out is not None and out.exists():
         raise UsageError("the file exists, and is not overwritten", where=str(out), field="out")
     made = create_token(path, name, Role(role), days=days)
-    if out is None:
-        click.echo(made)
-        return
-    write_new(out, made.encode() + b"\n")
-    click.echo(f"{out}  the token of {name}, for {role}")
+    if out is not None:
+        write_new(out, made.encode() + b"\n")
+    if as_json:
+        shown = {"token": made} if out is None else {"path": str(out)}
+        print_json({"name": name, "role": role, **shown})
+    else:
+        click.echo(made if out is None else f"{out}  the token of {name}, for {role}")
 
 
 @token.command(name="list")
@@ -87,6 +98,11 @@ def list_(as_json: bool, path: Path) -> None:
     \b
     Example:
       elasticps token list --tokens tokens.json
+
+    \b
+    Exit codes:
+      0    listed
+      2    the file of tokens is none
     """
     from elasticps.security.tokens import read_tokens
 
@@ -109,18 +125,28 @@ def list_(as_json: bool, path: Path) -> None:
 
 @token.command()
 @click.argument("name")
+@json_option
 @_tokens_option
-def revoke(name: str, path: Path) -> None:
+def revoke(name: str, as_json: bool, path: Path) -> None:
     """Take NAME's token back: where the file is copied to, it is refused from then on.
 
     \b
     Example:
       elasticps token revoke alice --tokens tokens.json
+
+    \b
+    Exit codes:
+      0    revoked
+      1    the file cannot be written
+      2    NAME has none
     """
     from elasticps.security.tokens import revoke_token
 
     revoke_token(path, name)
-    click.echo(f"the token of {name} is revoked")
+    if as_json:
+        print_json({"name": name, "revoked": True})
+    else:
+        click.echo(f"the token of {name} is revoked")
 
 
 def _until(expires_unix: float | None) -> str:

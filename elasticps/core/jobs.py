@@ -11,6 +11,7 @@ import msgspec
 from elasticps.core.audit import Verdict
 from elasticps.core.ids import NodeId, ServerId, node_of
 from elasticps.core.plan import Entry
+from elasticps.core.reasons import copies_come, room_made_by, waiting_to_start, workers_told
 from elasticps.core.records import (
     Attempts,
     Failure,
@@ -18,8 +19,10 @@ from elasticps.core.records import (
     JobState,
     JobStatus,
     LivingWorker,
+    ScaleRecord,
     WorkerState,
 )
+from elasticps.core.shares import share
 
 BROKEN_OFF = (WorkerState.KILLED, WorkerState.LEFT)
 """Ends after which a worker's part of the training is for others to do."""
@@ -34,11 +37,13 @@ def next_status(
     revision: int,
     cancelled: bool,
     now_unix: float,
+    scale: ScaleRecord | None = None,
+    draining: Sequence[NodeId] = (),
 ) -> JobStatus:
     """The status that follows; equal to ``status`` when nothing changes.
 
-    ``slots`` are the nodes that may run workers, and how many; ``workers`` the known lives, as they
-    stand in etcd at ``revision``.
+    ``slots`` are the nodes that may run workers, and how many; ``draining`` those that may not for
+    now; ``workers`` the known lives, as they stand in etcd at ``revision``.
     """
     if status is not None and status.state.final:
         return status
@@ -46,6 +51,7 @@ def next_status(
     status = _with_endings(status, workers, revision)
     status = msgspec.structs.replace(
         status,
+        asked=scale.workers if scale else None,
         verdict=_verdict(workers),
         audited=sum(life.record.verdict is not None for life in workers) if spec.audit else 0,
         unaudited=_unaudited(status, workers) if spec.audit else 0,
@@ -66,7 +72,7 @@ def next_status(
     if succeeded and not running and is_unfinished(status, succeeded):
         wanted = _one(slots, status.workers)
         if not wanted:
-            return _without_node(status)
+            return _without_node(status, draining)
         reason = "the last worker did not end in order: one is started to go on in its place"
         return _running(status, wanted, reason)
     if succeeded and not running:
@@ -80,16 +86,17 @@ def next_status(
         wanted = _count(running)
         reason = f"{len(succeeded)} workers finished, {len(running)} still running"
         return _running(status, wanted, reason)
-    wanted = _share(slots, spec.max_workers)
+    most = scale.workers if scale else spec.max_workers
+    wanted = share(slots, most, running, status.workers, scale)
     if not wanted:
-        return _without_node(status)
+        return _without_node(status, draining)
     started = status.started or status.state is JobState.RUNNING
     if len(running) < spec.start_workers and not started:
-        reason = f"waiting for workers: {len(running)} of {spec.start_workers} started"
+        reason = waiting_to_start(len(running), spec.start_workers, wanted, draining)
         return msgspec.structs.replace(
             status, state=JobState.PENDING, reason=reason, workers=wanted
         )
-    return _running(status, wanted, "1 worker" if len(running) == 1 else f"{len(running)} workers")
+    return _running(status, wanted, workers_told(running, wanted, status.asked, draining))
 
 
 def is_unfinished(status: JobStatus, workers: Iterable[LivingWorker]) -> bool:
@@ -139,6 +146,8 @@ def with_copies(
         told.append(f"{blocks} fewer than {spec.replicas} copies")
     if stuck := len(short_of_copies(entries, alive, spec.min_insync)):
         told.append(f"waiting until {stuck} blocks have {spec.min_insync} copies (min-insync)")
+    if (short or stuck) and spec.replicas > 1:
+        told.append(copies_come({node_of(server) for server in alive}, spec.replicas))
     return msgspec.structs.replace(status, reason="; ".join(told))
 
 
@@ -166,8 +175,8 @@ def _unaudited(status: JobStatus, workers: Sequence[LivingWorker]) -> int:
     return status.vanished + sum(life.record.verdict is None for life in workers)
 
 
-def _without_node(status: JobStatus) -> JobStatus:
-    reason = "waiting for a node that may run workers"
+def _without_node(status: JobStatus, draining: Sequence[NodeId]) -> JobStatus:
+    reason = f"waiting for a node that may run workers: {room_made_by(draining)}"
     return msgspec.structs.replace(status, state=JobState.PENDING, reason=reason, workers={})
 
 
@@ -211,15 +220,3 @@ def _one(slots: Mapping[NodeId, int], before: Collection[NodeId]) -> dict[NodeId
     """One worker, on a node that had one where there is one: its restarts are counted there."""
     able = sorted(node for node in slots if slots[node] > 0)
     return dict.fromkeys(([node for node in able if node in before] or able)[:1], 1)
-
-
-def _share(slots: Mapping[NodeId, int], most: int) -> dict[NodeId, int]:
-    """Every slot of every node, in node order, up to ``most`` workers."""
-    shares: dict[NodeId, int] = {}
-    left = most
-    for node in sorted(slots):
-        count = min(slots[node], left)
-        if count > 0:
-            shares[node] = count
-            left -= count
-    return shares

@@ -68,6 +68,17 @@ class JobSpec(Guarantees, frozen=True, kw_only=True):
     owner: str = ""
 
 
+class ScaleRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How many workers a job is to have from now on, in place of its spec's ``max_workers``.
+
+    ``ranks`` are the workers of the moment in rank order, as far as they had told: who leaves first
+    where there are to be fewer is the last of them.
+    """
+
+    workers: int
+    ranks: tuple[WorkerId, ...] = ()
+
+
 class JobState(Enum):
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -127,17 +138,21 @@ class Attempts(msgspec.Struct, frozen=True, kw_only=True):
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Written by the leader alone. ``reason`` says why the state is what it is.
 
-    ``started``: it has had ``start_workers`` once. ``running`` are the workers known to run; of
-    those ``vanished`` have gone with their nodes, without a record of their end.
-    ``last_broken_off`` is the etcd revision by which a worker had ended otherwise than in order
-    last. Of an audit's workers ``audited`` have given their verdicts and ``unaudited`` have not.
+    ``since_unix``: since when that is why. ``asked`` is the number of workers that a scale asked
+    for, as far as it is heeded. ``started``: it has had ``start_workers`` once. ``running`` are the
+    workers known to run; of those ``vanished`` have gone with their nodes, without a record of
+    their end. ``last_broken_off`` is the etcd revision by which a worker had ended otherwise than
+    in order last. Of an audit's workers ``audited`` have given their verdicts and ``unaudited``
+    have not.
     ``round`` and ``metrics`` are the last ones, written at the job's end. ``pushed_bytes``,
     ``gradient_bytes`` and ``checkpoint_attempts`` are those of workers that have ended.
     """
 
     state: JobState
     reason: str
+    since_unix: float = 0.0
     workers: dict[NodeId, int] = {}
+    asked: int | None = None
     sites: tuple[ServerId, ...] = ()
     movement: Movement = Movement()
     verdict: Verdict = Verdict()

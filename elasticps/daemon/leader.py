@@ -21,6 +21,7 @@ from elasticps.core.placement import Site, least_bytes, spread
 from elasticps.core.plan import Entry, encode_part, part_of, parts
 from elasticps.core.planner import Planned, destinations, first_plan, next_plan, targets
 from elasticps.core.proposal import Placed, wanted
+from elasticps.core.reasons import dated
 from elasticps.core.records import JobSpec, JobState, JobStatus, Movement, encode
 from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.placements import Placements, alive, has_own_placement, sites_of
@@ -110,10 +111,15 @@ def _advanced(
         revision=view.revision,
         cancelled=job.cancelled,
         now_unix=now.unix,
+        scale=job.scale,
+        draining=[node for node in sorted(view.drains) if node in view.nodes],
     )
     planned = Planned()
     if job.damaged and not status.state.final:
         reason = f"its {' and '.join(job.damaged)} in etcd cannot be read: its blocks stay put"
+        status = msgspec.structs.replace(status, reason=reason)
+    elif job.model is None and status.state is JobState.RUNNING:
+        reason = f"{status.reason}; waiting for a script to come to run.optimizer()"
         status = msgspec.structs.replace(status, reason=reason)
     elif job.model is not None and not status.state.final:
         planned = _plan(view, job, spec, placed)
@@ -121,6 +127,7 @@ def _advanced(
         status = with_copies(spec, status, _following(job, planned.changed), alive(view))
         status = _with_refusal(spec, status, placed)
         status = _with_orphans(view, job, spec, status, planned.orphaned, orphans, now)
+    status = dated(status, job.status, now.unix)
     return _write(view.keys, job, status, planned.changed)
 
 
@@ -236,6 +243,7 @@ def _with_orphans(
     one = len(set().union(*away)) == 1
     only = "it holds the only replica of" if one else "they hold the only replicas of"
     waiting = f"waiting for {_listed(away)} to return: {only} {len(homes)} blocks"
+    waiting += f"; after {orphans.lost_after_s:g} s the job fails"
     return msgspec.structs.replace(status, reason=waiting)
 
 
@@ -278,12 +286,13 @@ def _write(keys: Keys, job: JobView, status: JobStatus, changed: Sequence[Entry]
 
 def _cleared(keys: Keys, job: JobView) -> Write | None:
     """After a job's end its plan, reports and workers go; spec, model and status stay."""
-    if not (job.parts or job.reports or job.workers):
+    if not (job.parts or job.reports or job.workers or job.scale):
         return None
     operations = (
         Delete(keys.plan(job.name), prefix=True),
         Delete(keys.reports(job.name), prefix=True),
         Delete(keys.workers(job.name), prefix=True),
+        Delete(keys.job_scale(job.name)),
     )
     return Write(job=job.name, operations=operations, compares=(), why="cleared after its end")
 

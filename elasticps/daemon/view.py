@@ -19,6 +19,7 @@ from elasticps.core.records import (
     NodeRecord,
     RecordType,
     ReportRecord,
+    ScaleRecord,
     ServerRecord,
     WorkerRecord,
     WorkerState,
@@ -59,6 +60,7 @@ class JobView:
     sizes: tuple[int, ...] = ()
     cancelled: bool = False
     checkpoint_request: int = 0
+    scale: ScaleRecord | None = None
     parts: dict[int, PlanPart] = field(default_factory=dict)
     workers: dict[str, LivingWorker] = field(default_factory=dict)
     reports: dict[NodeId, ReportRecord] = field(default_factory=dict)
@@ -197,20 +199,29 @@ class ClusterView:
             case KeyKind.JOB_MODEL:
                 job.model = _checked_model(value)
                 job.sizes = _sizes(job.model)
-            case KeyKind.JOB_CANCEL:
-                job.cancelled = value is not None
-            case KeyKind.JOB_CHECKPOINT:
-                job.checkpoint_request = value.mod_revision if value else 0
             case KeyKind.PLAN_PART:
                 _keep(job.parts, parsed.part or 0, _plan_part(parsed, value) if value else None)
             case KeyKind.WORKER:
                 _keep(job.workers, parsed.worker or "", _life(parsed, value) if value else None)
             case KeyKind.REPORT:
                 _keep(job.reports, NodeId(parsed.node or ""), _decoded(value, ReportRecord))
+            case _:
+                _apply_wish(job, parsed.kind, value)
         known = (job.spec, job.status, job.model, job.parts, job.workers, job.reports)
-        wishes = job.cancelled or job.checkpoint_request
+        wishes = job.cancelled or job.checkpoint_request or job.scale
         if not (any(known) or wishes or job.foreign):
             del self.jobs[name]
+
+
+def _apply_wish(job: JobView, kind: KeyKind, value: KeyValue | None) -> None:
+    """What a user asks of a job."""
+    match kind:
+        case KeyKind.JOB_CANCEL:
+            job.cancelled = value is not None
+        case KeyKind.JOB_CHECKPOINT:
+            job.checkpoint_request = value.mod_revision if value else 0
+        case KeyKind.JOB_SCALE:
+            job.scale = _decoded(value, ScaleRecord)
 
 
 def _keep(items: dict[Key, Item], key: Key, item: Item | None) -> None:

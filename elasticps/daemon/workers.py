@@ -26,10 +26,11 @@ from elasticps.core.restart import (
     RestartTracker,
     RestartWhen,
 )
+from elasticps.core.shares import seniority
 from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
-from elasticps.daemon.log_files import LogBuffer
+from elasticps.daemon.log_files import LogBuffer, LogLine
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.unit_child import launch_file, unit_child
 from elasticps.daemon.view import ClusterView, JobView
@@ -46,6 +47,7 @@ RETIRE_GRACE_S = 15.0
 stopping daemon waits by default."""
 RECORD_RETRY_S = 0.5
 LAST_WORDS_S = 2.0
+LAST_LINES = 20
 NEVER_JOINED = "the script ended without calling elasticps.join()"
 NEVER_CLOSED = (
     "the script ended with code 0 without leaving the job, so that nobody knows whether it was"
@@ -147,6 +149,7 @@ class Workers:
             wanted = job.status.workers.get(self._me, 0) if job.status and lease else 0
             lives = [life for life in self.lives.values() if life.job == job.key]
             staying = [life for life in lives if life.retire is None]
+            staying.sort(key=lambda life: seniority(life.worker, job.scale))
             for life in staying[wanted:]:
                 self._retire(life, retire)
             for life in _unaware(lives)[: max(0, wanted - len(staying))]:
@@ -321,7 +324,9 @@ class Workers:
         elif exit_.signal is not None:
             state, reason, traceback = WorkerState.KILLED, exit_.reason, ""
         else:
-            state, reason, traceback = WorkerState.FAILED, exit_.reason, ""
+            words = self._last_words(life)
+            state, traceback = WorkerState.FAILED, "\n".join(words)
+            reason = ": ".join([exit_.reason, *words[-1:]])
         progress = life.progress
         return WorkerRecord(
             node=self._me,
@@ -347,6 +352,16 @@ class Workers:
             return None
         except msgspec.MsgspecError as error:
             return ScriptFailure(f"its failure could not be read: {error}", "")
+
+    def _last_words(self, life: Life) -> list[str]:
+        """What a process that ended by itself, and by no exception, wrote to stderr last."""
+        words: list[str] = []
+        for line in reversed(self._logs.since()):
+            if isinstance(line, LogLine) and (line.source, line.stream) == (life.child, "stderr"):
+                words.append(line.text)
+                if len(words) == LAST_LINES:
+                    break
+        return words[::-1]
 
     def _bury(self, life: Life, record: WorkerRecord) -> None:
         life.ended = True

@@ -31,6 +31,7 @@ class KeyKind(Enum):
     JOB_MODEL = "model"
     JOB_CANCEL = "cancel"
     JOB_CHECKPOINT = "checkpoint"
+    JOB_SCALE = "scale"
     WORKER = "workers"
     PLAN_PART = "plan"
     REPORT = "reports"
@@ -90,6 +91,9 @@ class Keys:
 
     def job_checkpoint(self, job: str) -> str:
         return f"{self.job(job)}checkpoint"
+
+    def job_scale(self, job: str) -> str:
+        return f"{self.job(job)}scale"
 
     def workers(self, job: str) -> str:
         return f"{self.job(job)}workers/"
@@ -154,7 +158,7 @@ async def check_format(store: Store, keys: Keys) -> None:
 
 def _parse_job(job: str, rest: list[str]) -> ParsedKey | None:
     match rest:
-        case ["spec" | "status" | "model" | "cancel" | "checkpoint" as name]:
+        case ["spec" | "status" | "model" | "cancel" | "checkpoint" | "scale" as name]:
             return ParsedKey(kind=KeyKind(name), job=job)
         case ["workers", uid] if node := _worker_node(uid):
             return ParsedKey(kind=KeyKind.WORKER, job=job, node=node, worker=uid)

@@ -361,6 +361,8 @@ class CheckpointReport(msgspec.Struct, frozen=True):
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """From a worker, a few times a second: where it is.
 
+    ``step_s`` is what its last step took, ``compute_s`` the part of it that its script took: a
+    straggler is told by that, for in step all take as long as the slowest.
     ``pushed_bytes`` were sent for gradients that have ``gradient_bytes`` in their own dtype.
     """
 
@@ -370,6 +372,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     world: int
     metrics: dict[str, float] = {}
     step_s: float = 0.0
+    compute_s: float = 0.0
     pushed_bytes: int = 0
     gradient_bytes: int = 0
     checkpoint: CheckpointReport | None = None

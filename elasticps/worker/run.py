@@ -61,7 +61,7 @@ class Run:
         self._metrics: dict[str, float] = {}
         self._told_at = 0.0
         self._stepped_at = time.monotonic()
-        self._step_s = 0.0
+        self._step_s = self._compute_s = 0.0
         self._left = False
         self._closed = False
 
@@ -276,6 +276,7 @@ class Run:
         """Do what may end a round, and what follows from that."""
         member = self._member
         before, round_ = member.generation, member.round
+        self._compute_s = time.monotonic() - self._stepped_at
         act()
         if member.round != round_:
             self._keep_checkpoints(member)
@@ -318,6 +319,7 @@ class Run:
                     world=turn.world,
                     metrics=self._metrics,
                     step_s=self._step_s,
+                    compute_s=self._compute_s,
                     pushed_bytes=encoder.pushed_bytes,
                     gradient_bytes=encoder.gradient_bytes,
                     checkpoint=checkpoints.report,

@@ -35,6 +35,9 @@ SLOTS = {A: 1, B: 1}
 PENDING_JOB = JobStatus(state=JobState.PENDING, reason="")
 RUNNING_JOB = JobStatus(state=JobState.RUNNING, reason="2 workers", workers={A: 1, B: 1})
 NOW = 100.0
+COMING = "; copies are made as nodes have room"
+ALONE = "; 1 node lives: start a daemon on another machine"
+ON_A = "; all blocks are on a alone: if it dies, the job is lost"
 STUCK = "; waiting until 1 blocks have 2 copies (min-insync)"
 
 
@@ -163,9 +166,9 @@ def test_a_jobs_state_and_how_many_workers_each_node_runs(
 
 
 @pytest.mark.parametrize(
-    ("most", "wanted"), [(1, {A: 1}), (3, {A: 2, B: 1}), (9, {A: 2, B: 1, C: 2})]
+    ("most", "wanted"), [(1, {A: 1}), (3, {A: 1, B: 1, C: 1}), (9, {A: 2, B: 1, C: 2})]
 )
-def test_slots_are_filled_in_node_order_up_to_max_workers(
+def test_workers_are_spread_over_the_nodes_up_to_max_workers(
     most: int, wanted: dict[NodeId, int]
 ) -> None:
     spec = msgspec.structs.replace(SPEC, max_workers=most, start_workers=1)
@@ -295,15 +298,16 @@ def entries(*holders: str) -> list[Entry]:
     [
         ({}, entries("ab", "ba"), "ab", ""),
         ({}, [], "ab", ""),
-        ({}, entries("ab", "ba", "a"), "ab", "; 1 of 3 blocks have fewer than 2 copies"),
-        ({}, entries("ab", "bc", "ca"), "ac", "; 2 of 3 blocks have fewer than 2 copies"),
+        ({}, entries("ab", "ba", "a"), "ab", "; 1 of 3 blocks have fewer than 2 copies" + COMING),
+        ({}, entries("ab", "bc", "ca"), "ac", "; 2 of 3 blocks have fewer than 2 copies" + COMING),
         (
             {"replicas": 3},
             entries("abc", "ab"),
             "abc",
-            "; 1 of 2 blocks have fewer than 3 copies",
+            "; 1 of 2 blocks have fewer than 3 copies" + COMING,
         ),
-        ({}, entries("a", "a"), "ab", "; all blocks are on a alone: if it dies, the job is lost"),
+        ({}, entries("a", "a"), "ab", ON_A + COMING),
+        ({}, entries("a", "a"), "a", ON_A + ALONE),
         (
             {"replicas": 1},
             entries("a", "b"),
@@ -314,7 +318,7 @@ def entries(*holders: str) -> list[Entry]:
             {"min_insync": 2},
             entries("ab", "b"),
             "ab",
-            "; 1 of 2 blocks have fewer than 2 copies" + STUCK,
+            "; 1 of 2 blocks have fewer than 2 copies" + STUCK + COMING,
         ),
     ],
 )

@@ -28,6 +28,8 @@ def node(name: str, **changes: Any) -> Json:
         "leads": 12,
         "replicas": 24,
         "bytes_held": 100 << 20,
+        "bytes_per_s": 0.0,
+        "usage": None,
         "workers": [f"{name}.1"],
         "children": [
             {"name": "shard", "pid": 4711, "state": "running", "restarts": 1, "last_exit": None}
@@ -42,6 +44,9 @@ def job(name: str, **changes: Any) -> Json:
         "job": name,
         "state": "RUNNING",
         "reason": "2 workers",
+        "since_unix": 0.0,
+        "workers_asked": None,
+        "workers_planned": 1,
         "script": "/home/me/train.py",
         "strategy": "data-parallel",
         "replicas": 2,
@@ -55,7 +60,16 @@ def job(name: str, **changes: Any) -> Json:
         "pushed_bytes": 40,
         "gradient_bytes": 40,
         "workers": [
-            {"uid": "n1.1", "node": "n1", "state": "running", "rank": 0, "round": 1, "reason": ""}
+            {
+                "uid": "n1.1",
+                "node": "n1",
+                "state": "running",
+                "rank": 0,
+                "round": 1,
+                "step_s": 0.01,
+                "compute_s": 0.004,
+                "reason": "",
+            }
         ],
         "blocks": 36,
         "blocks_by_node": {"n1": 12, "n2": 24},
@@ -82,7 +96,8 @@ def verdict(acknowledged: int, *, lost: int = 0, workers: int = 0, unaudited: in
 
 
 def line(text: str, node: str = "n1", stream: str = "stdout") -> Json:
-    return {"node": node, "worker": f"{node}.1", "stream": stream, "text": text}
+    row = {"node": node, "worker": f"{node}.1", "stream": stream, "text": text}
+    return {**row, "unix_s": 0.0}
 
 
 class FakeApi:
@@ -103,6 +118,7 @@ class FakeApi:
         self.nodes = [node("n1", leader=True), node("n2")]
         self.jobs: dict[str, Json] = {}
         self.moves: Json = {"moves": [], "bytes": 0, "pending_moves": 0}
+        self.checkpoints: Json = {"directory": "/ckpt", "node": "n1", "checkpoints": []}
         self.lines: list[Json] = []
         self.drained_per_look = 10
         self.career: list[Json] = []
@@ -148,6 +164,8 @@ class FakeApi:
         app.router.add_post("/api/v1/jobs/{job}/cancel", self._cancel)
         app.router.add_get("/api/v1/jobs/{job}", self._job)
         app.router.add_post("/api/v1/jobs/{job}/checkpoint", self._checkpoint)
+        app.router.add_get("/api/v1/jobs/{job}/checkpoints", self._checkpoints)
+        app.router.add_post("/api/v1/jobs/{job}/scale", self._scale)
         app.router.add_get("/api/v1/jobs/{job}/logs", self._logs)
         runner = web.AppRunner(app, shutdown_timeout=1.0)
         await runner.setup()
@@ -241,6 +259,12 @@ class FakeApi:
 
     async def _checkpoint(self, request: web.Request) -> web.Response:
         return web.json_response({"job": request.match_info["job"], "request": 7}, status=202)
+
+    async def _checkpoints(self, request: web.Request) -> web.Response:
+        return web.json_response({"job": request.match_info["job"], **self.checkpoints})
+
+    async def _scale(self, request: web.Request) -> web.Response:
+        return web.json_response(self.jobs[request.match_info["job"]], status=202)
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

@@ -9,7 +9,7 @@ import pytest
 from elasticps.core.ids import BlockId, JobName, node_of
 from elasticps.core.plan import PART_BLOCKS
 from elasticps.core.proposal import Placed
-from elasticps.core.records import JobState, WorkerState
+from elasticps.core.records import JobState, ScaleRecord, WorkerState
 from elasticps.daemon.leader import PARTS_A_WRITE, Now, Orphans, Write, decide
 from elasticps.daemon.view import JobView
 from tests.support.contents import BLOCK_BYTES, Contents
@@ -128,6 +128,12 @@ def test_new_job_waits_for_its_workers_then_runs(etcd: Led) -> None:
     etcd.worker(job, "a.2")
     etcd.settle()
     assert job.status.state is JobState.RUNNING
+    waits = "waiting for a script to come to run.optimizer()"
+    assert job.status.reason == f"2 workers; {waits}"
+
+    etcd.described(job, 3)
+    etcd.settle()
+    assert waits not in job.status.reason
 
 
 def test_first_plan_is_fair_and_written_with_the_status_as_one_step(etcd: Led) -> None:
@@ -243,14 +249,16 @@ def test_only_node_that_drains_keeps_its_blocks_and_the_job_waits(etcd: Led, job
     assert leads(job) == {"a/1": 4, "b/1": 4}
     assert job.status is not None
     assert job.status.state is JobState.PENDING
-    assert job.status.reason == "waiting for a node that may run workers"
+    assert job.status.reason.startswith("waiting for a node that may run workers: ")
 
 
 def test_blocks_of_a_lost_node_are_waited_for_and_then_given_up(etcd: Led, job: JobView) -> None:
     etcd.gone("b")
     etcd.settle()
     assert job.status is not None
-    assert job.status.reason == ("waiting for b to return: it holds the only replica of 4 blocks")
+    assert job.status.reason == (
+        "waiting for b to return: it holds the only replica of 4 blocks; after 30 s the job fails"
+    )
     etcd.unix += 1e9  # a wall clock that jumps is nobody's death
     etcd.monotonic += LOST_AFTER_S
     etcd.settle()
@@ -341,6 +349,40 @@ def test_cancelled_job_ends(etcd: Led, job: JobView) -> None:
     assert job.status.workers == {}
 
 
+def test_a_scale_is_heeded_by_the_next_leader_too_and_goes_with_the_job(
+    etcd: Led, job: JobView
+) -> None:
+    key = etcd.keys.job_scale(job.name)
+    etcd.put(key, ScaleRecord(workers=1, ranks=(job.workers["b.1"].worker,)))
+    etcd.settle()
+    assert job.status is not None
+    assert (job.status.asked, job.status.workers) == (1, {"b": 1})
+    assert reason(job).startswith("2 workers, 1 to leave: scaled to 1; ")
+
+    again = etcd.list_again().jobs[job.name]
+    assert again.scale == ScaleRecord(workers=1, ranks=(job.workers["b.1"].worker,))
+    etcd.put(key, b"another's")
+    etcd.settle()
+    assert (job.status.asked, job.status.workers) == (None, {"a": 1, "b": 1})
+
+    etcd.put(key, ScaleRecord(workers=1))
+    etcd.put(etcd.keys.job_cancel(job.name), b"{}")
+    etcd.settle()
+    assert key not in etcd.items
+
+
+def test_a_reason_has_a_since_that_stands_until_it_is_another(etcd: Led, job: JobView) -> None:
+    assert job.status is not None
+    began = job.status.since_unix
+    assert began == etcd.unix
+    etcd.unix += 50
+    etcd.settle()
+    assert job.status.since_unix == began
+    etcd.gone("b")
+    etcd.settle()
+    assert job.status.since_unix == began + 50
+
+
 def test_damaged_plan_is_not_made_anew_and_the_job_can_still_end(etcd: Led, job: JobView) -> None:
     good = etcd.items[etcd.keys.plan_part("job", 0)].value
     etcd.put(etcd.keys.plan_part("job", 0), GARBAGE)
@@ -407,7 +449,9 @@ def reason(job: JobView) -> str:
 
 def test_copies_are_filled_and_their_lack_is_told_until_then(etcd: Led) -> None:
     job = running(etcd, "abc", 23)
-    assert reason(job) == "3 workers; 24 of 24 blocks have fewer than 2 copies"
+    assert reason(job) == (
+        "3 workers; 24 of 24 blocks have fewer than 2 copies; copies are made as nodes have room"
+    )
     etcd.move_all(job)
     assert reason(job) == "3 workers"
     assert all(len(entry.holders) == 2 for entry in job.entries)
@@ -419,7 +463,10 @@ def test_copies_are_filled_and_their_lack_is_told_until_then(etcd: Led) -> None:
 
 def test_a_lone_node_says_that_its_death_is_the_end(etcd: Led) -> None:
     job = running(etcd, "a", 3)
-    assert reason(job) == "1 worker; all blocks are on a alone: if it dies, the job is lost"
+    assert reason(job) == (
+        "1 worker; all blocks are on a alone: if it dies, the job is lost;"
+        " 1 node lives: start a daemon on another machine"
+    )
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -479,14 +526,18 @@ def test_blocks_are_lost_when_every_holder_is_gone_for_good(etcd: Led, paired: J
     etcd.gone("b")
     etcd.settle()
     assert reason(paired) == (
-        f"waiting for a, b to return: they hold the only replicas of {both} blocks"
+        f"waiting for a, b to return: they hold the only replicas of {both} blocks;"
+        " after 30 s the job fails"
     )
 
     etcd.node("a", None)  # b may still have them
     etcd.settle()
     assert paired.status is not None
     assert paired.status.state is JobState.RUNNING
-    assert reason(paired) == f"waiting for b to return: it holds the only replica of {both} blocks"
+    assert reason(paired) == (
+        f"waiting for b to return: it holds the only replica of {both} blocks;"
+        " after 30 s the job fails"
+    )
 
     etcd.node("b", "2")
     etcd.settle()

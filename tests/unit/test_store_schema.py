@@ -25,6 +25,7 @@ LAYOUT = [
         "jobs/j/checkpoint",
         ParsedKey(kind=KeyKind.JOB_CHECKPOINT, job="j"),
     ),
+    (KEYS.job_scale("j"), "jobs/j/scale", ParsedKey(kind=KeyKind.JOB_SCALE, job="j")),
     (KEYS.job_model("j"), "jobs/j/model", ParsedKey(kind=KeyKind.JOB_MODEL, job="j")),
     (
         KEYS.worker("j", "n.1.7"),

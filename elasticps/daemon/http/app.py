@@ -21,6 +21,7 @@ from elasticps.daemon.http.guard import Unproven, guard
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.metrics import MetricRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
+from elasticps.daemon.http.scale import ScaleRoutes
 from elasticps.daemon.http.series import SeriesRoutes
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.http.stream import Broadcast, StreamRoutes, TooManyReaders
@@ -71,7 +72,6 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
     app.router.add_routes(MetricRoutes(node).routes())
     app.router.add_routes(NodeRoutes(node, status).routes())
     app.router.add_routes(JobRoutes(node, status, client).routes())
-    app.router.add_routes(CheckpointRoutes(node).routes())
     app.router.add_routes(EventRoutes(node, block_map).routes())
     series = SeriesRoutes(node, client)
     app.router.add_routes(series.routes())
@@ -79,6 +79,8 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
     app.router.add_routes(stream.routes())
     app.cleanup_ctx.extend((series.life, stream.life))
     app.on_shutdown.append(stream.stop)
+    app.router.add_routes(CheckpointRoutes(node, client).routes())
+    app.router.add_routes(ScaleRoutes(node, status).routes())
     return app
 
 

@@ -1,26 +1,91 @@
-"""Requests about checkpoints: ask for one now; which was the newest."""
+"""Requests about checkpoints: ask for one now, list what there is; which was the newest."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Iterable
+from pathlib import Path
 
+import aiohttp
+import msgspec
 from aiohttp import web
 
-from elasticps.core.records import JobSpec
+from elasticps.checkpoint.listing import Listed, list_checkpoints
+from elasticps.core.ids import JobName, NodeId
+from elasticps.core.records import JobSpec, NodeRecord
+from elasticps.daemon.access import asking
 from elasticps.daemon.http.body import as_json, job_named
 from elasticps.daemon.http.guard import require_own
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
-from elasticps.errors import UsageError
+from elasticps.errors import CheckpointError, UsageError
 from elasticps.wire.messages import CheckpointReport, Progress
+
+log = logging.getLogger(__name__)
+
+LOCAL_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
+"""For another node's look at its disk."""
+
+
+class CheckpointList(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /api/v1/jobs/{job}/checkpoints``: the newest first, as ``node`` sees ``directory``.
+
+    ``problem`` says why it sees none, where it cannot.
+    """
+
+    job: JobName
+    directory: str
+    node: NodeId
+    checkpoints: tuple[Listed, ...] = ()
+    problem: str = ""
 
 
 class CheckpointRoutes:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, client: aiohttp.ClientSession) -> None:
         self._node = node
+        self._client = client
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return (web.post("/api/v1/jobs/{job}/checkpoint", self.ask),)
+        return (
+            web.post("/api/v1/jobs/{job}/checkpoint", self.ask),
+            web.get("/api/v1/jobs/{job}/checkpoints", self.list),
+        )
+
+    async def list(self, request: web.Request) -> web.Response:
+        """What this node finds in the job's directory; else what another does.
+
+        The directory is the main worker's machine's, where no file system is shared.
+        """
+        job = job_named(self._node.view, request)
+        assert job.spec is not None
+        _check_directory(job, job.spec)
+        found = await self._look(job.name, job.spec.checkpoint_dir)
+        if not found.checkpoints and request.query.get("local") != "1":
+            others = [node for node in self._node.view.nodes if node != self._node.name]
+            records = [self._node.view.nodes[node] for node in sorted(others)]
+            answers = await asyncio.gather(*(self._ask(record, job.name) for record in records))
+            found = next((each for each in answers if each and each.checkpoints), found)
+        return as_json(found)
+
+    async def _look(self, job: JobName, directory: str) -> CheckpointList:
+        found = CheckpointList(job=job, directory=directory, node=self._node.name)
+        try:
+            # In a thread: a file system may take its time.
+            rows = await asyncio.to_thread(list_checkpoints, Path(directory))
+        except CheckpointError as error:
+            return msgspec.structs.replace(found, problem=error.what)
+        return msgspec.structs.replace(found, checkpoints=tuple(rows))
+
+    async def _ask(self, record: NodeRecord, job: JobName) -> CheckpointList | None:
+        url = f"{record.http}/api/v1/jobs/{job}/checkpoints?local=1"
+        try:
+            proof = asking(self._node.access, record)
+            async with self._client.get(url, timeout=LOCAL_TIMEOUT, **proof) as response:
+                return msgspec.json.decode(await response.read(), type=CheckpointList)
+        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
+            log.info("node=%s does not list checkpoints: %s", record.node, error)
+            return None
 
     async def ask(self, request: web.Request) -> web.Response:
         """Ask the job's main worker for a checkpoint after the round under way.
@@ -37,14 +102,18 @@ class CheckpointRoutes:
 
 
 def _check(job: JobView, spec: JobSpec) -> None:
+    _check_directory(job, spec)
+    if not job.active:
+        raise UsageError(f"job {job.name} has ended", field="job", limit="a job that runs")
+
+
+def _check_directory(job: JobView, spec: JobSpec) -> None:
     if not spec.checkpoint_dir:
         raise UsageError(
             f"job {job.name} has no directory for checkpoints",
             field="checkpoint_dir",
             hint="submit it with --checkpoint-dir",
         )
-    if not job.active:
-        raise UsageError(f"job {job.name} has ended", field="job", limit="a job that runs")
 
 
 def newest_report(progress: Iterable[Progress]) -> CheckpointReport | None:

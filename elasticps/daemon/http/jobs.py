@@ -136,6 +136,7 @@ class JobRoutes:
                         "worker": f"{self._node.name}.{number}",
                         "stream": line.stream,
                         "text": line.text,
+                        "unix_s": line.time_unix,
                     }
                     await lines.put(msgspec.json.encode(row) + b"\n")
             if not follow or not busy:

@@ -26,6 +26,7 @@ from elasticps.daemon.access import asking
 from elasticps.daemon.block_map import BlockMap
 from elasticps.daemon.http.checkpoints import newest_report
 from elasticps.daemon.node import Node
+from elasticps.daemon.usage import Usage, usage
 from elasticps.daemon.view import JobView
 from elasticps.wire.messages import Progress, ServerLoad
 
@@ -57,6 +58,7 @@ class LocalStatus(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeId
     foreign_values: int
     load: ServerLoad | None
+    usage: Usage | None = None
     children: tuple[ChildRow, ...]
     workers: tuple[LocalWorker, ...]
 
@@ -80,6 +82,7 @@ def local_status(node: Node) -> LocalStatus:
         node=node.name,
         foreign_values=node.view.foreign_values,
         load=load and msgspec.structs.replace(load, hot=()),
+        usage=usage(),
         children=children,
         workers=workers,
     )
@@ -126,6 +129,10 @@ class ClusterStatus:
     async def job(self, job: JobView) -> dict[str, Any]:
         assert job.spec is not None
         return self._job_row(job, job.spec, await self._locals())
+
+    async def progress_of(self, job: JobView) -> dict[str, Progress]:
+        """What the job's workers say of themselves, by uid, as far as their nodes answer."""
+        return _progress_of(job, await self._locals())
 
     # -- asking the other daemons ---------------------------------------------------------------
 
@@ -177,6 +184,8 @@ class ClusterStatus:
             "leads": leads,
             "replicas": replicas,
             "bytes_held": local.load.bytes_held if local and local.load else 0,
+            "bytes_per_s": local.load.total.bytes_per_s if local and local.load else 0.0,
+            "usage": msgspec.to_builtins(local.usage) if local else None,
             "workers": [
                 life.uid
                 for job in view.active_jobs
@@ -190,12 +199,7 @@ class ClusterStatus:
     def _job_row(
         self, job: JobView, spec: JobSpec, locals_: dict[NodeId, LocalStatus]
     ) -> dict[str, Any]:
-        progress = {
-            worker.uid: worker.progress
-            for local in locals_.values()
-            for worker in local.workers
-            if worker.progress is not None and worker.uid in job.workers
-        }
+        progress = _progress_of(job, locals_)
         newest = max(progress.values(), key=lambda item: (item.round, -item.rank), default=None)
         status = job.status
         leads = Counter(node_of(entry.primary) for entry in job.entries)
@@ -204,6 +208,9 @@ class ClusterStatus:
             "job": job.name,
             "state": status.state.value if status else "PENDING",
             "reason": status.reason if status else _no_status(job),
+            "since_unix": (status and status.since_unix) or spec.submitted_unix,
+            "workers_asked": status.asked if status else None,
+            "workers_planned": sum(status.workers.values()) if status else 0,
             "script": spec.argv[0],
             "strategy": spec.strategy,
             "codec": spec.codec,
@@ -235,6 +242,15 @@ class ClusterStatus:
         }
 
 
+def _progress_of(job: JobView, locals_: dict[NodeId, LocalStatus]) -> dict[str, Progress]:
+    return {
+        worker.uid: worker.progress
+        for local in locals_.values()
+        for worker in local.workers
+        if worker.progress is not None and worker.uid in job.workers
+    }
+
+
 def _no_status(job: JobView) -> str:
     unreadable = "its status in etcd cannot be read: it is left alone"
     return unreadable if "status" in job.damaged else "waiting for a leader"
@@ -251,6 +267,8 @@ def _worker_row(life: LivingWorker, progress: Progress | None) -> dict[str, Any]
         "state": life.record.state.value,
         "rank": progress.rank if progress else None,
         "round": progress.round if progress else None,
+        "step_s": progress.step_s if progress else None,
+        "compute_s": progress.compute_s if progress else None,
         "reason": life.record.reason,
     }
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch.optim import Adam
 
 from elasticps.checkpoint.directory import complete, newest
@@ -15,7 +19,7 @@ from elasticps.checkpoint.manifest import read_manifest
 from elasticps.checkpoint.snapshot import read
 from elasticps.cli import answers
 from tests.integration.cluster.acts import Cluster, Job, kill
-from tests.integration.cluster.scripts.train import trained_alone
+from tests.integration.cluster.scripts.train import network, numbers, trained_alone
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -61,6 +65,55 @@ async def test_a_user_asks_for_a_checkpoint_and_another_job_goes_on_from_it(
     (result,) = resumed.results().values()
     alone = trained_alone(resumed.goal, lr=0.05, kind=Adam)
     assert result["numbers"] == pytest.approx(alone, abs=1e-4)
+
+
+async def test_exported_weights_load_in_plain_torch_and_are_the_jobs(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "checkpoints", tmp_path / "weights.safetensors"
+    job = await shared_cluster.train(start_workers=2, checkpoint_dir=str(root))
+    await job.goes_on()
+    for _ in range(2):
+        code, _, error = await elasticps(shared_cluster, "checkpoint", "save", job.name)
+        assert code == 0, error
+
+    code, listed, error = await elasticps(shared_cluster, "checkpoint", "list", job.name, "--json")
+    assert code == 0, error
+    code, _, error = await elasticps(shared_cluster, "checkpoint", "export", str(root), str(out))
+    assert code == 0, error
+
+    rows = json.loads(listed)["checkpoints"]
+    assert [row["path"] for row in rows] == [str(path) for _, path in complete(root)]
+    assert [row["problem"] for row in rows] == ["", ""]
+    model = network()
+    model.load_state_dict(load_file(out))
+    alone = trained_alone(rows[0]["round"], lr=0.05)
+    assert numbers(model) == pytest.approx(alone, abs=1e-4)
+    values = read(newest(root)).values
+    assert all(torch.equal(item, values[name]) for name, item in model.state_dict().items())
+    assert (await job.finish()).state == "SUCCEEDED"
+
+
+async def test_a_job_without_a_directory_has_no_list_and_one_that_is_not_there_says_so(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    plain = await shared_cluster.train(max_workers=1)
+    code, out, error = await elasticps(shared_cluster, "checkpoint", "list", plain.name)
+    assert (code, out) == (2, "")
+    assert "field checkpoint_dir" in error
+    await plain.cancel()
+    await plain.ended()
+
+    root = tmp_path / "saved"
+    job = await shared_cluster.train(max_workers=1, checkpoint_dir=str(root))
+    await job.goes_on(2)
+    shutil.rmtree(root)
+    code, _, error = await elasticps(shared_cluster, "checkpoint", "list", job.name)
+    assert code == 1
+    assert f"{root} on n" in error
+    assert "No such file or directory" in error
+    await job.cancel()
+    await job.ended()
 
 
 async def test_every_checkpoint_there_is_is_whole_when_the_main_worker_is_killed_again_and_again(

@@ -227,7 +227,12 @@ async def test_metrics_are_told_to_who_may_read(
 async def test_each_role_may_do_what_it_is_for(cluster: SecuredCluster, training: Training) -> None:
     async with cluster.api_of(cluster.files.tokens[Role.READ]) as reader:
         assert len(await reader.nodes()) == 2
-        for refused in (reader.cancel(training.name), reader.cancel("none"), reader.rebalance()):
+        for refused in (
+            reader.cancel(training.name),
+            reader.cancel("none"),
+            reader.scale(training.name, 1),
+            reader.rebalance(),
+        ):
             with pytest.raises(AccessDenied, match="is for read"):
                 await refused
     async with cluster.api_of(cluster.files.tokens[Role.SUBMIT]) as submitter:
@@ -235,6 +240,8 @@ async def test_each_role_may_do_what_it_is_for(cluster: SecuredCluster, training
             await submitter.drain("n1", stay=True)
         with pytest.raises(AccessDenied, match="not one that submit has submitted"):
             await submitter.cancel(training.name)
+        with pytest.raises(AccessDenied, match="not one that submit has submitted"):
+            await submitter.scale(training.name, 1)
         cluster.role = Role.SUBMIT
         try:
             own = await cluster.submit(SCRIPTS / "train.py", "none", ".")

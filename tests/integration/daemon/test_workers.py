@@ -11,7 +11,15 @@ import msgspec
 import pytest
 
 from elasticps.core.ids import JobName, NodeId
-from elasticps.core.records import JobSpec, JobState, JobStatus, LivingWorker, WorkerState, encode
+from elasticps.core.records import (
+    JobSpec,
+    JobState,
+    JobStatus,
+    LivingWorker,
+    ScaleRecord,
+    WorkerState,
+    encode,
+)
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.supervisor import Supervisor
@@ -147,6 +155,24 @@ async def test_worker_that_was_told_to_retire_is_replaced_only_when_it_has_left(
         assert list(node.workers.lives) == ["a.1"]
 
 
+async def test_of_several_workers_the_highest_rank_of_a_scale_leaves_first(
+    store: Store, tmp_path: Path
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        await node.wanted(3)
+        await node.workers.reconcile(lease, node.retire)
+        lives = [node.workers.lives[uid] for uid in ("a.1", "a.2", "a.3")]
+        for life in lives:
+            assert node.workers.welcome(life.uid, "test") is not None
+        first, main, last = (life.worker for life in lives)
+        record = ScaleRecord(workers=1, ranks=(main, last, first))
+        await node.cluster.store.put(node.cluster.keys.job_scale(JOB), encode(record))
+        for count in (2, 1):
+            await node.wanted(count)
+            await node.workers.reconcile(lease, node.retire)
+        assert node.told == ["a.1", "a.3"]
+
+
 @pytest.mark.parametrize("gone", ["lease", "job"])
 async def test_worker_that_may_still_end_its_round_is_stopped_when_its_job_or_lease_is_gone(
     store: Store, tmp_path: Path, gone: str
@@ -228,6 +254,28 @@ async def test_worker_that_ends_with_code_0_without_leaving_the_job_has_failed(
             lambda: "a.1" in lives and lives["a.1"].record.state is WorkerState.FAILED
         )
         assert lives["a.1"].record.reason == NEVER_CLOSED
+
+
+async def test_worker_that_ends_with_a_code_says_what_it_wrote_to_stderr_last(
+    store: Store, tmp_path: Path
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        node.script(
+            "import os\n"
+            "for text in ('reading', 'no data here'):\n"
+            "    os.write(2, (text + '\\n').encode())\n"
+            "os.write(1, b'bye\\n')\n"
+            "os._exit(3)\n"
+        )
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        lives = node.cluster.view.jobs[JOB].workers
+        await node.cluster.until(
+            lambda: "a.1" in lives and lives["a.1"].record.state is WorkerState.FAILED
+        )
+        record = lives["a.1"].record
+        assert record.reason == "exited with code 3: no data here"
+        assert record.traceback == "reading\nno data here"
 
 
 async def test_nobody_begins_after_an_end_in_order_until_the_leader_knows_of_a_broken_one(

@@ -1,0 +1,127 @@
+"""A checkpoint's weights as one safetensors file, by the names of the model's ``state_dict``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from elasticps.checkpoint.disk import OS_DISK
+from elasticps.checkpoint.integrity import CHUNK_BYTES, LENGTH_BYTES, check_header, check_whole
+from elasticps.checkpoint.manifest import Manifest
+from elasticps.errors import CheckpointError, UsageError
+
+SUFFIX = ".safetensors"
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written: ``tensors`` of the ``job`` after ``round`` rounds."""
+
+    path: str
+    job: str
+    round: int
+    tensors: int
+    nbytes: int
+    sha256: str
+
+
+def export(directory: Path, out: Path, *, force: bool = False) -> Exported:
+    """Write the values of the checkpoint in ``directory`` to ``out``, whole or not at all.
+
+    All of the checkpoint is held against its digests first. ``force`` replaces an ``out`` that is
+    there. Raises CheckpointError, and UsageError for an ``out`` that will not do.
+    """
+    if out.suffix != SUFFIX:
+        raise UsageError(
+            f"{out.name!r} is not the name of a {SUFFIX} file",
+            field="out",
+            limit=f"a name that ends with {SUFFIX}",
+            hint="torch.save writes pickles, which can run code; load the export with"
+            " safetensors.torch.load_file",
+        )
+    if out.exists() and not force:
+        raise _taken(out)
+    manifest = check_whole(directory)
+    try:
+        return _written(directory, manifest, out, force)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be written: {error.strerror}", where=str(error.filename or out), field="out"
+        ) from error
+
+
+def _taken(out: Path) -> UsageError:
+    return UsageError(
+        "the file exists, and is not overwritten", where=str(out), field="out", hint="--force does"
+    )
+
+
+def _written(directory: Path, manifest: Manifest, out: Path, force: bool) -> Exported:
+    digest, size, tensors = hashlib.sha256(), 0, 0
+
+    def hashed() -> Iterator[bytes]:
+        nonlocal size, tensors
+        with (directory / manifest.values.name).open("rb") as source:
+            header, tensors = _header(source, manifest, out)
+            for part in _parts(header, source):
+                digest.update(part)
+                size += len(part)
+                yield part
+
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        OS_DISK.create(temporary, hashed())
+        _put(temporary, out, force)
+    finally:
+        temporary.unlink(missing_ok=True)
+    OS_DISK.sync_directory(out.parent)
+    return Exported(
+        path=str(out),
+        job=manifest.job,
+        round=manifest.round,
+        tensors=tensors,
+        nbytes=size,
+        sha256=digest.hexdigest(),
+    )
+
+
+def _header(source: BinaryIO, manifest: Manifest, out: Path) -> tuple[bytes, int]:
+    """The file's header with what it is of, and how many tensors it has; what follows stays."""
+    length = int.from_bytes(source.read(LENGTH_BYTES), "little")
+    rows = json.loads(source.read(length))
+    rows.pop("__metadata__", None)
+    # Readers take "format" for the library whose tensors these are.
+    about = {
+        "format": "pt",
+        "elasticps": manifest.elasticps,
+        "job": manifest.job,
+        "round": str(manifest.round),
+    }
+    body = json.dumps({"__metadata__": about, **rows}, separators=(",", ":")).encode()
+    body += b" " * (-len(body) % LENGTH_BYTES)
+    check_header(len(body), out)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body, len(rows)
+
+
+def _parts(header: bytes, source: BinaryIO) -> Iterator[bytes]:
+    yield header
+    while part := source.read(CHUNK_BYTES):
+        yield part
+
+
+def _put(temporary: Path, out: Path, force: bool) -> None:
+    """Give the file its name; without ``force`` never in place of another, however late it came."""
+    if force:
+        temporary.replace(out)
+        return
+    try:
+        os.link(temporary, out)
+    except FileExistsError:
+        raise _taken(out) from None
+    except OSError:  # a file system without second names: the check before has to do
+        temporary.rename(out)

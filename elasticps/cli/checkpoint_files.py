@@ -1,0 +1,120 @@
+"""``elasticps checkpoint list`` and ``export``: checkpoints as files, of a job or a directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import msgspec
+
+from elasticps.cli.answers import StoredCheckpoint, StoredCheckpoints
+from elasticps.cli.completion import complete_job
+from elasticps.cli.options import Settings, json_option, require_known, run_async
+from elasticps.cli.output import human_bytes, print_answer, print_json
+from elasticps.cli.progress import Progress
+from elasticps.errors import CheckpointError, ElasticError, UsageError
+
+
+@click.command("list")
+@click.argument("place", metavar="JOB|DIRECTORY", shell_complete=complete_job)
+@click.option("--verify", is_flag=True, help="Hold every bit against its digest; a directory only.")
+@json_option
+@click.pass_obj
+def list_checkpoints(settings: Settings, place: str, verify: bool, as_json: bool) -> None:
+    """List the checkpoints of JOB, or those in DIRECTORY of this machine, the newest first.
+
+    What has a slash in it, or is "." or "..", is a directory. A job's are listed by a daemon that
+    sees its directory. One that is not complete is told with why, and no job goes on from it.
+
+    \b
+    Example:
+      elasticps checkpoint list mnist
+      elasticps checkpoint list ./saved --verify
+
+    \b
+    Exit codes:
+      0    listed, whether complete or not
+      1    the cluster, or the directory, cannot be reached
+      2    no such job, or it has no directory
+    """
+    if _is_path(place):
+        answer = _in_directory(Path(place).absolute(), verify)
+    elif verify:
+        raise UsageError("a job's checkpoints are not verified from here", field="verify")
+    else:
+        answer = run_async(_of_job(settings, place, is_here=Path(place).is_dir()))
+    if answer.problem:
+        where = answer.directory + (f" on {answer.node}" if answer.node else "")
+        raise ElasticError(answer.problem, where=where)
+    print_answer(answer, as_json=as_json)
+
+
+def _is_path(place: str) -> bool:
+    return os.sep in place or place in (".", "..")
+
+
+def _in_directory(directory: Path, verify: bool) -> StoredCheckpoints:
+    from elasticps.checkpoint import listing
+
+    with Progress() as progress:
+        if verify:
+            progress.show(f"reading {directory} ...")
+        try:
+            rows = listing.list_checkpoints(directory, verify=verify)
+        except CheckpointError as error:
+            return StoredCheckpoints(directory=str(directory), problem=error.what)
+    found = tuple(StoredCheckpoint(**msgspec.structs.asdict(row)) for row in rows)
+    return StoredCheckpoints(directory=str(directory), checkpoints=found)
+
+
+async def _of_job(settings: Settings, job: str, *, is_here: bool) -> StoredCheckpoints:
+    async with settings.connect() as api:
+        try:
+            require_known("job", job, (each.job for each in (await api.status()).jobs))
+        except UsageError as error:
+            if is_here:
+                error.hint = f"for the directory of this name say ./{job}"
+            raise
+        return await api.checkpoints(job)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+@json_option
+def export(checkpoint: Path, out: Path, force: bool, as_json: bool) -> None:
+    """Write the weights of CHECKPOINT to OUT, one .safetensors file that plain torch loads.
+
+    CHECKPOINT is the directory of one, or of several: then the newest complete one is meant. All of
+    it is checked first. The names are those of the model's state_dict: its trained parameters;
+    what a worker keeps to itself, frozen parameters and buffers, is not in a checkpoint.
+
+    \b
+    Example:
+      elasticps checkpoint export saved mnist.safetensors
+      elasticps checkpoint export saved/round-00000200 mnist-200.safetensors
+
+    \b
+    Exit codes:
+      0    OUT is there, whole and on the disk
+      1    CHECKPOINT is damaged or missing, or OUT cannot be written
+      2    OUT is no .safetensors name, or it exists and --force was not said
+    """
+    from elasticps.checkpoint.directory import newest
+    from elasticps.checkpoint.export import export as written
+
+    with Progress() as progress:
+        progress.show(f"checking {checkpoint} ...")
+        try:
+            made = written(newest(checkpoint), out, force=force)
+        except CheckpointError as error:
+            if error.field == "resume":  # in the words of this command's arguments
+                error.field = "checkpoint"
+            raise
+    if as_json:
+        print_json(made)
+        return
+    size = human_bytes(made.nbytes)
+    click.echo(f"{made.path}: {made.tensors} tensors, {size}, round {made.round} of {made.job}")
