@@ -15,6 +15,7 @@ from elasticps import __version__
 from elasticps.cli.certs import certs
 from elasticps.cli.checkpoint import checkpoint
 from elasticps.cli.daemon import config, daemon
+from elasticps.cli.doctor import doctor
 from elasticps.cli.inspect import jobs, logs, nodes, status
 from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
@@ -25,6 +26,7 @@ from elasticps.cli.run import run
 from elasticps.cli.service import service
 from elasticps.cli.sim import sim
 from elasticps.cli.token import token
+from elasticps.cli.wait import wait
 from elasticps.errors import ElasticError, UsageError
 
 DEBUG_VARIABLE = "ELASTICPS_DEBUG"
@@ -101,6 +103,8 @@ for command in (
     daemon,
     config,
     service,
+    doctor,
+    wait,
 ):
     cli.add_command(command)
 

@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 
 from elasticps.daemon.http.body import NotFound, as_json
 from elasticps.daemon.http.checkpoints import CheckpointRoutes
+from elasticps.daemon.http.doctor import DoctorRoutes
 from elasticps.daemon.http.guard import Unproven, guard
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
@@ -66,6 +67,7 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
     app.router.add_routes(NodeRoutes(node, status).routes())
     app.router.add_routes(JobRoutes(node, status, client).routes())
     app.router.add_routes(CheckpointRoutes(node).routes())
+    app.router.add_routes(DoctorRoutes(node).routes())
     return app
 
 
