@@ -45,7 +45,7 @@ def doctor(context: click.Context, /, only: str | None, as_json: bool, **options
     Example:
       elasticps doctor
       elasticps doctor --only machine --config elasticps.toml
-      elasticps --api https://10.0.0.7:7400 --ca ca.pem --token-file root doctor --only cluster
+      elasticps --api https://10.0.0.7:7400 doctor --only cluster
 
     \b
     Exit codes:
