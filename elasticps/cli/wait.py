@@ -79,8 +79,8 @@ def wait(
         missing = "the cluster does not answer"
         try:
             with Progress() as progress:
+                progress.show("asking the cluster")
                 async with asyncio.timeout(timeout_s), settings.connect() as api:
-                    progress.show(missing)
                     looks = watch(api.status, patience_s=timeout_s or PATIENCE_S)
                     async with aclosing(looks) as statuses:
                         async for status in statuses:

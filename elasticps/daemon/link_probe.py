@@ -28,7 +28,7 @@ from elasticps.wire.pool import ConnectionPool
 ROUND_TRIPS = 8
 MAX_BYTES = 64 << 20
 FIRST_PIECE, PIECE = 32 << 10, 256 << 10
-"""A link that is so slow that it shows with the first is not given more."""
+"""A link on which the first goes slowly is given small pieces, one after the other."""
 SLOW_BYTES_PER_S = 1e6
 UNDER_WAY = 8
 SENDING_S = 2.0
@@ -97,10 +97,9 @@ async def _rate(connection: Connection, nbytes: int, round_trip_s: float) -> flo
     began = time.monotonic()
     await _send(connection, os.urandom(FIRST_PIECE))
     first = FIRST_PIECE / max(time.monotonic() - began - round_trip_s, 1e-6)
-    if first < SLOW_BYTES_PER_S:
-        return first
-    piece = os.urandom(PIECE)  # nothing on the way makes it smaller
-    left = max(1, nbytes // PIECE)
+    is_slow = first < SLOW_BYTES_PER_S
+    piece = os.urandom(FIRST_PIECE if is_slow else PIECE)  # nothing on the way makes it smaller
+    left = max(1, nbytes // len(piece))
     sent = 0
     began = time.monotonic()
 
@@ -109,10 +108,10 @@ async def _rate(connection: Connection, nbytes: int, round_trip_s: float) -> flo
         while left > 0 and time.monotonic() - began < SENDING_S:
             left -= 1
             await _send(connection, piece)
-            sent += PIECE
+            sent += len(piece)
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(UNDER_WAY):
+        for _ in range(1 if is_slow else UNDER_WAY):
             tasks.create_task(send())
     return sent / max(time.monotonic() - began - round_trip_s, 1e-6)
 

@@ -49,7 +49,7 @@ def lab() -> Iterator[Shell]:
         for key, value in os.environ.items()
         if not key.startswith(("ELASTICPS_", "ETCD"))
     }
-    tools = (Path(sys.executable).parent, find_etcd().path.parent)
+    tools = (find_etcd().path.parent, Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([*map(str, tools), environment["PATH"]])
     environment |= {"LAB": name, "COLUMNS": "200"}
     try:

@@ -106,10 +106,12 @@ def shell(directory: Path, environment: Mapping[str, str], limit_s: float) -> It
 
 
 def walk(shell: Shell, wanted: Sequence[Step]) -> None:
-    """Paste each step, and look for what the page shows."""
+    """Paste each step, and look for what the page shows. Raises AssertionError with all misses."""
+    misses = []
     for step in wanted:
         output = shell.paste(step.commands)
-        for line in step.shown:
-            assert is_shown(line, output), (
-                f"{step.section}: not shown: {line}\n{step.commands}\n-- it wrote:\n{output}"
-            )
+        missed = [line for line in step.shown if not is_shown(line, output)]
+        if missed:
+            told = "\n".join(missed)
+            misses.append(f"{step.section}: not shown:\n{told}\n-- but:\n{output}")
+    assert not misses, "\n\n".join(misses)

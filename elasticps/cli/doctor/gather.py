@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from statistics import median
 
 from elasticps.cli.answers import Job, Node
 from elasticps.cli.client import Api
 from elasticps.daemon.machine_facts import MachineFacts
 from elasticps.daemon.measured_link import MeasuredLink
+from elasticps.doctor.checks.links import is_narrow
 from elasticps.doctor.etcd_http import Clock
 from elasticps.doctor.seen import JobSeen, Member, Seen
 from elasticps.errors import ElasticError
 
 PROBE_BYTES = 16 << 20
+MEASURED_AGAIN = 8
 WIDE_LINKS = 4
 """To how many others each node's link is measured for width: of many nodes there are too many."""
 
@@ -84,6 +87,27 @@ async def _links(api: Api, nodes: list[Node], found: _Found, tell: Callable[[str
                 if _answers(found, node.node, to)
             )
         )
+    await _again(api, {node.node: node for node in nodes}, found, tell)
+
+
+async def _again(
+    api: Api, nodes: dict[str, Node], found: _Found, tell: Callable[[str], None]
+) -> None:
+    """Measure the odd ones alone: what one bad cable does to the others is not their fault."""
+    suspects = sorted(
+        (link.bytes_per_s, name, str(to))
+        for name, row in found.links.items()
+        for to, link in row.items()
+        if link.bytes_per_s is not None
+    )
+    usual = median(rate for rate, _, _ in suspects) if suspects else 0.0
+    odd = [row for row in suspects if is_narrow(row[0], usual)][:MEASURED_AGAIN]
+    for number, (rate, name, to) in enumerate(odd, 1):
+        tell(f"measuring narrow links again, alone: {number} of {len(odd)}")
+        before = found.links[name][to]
+        await _measure(api, nodes[name], (to,), PROBE_BYTES, found)
+        if (found.links[name][to].bytes_per_s or 0.0) < rate:
+            found.links[name][to] = before
 
 
 def _answers(found: _Found, name: str, to: str) -> bool:

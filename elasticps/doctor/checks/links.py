@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from statistics import median
 
 from elasticps.daemon.measured_link import MeasuredLink
@@ -16,14 +17,14 @@ ODD = 4.0
 
 
 def links(seen: Seen) -> list[Finding]:
-    """Faults and warnings one by one, all that is well in one line."""
+    """Faults and warnings one by one, the narrowest first; all that is well in one line."""
     if len(seen.members) < 2:
         return [unchecked("there is one node")]
     found = [(name, link) for name, row in sorted(seen.links.items()) for link in row]
     findings = [_broken(name, link) for name, link in found if link.error]
     good = [(name, link) for name, link in found if not link.error]
     usual = median([link.bytes_per_s for _, link in good if link.bytes_per_s] or [0.0])
-    for name, link in good:
+    for name, link in sorted(good, key=lambda pair: pair[1].bytes_per_s or inf):
         findings += _slow(name, link, usual)
     findings += [
         unchecked(f"from {name}: {why}", fix="a token of the role admin, where its API is reached")
@@ -48,13 +49,18 @@ def _slow(name: str, link: MeasuredLink, usual: float) -> list[Finding]:
     if rate is not None and rate < NARROW_BYTES_PER_S:
         fix = "--codec int8 or --strategy local-sgd; `elasticps plan --link` says what a step takes"
         findings.append(warning(f"{way}: {bits(rate)}", fix=fix))
-    elif rate is not None and rate * ODD < usual:
+    elif rate is not None and is_narrow(rate, usual):
         fix = "`ethtool`, `iperf3`: the speed of the port, errors, who else uses it"
         findings.append(warning(f"{way}: {bits(rate)}, others {bits(usual)}", fix=fix))
     if link.round_trip_s is not None and link.round_trip_s > FAR_S:
         fix = "a step waits for some round trips: `elasticps plan --link`, local-sgd"
         findings.append(warning(f"{way}: {_ms(link.round_trip_s)} there and back", fix=fix))
     return findings
+
+
+def is_narrow(bytes_per_s: float, usual: float) -> bool:
+    """By itself, or beside the cluster's other links, of which half are wider than ``usual``."""
+    return bytes_per_s < max(NARROW_BYTES_PER_S, usual / ODD)
 
 
 def _summary(good: list[MeasuredLink]) -> list[Finding]:
