@@ -39,6 +39,14 @@ async def test_a_frozen_etcd_is_a_fault_and_its_port_is_open(tmp_path, etcd_serv
     assert "it takes connections" in found.fix
 
 
+async def test_two_endpoints_are_a_warning_for_they_outlive_no_more_than_one(
+    tmp_path, etcd_cluster
+):
+    two = ",".join(etcd_cluster.endpoints[:2])
+    found = the(Level.WARNING, await etcd(setup_of(tmp_path, etcd__endpoints=two)))
+    assert "three or five" in found.fix
+
+
 async def test_one_member_of_three_cannot_do_without_the_others(tmp_path, etcd_cluster):
     for member in etcd_cluster.members[1:]:
         member.kill()
