@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -33,6 +33,10 @@ from elasticps.cli.answers import (
 )
 from elasticps.cli.frames import Frame, FrameParser
 from elasticps.errors import AccessDenied, ElasticError, PeerUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from elasticps.daemon.machine_facts import MachineFacts
+    from elasticps.daemon.measured_link import MeasuredLink
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 15.0
@@ -124,6 +128,20 @@ class Api:
 
     async def checkpoint(self, job: str) -> CheckpointAsked:
         return await self._call("POST", f"jobs/{_part(job)}/checkpoint", CheckpointAsked)
+
+    async def machine(self, node: Node) -> MachineFacts:
+        """What the node's own daemon says of its machine."""
+        from elasticps.daemon.machine_facts import MachineFacts
+
+        return await self._call("GET", "machine", MachineFacts, base=_url(node))
+
+    async def links(self, node: Node, to: tuple[str, ...], nbytes: int) -> list[MeasuredLink]:
+        """From the node to others, measured now; ``nbytes`` 0 asks whether they answer."""
+        from elasticps.daemon.measured_link import Links
+
+        body = msgspec.json.encode({"to": to, "bytes": nbytes})
+        answer = await self._call("POST", "links", Links, body, base=_url(node))
+        return answer.links
 
     async def lines(
         self, job: str, *, follow: bool, node: Node | None = None

@@ -16,6 +16,7 @@ from elasticps.cli.certs import certs
 from elasticps.cli.checkpoint import checkpoint
 from elasticps.cli.completion import completion
 from elasticps.cli.daemon import config, daemon
+from elasticps.cli.doctor import doctor
 from elasticps.cli.inspect import jobs, logs, nodes, status
 from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
@@ -28,6 +29,7 @@ from elasticps.cli.service import service
 from elasticps.cli.sim import sim
 from elasticps.cli.token import token
 from elasticps.cli.top import top
+from elasticps.cli.wait import wait
 from elasticps.cli.watch import events
 from elasticps.errors import ElasticError, UsageError
 
@@ -109,6 +111,8 @@ for command in (
     config,
     service,
     completion,
+    doctor,
+    wait,
 ):
     cli.add_command(command)
 

@@ -130,7 +130,7 @@ async def _restarted(
     step = "waiting for all copies of all blocks"
     try:
         async with asyncio.timeout(timeout_s):
-            await cluster.until(_is_whole, progress, f"{name}: {step}")
+            await cluster.until(is_whole, progress, f"{name}: {step}")
             before = _incarnation(await cluster.status(), name)
             step = "draining and starting again"
             await cluster.ask(lambda api: api.restart(name))
@@ -140,7 +140,7 @@ async def _restarted(
 
             await cluster.until(is_back, progress, f"{name}: {step}")
             step = "waiting for the copies to come back"
-            await cluster.until(_is_whole, progress, f"{name}: {step}")
+            await cluster.until(is_whole, progress, f"{name}: {step}")
     except TimeoutError:
         raise ElasticError(
             f"not restarted within {timeout_s:g} s: {step}",
@@ -157,16 +157,16 @@ def _leader_last(status: Status) -> list[str]:
 def _incarnation(status: Status, name: str) -> str | None:
     """Of a node that is ready to serve; None of one that is not."""
     found = next((node for node in status.nodes if node.node == name), None)
-    return found.incarnation if found and _is_ready(found) else None
+    return found.incarnation if found and is_ready(found) else None
 
 
-def _is_ready(node: Node) -> bool:
+def is_ready(node: Node) -> bool:
     return node.state == "ready" and node.reachable
 
 
-def _is_whole(status: Status) -> bool:
+def is_whole(status: Status) -> bool:
     """Every job has the copies that its nodes can hold, and none is on its way."""
-    ready = sum(map(_is_ready, status.nodes))
+    ready = sum(map(is_ready, status.nodes))
     return all(
         job.final or (not job.pending_moves and (not job.under_replicated or job.replicas > ready))
         for job in status.jobs
@@ -176,7 +176,7 @@ def _is_whole(status: Status) -> bool:
 def _check_room(status: Status) -> None:
     """Raise UsageError where a node that drains could hand its blocks to nobody."""
     busy = [job.job for job in status.jobs if not job.final]
-    if busy and sum(map(_is_ready, status.nodes)) < 2:
+    if busy and sum(map(is_ready, status.nodes)) < 2:
         raise UsageError(
             f"there is no other node for the blocks of {', '.join(busy)}",
             field="nodes",

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elasticps.daemon.config import DaemonConfig, Security
 from elasticps.daemon.settings import (
@@ -23,6 +23,9 @@ from elasticps.daemon.settings import (
 )
 from elasticps.errors import UsageError
 from elasticps.security.files import read_word
+
+if TYPE_CHECKING:
+    from elasticps.store.config import StoreConfig
 
 FILE = Path("/etc/elasticps/elasticps.toml")
 FILE_VARIABLE = "ELASTICPS_CONFIG"
@@ -81,7 +84,8 @@ class Settings:
                 hint=error.hint,
             ) from None
 
-    def _config(self) -> DaemonConfig:
+    def store(self) -> StoreConfig:
+        """Where etcd is and how to prove ourselves to it. Raises UsageError."""
         from elasticps.store.config import StoreConfig  # brings gRPC, which other commands need not
 
         etcd: dict[str, Any] = {
@@ -90,17 +94,19 @@ class Settings:
             if key.startswith("etcd.")
         }
         password_file = etcd.pop("password_file")
-        store = StoreConfig(
+        return StoreConfig(
             username=etcd.pop("user"),
             password=read_word(password_file, "etcd.password_file") if password_file else None,
             **etcd,
         )
+
+    def _config(self) -> DaemonConfig:
         own: dict[str, Any] = {
             BY_KEY[key].field_name: given.value
             for key, given in self.values.items()
             if not BY_KEY[key].is_part
         }
-        return DaemonConfig(etcd=store, security=self._security(), **own)
+        return DaemonConfig(etcd=self.store(), security=self._security(), **own)
 
     def _security(self) -> Security | None:
         """All of it or nothing: half of it would be taken for the whole."""

@@ -38,8 +38,8 @@ class TlsFiles:
     def check(self, node: str) -> None:
         """Raises UsageError, naming the file, for what cannot prove that this is ``node``."""
         read_secret(self.key, "tls_key")
-        authorities = _certificates(self.ca, "tls_ca")
-        certificate = _certificates(self.cert, "tls_cert")[0]
+        authorities = certificates_in(self.ca, "tls_ca")
+        certificate = certificates_in(self.cert, "tls_cert")[0]
         now = datetime.datetime.now(datetime.UTC)
         left = certificate.not_valid_after_utc - now
         if left < datetime.timedelta(0) or certificate.not_valid_before_utc > now:
@@ -47,7 +47,7 @@ class TlsFiles:
         if left < SOON:
             log.warning("%s is valid for %d days only", self.cert, left.days)
         _check_host(node)
-        names = _names(certificate)
+        names = hosts_of(certificate)
         if common_name(certificate) != node or node not in names:
             self._refuse(f"the certificate is not one of node {node}", limit=", ".join(names))
         if not any(signed_by(certificate, each) for each in authorities):
@@ -151,7 +151,8 @@ def signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     return True
 
 
-def _names(certificate: x509.Certificate) -> list[str]:
+def hosts_of(certificate: x509.Certificate) -> list[str]:
+    """The names and addresses that a certificate is for."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
@@ -161,7 +162,8 @@ def _names(certificate: x509.Certificate) -> list[str]:
     ]
 
 
-def _certificates(path: Path, field: str) -> list[x509.Certificate]:
+def certificates_in(path: Path, field: str) -> list[x509.Certificate]:
+    """Those of a PEM file that the configuration names. Raises UsageError."""
     try:
         return x509.load_pem_x509_certificates(read_file(path, field))
     except ValueError as error:

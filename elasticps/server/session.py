@@ -31,7 +31,7 @@ from elasticps.wire.messages import (
 from elasticps.wire.tensors import bytes_of
 
 STATE_SLACK = 64 * 1024
-_PAYLOAD_KINDS = frozenset({Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP})
+_PAYLOAD_KINDS = frozenset({Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP, Kind.PROBE})
 _CLIENT_KINDS = frozenset({Kind.PUSH, Kind.PULL, Kind.INIT, Kind.LEDGER, Kind.STATE, Kind.STATUS})
 
 
@@ -69,6 +69,8 @@ class Session:
                 f"a {header.kind.name} takes no payload", field="payload_length", limit="0"
             )
         self._admitted.check(header)
+        if header.kind is Kind.PROBE:
+            return None
         hosted = self._table.replica(header.job, header.block)
         if hosted is None:
             self._incoming = None
@@ -105,6 +107,8 @@ class Session:
             self._client(request, meta, payload, incoming)
         elif header.kind in (Kind.SNAPSHOT, Kind.OP):
             self._replicate(request, meta, payload)
+        elif header.kind is Kind.PROBE:
+            request.answer(Status.OK)
         else:
             raise WireError(f"{header.kind.name} is not for a shard server", field="kind")
 

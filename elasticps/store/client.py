@@ -169,6 +169,8 @@ class Store:
             leader=answer.leader,
             revision=answer.header.revision,
             db_size=answer.dbSize,
+            db_size_in_use=answer.dbSizeInUse,
+            errors=tuple(answer.errors),
         )
 
     async def rolled_back(self) -> StoreRolledBack:

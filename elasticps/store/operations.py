@@ -38,12 +38,17 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatus:
-    """What one etcd member says of itself. ``leader`` is the leader's member id."""
+    """What one etcd member says of itself. ``leader`` is the leader's member id.
+
+    ``db_size_in_use`` of the file's ``db_size`` bytes are not free; ``errors`` has its alarms.
+    """
 
     version: str
     leader: int
     revision: int
     db_size: int
+    db_size_in_use: int = 0
+    errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

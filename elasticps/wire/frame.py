@@ -67,6 +67,8 @@ class Kind(IntEnum):
     """A probe: is this server alive, and what does it serve."""
     FETCH = 11
     """A read of a tensor that another worker holds ready, or a part of it."""
+    PROBE = 12
+    """Bytes by which a node measures its link: dropped, and answered once all are here."""
 
 
 class Status(IntEnum):

@@ -16,6 +16,7 @@ from aiohttp.typedefs import Handler
 from elasticps.daemon.block_map import BlockMap
 from elasticps.daemon.http.body import NotFound, as_json
 from elasticps.daemon.http.checkpoints import CheckpointRoutes
+from elasticps.daemon.http.doctor import DoctorRoutes
 from elasticps.daemon.http.events import EventRoutes
 from elasticps.daemon.http.guard import Unproven, guard
 from elasticps.daemon.http.jobs import JobRoutes
@@ -81,6 +82,7 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
     app.on_shutdown.append(stream.stop)
     app.router.add_routes(CheckpointRoutes(node, client).routes())
     app.router.add_routes(ScaleRoutes(node, status).routes())
+    app.router.add_routes(DoctorRoutes(node).routes())
     return app
 
 

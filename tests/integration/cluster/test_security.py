@@ -136,8 +136,9 @@ async def test_a_session_is_bound_to_the_job_of_its_pass(
     for token in refused.values():
         with pytest.raises(PeerUnavailable):
             await speak(cluster, training, caller="7", token=token)
-    with pytest.raises(PeerUnavailable):  # a worker is no replica
-        await speak(cluster, training, caller="7", token=issuer.issue("7", job), kind=Kind.OP)
+    for kind in (Kind.OP, Kind.PROBE):  # a worker is no replica, and measures no links
+        with pytest.raises(PeerUnavailable):
+            await speak(cluster, training, caller="7", token=issuer.issue("7", job), kind=kind)
     await training.goes_on(5)
 
 
