@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from elasticps.core.affinity import Span
 from elasticps.core.audit import Verdict
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES
 from elasticps.core.consistency import Guarantees
@@ -192,9 +193,10 @@ class CaughtUpRow(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ReportRecord(msgspec.Struct, frozen=True):
-    """All promises of one node's servers for one job."""
+    """All promises of a node's servers for a job; ``wishes``: what its workers want led there."""
 
     rows: tuple[CaughtUpRow, ...]
+    wishes: tuple[Span, ...] = ()
 
 
 RecordType = TypeVar("RecordType", bound=msgspec.Struct)

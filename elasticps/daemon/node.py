@@ -42,6 +42,7 @@ from elasticps.wire.messages import (
     Access,
     Describe,
     Finished,
+    Prefer,
     Progress,
     Promises,
     Retire,
@@ -334,6 +335,11 @@ class Node:
         if life is not None:
             life.progress = progress
 
+    def preferred(self, uid: str, prefer: Prefer) -> None:
+        life = self.workers.lives.get(uid)
+        if life is not None:
+            self._reports.preferred(life, prefer)
+
     def finished(self, uid: str, finished: Finished) -> None:
         life = self.workers.lives.get(uid)
         if life is not None:
@@ -343,6 +349,7 @@ class Node:
         life = self.workers.lives.get(uid)
         if life is not None:
             life.hung_up.set()
+            self._reports.preferred(life, Prefer(()))
 
 
 ServeHttp = Callable[[Node], AbstractAsyncContextManager[str]]

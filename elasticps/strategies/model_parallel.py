@@ -243,6 +243,7 @@ class ModelParallel(Strategy):
         pipeline.hold(new)
         worker.refresh(list(_names(pipeline, new)))
         self._held = layers
+        worker.prefer_here(list(_names(pipeline, layers)))
 
     def _clear_gradients(self, worker: Worker) -> None:
         for name in _names(worker.pipeline, self._held):

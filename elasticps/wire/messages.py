@@ -6,10 +6,11 @@ frames (daemon to child and back, on one machine) carry one ``Control`` message 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
+from elasticps.core.affinity import MAX_SPANS, Span
 from elasticps.core.audit import Tally, Verdict
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.chosen import DEFAULT_CODEC
@@ -369,6 +370,12 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     checkpoint_attempts: Attempts = Attempts()
 
 
+class Prefer(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: the blocks that it would have led on its own node, instead of those before."""
+
+    blocks: Annotated[tuple[Span, ...], msgspec.Meta(max_length=MAX_SPANS)]
+
+
 class Finished(msgspec.Struct, frozen=True, tag=True):
     """From a worker: how its life ended. ``left``: it was asked to retire."""
 
@@ -394,6 +401,7 @@ Control = (
     | Describe
     | Rejected
     | Progress
+    | Prefer
     | Finished
 )
 

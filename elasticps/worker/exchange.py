@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elasticps.api.job_codec import load_codec
+from elasticps.core.affinity import Span, joined
 from elasticps.core.audit import Tally, Verdict
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.commands import (
@@ -377,6 +378,11 @@ class Exchange:
     def bytes_pulled(self) -> int:
         """Of values alone, what was asked for again included."""
         return self._blocks.bytes_pulled
+
+    def spans_of(self, parameters: Collection[int]) -> tuple[Span, ...]:
+        """The blocks of these parameters, by their index in the model."""
+        blocks = (each.block for each in self._memory if each.block.parameter in parameters)
+        return joined((block.id, BlockId(block.id + 1)) for block in blocks)
 
     # -- reading what the servers hold ----------------------------------------------------------
 

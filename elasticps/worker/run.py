@@ -14,6 +14,7 @@ import torch
 from elasticps.api.chosen_strategy import ChosenStrategy
 from elasticps.api.pipeline import Loss, Pipeline
 from elasticps.api.strategy import ServedOptimizer
+from elasticps.core.affinity import Span
 from elasticps.core.audit import Verdict
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.commands import Cut, Turn
@@ -21,7 +22,7 @@ from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
-from elasticps.wire.messages import Finished, JobInfo, Progress, StateMeta, Welcome
+from elasticps.wire.messages import Finished, JobInfo, Prefer, Progress, StateMeta, Welcome
 from elasticps.worker.agent import Agent
 from elasticps.worker.checkpoints import Checkpoints
 from elasticps.worker.client import Client
@@ -175,6 +176,7 @@ class Run:
             clipping=clipping,
             is_retiring=lambda: self._agent.retiring is not None,
             log=self.log,
+            prefer=self._prefer,
             peers=self._peer_calls,
             pipeline=pipeline,
         )
@@ -353,6 +355,12 @@ class Run:
         if now - self._told_at >= PROGRESS_PERIOD_S:
             self._told_at = now
             self._loop.call(self._progress())
+
+    def _prefer(self, blocks: tuple[Span, ...]) -> None:
+        async def tell() -> None:
+            self._agent.prefer(Prefer(blocks))
+
+        self._loop.call(tell())
 
     async def _progress(self) -> None:
         member = self._stepping

@@ -11,6 +11,7 @@ import torch
 
 from elasticps.api.pipeline import Pipeline
 from elasticps.api.strategy import Pending, Strategy
+from elasticps.core.affinity import Span
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.commands import Turn
 from elasticps.core.consistency import Consistency
@@ -55,6 +56,7 @@ class Stepping:
         clipping: Clipping,
         is_retiring: Callable[[], bool],
         log: Callable[..., None],
+        prefer: Callable[[tuple[Span, ...]], None],
         peers: PeerCalls | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
@@ -72,6 +74,8 @@ class Stepping:
         self._job = job
         self._is_retiring = is_retiring
         self._log = log
+        self._prefer = prefer
+        self._preferred: tuple[Span, ...] = ()
         self._peers = peers
         self._pipeline = pipeline
         self._lease = Lease(strategy.steps_per_round)
@@ -241,6 +245,12 @@ class Stepping:
 
     def log(self, **numbers: float) -> None:
         self._log(**numbers)
+
+    def prefer_here(self, names: Collection[str]) -> None:
+        blocks = self._exchange.spans_of(self._model.numbered(dict.fromkeys(names, 1.0)))
+        if blocks != self._preferred:
+            self._preferred = blocks
+            self._prefer(blocks)
 
     def await_change(self) -> None:
         self._be_alone()

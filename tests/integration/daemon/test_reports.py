@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from elasticps.core.blocks import Model, Parameter
-from elasticps.core.ids import JobKey, JobName, NodeId, WorkerId
+from elasticps.core.ids import BlockId, JobKey, JobName, NodeId, WorkerId
 from elasticps.core.records import CaughtUpRow, JobSpec, ReportRecord, decode, encode
 from elasticps.daemon.reports import Reports
 from elasticps.daemon.workers import Life
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Describe, Promises, Rejected
+from elasticps.wire.messages import Describe, Prefer, Promises, Rejected
 from tests.integration.daemon.mirror import Mirrored
 from tests.support.processes import until
 
@@ -35,8 +35,8 @@ class Reporting:
     def job(self) -> JobKey:
         return self.cluster.view.jobs[JobName("job")].key
 
-    def described(self, uid: str, model: Model) -> None:
-        life = Life(
+    def life(self, uid: str) -> Life:
+        return Life(
             uid=uid,
             worker=WorkerId(1),
             job=self.job,
@@ -45,7 +45,13 @@ class Reporting:
             block_bytes=4096,
             audit=False,
         )
-        self.reports.described(life, Describe(model))
+
+    def described(self, uid: str, model: Model) -> None:
+        self.reports.described(self.life(uid), Describe(model))
+
+    def preferred(self, uid: str, *spans: tuple[int, int]) -> None:
+        blocks = tuple((BlockId(first), BlockId(stop)) for first, stop in spans)
+        self.reports.preferred(self.life(uid), Prefer(blocks))
 
     async def model(self) -> Model | None:
         key = self.cluster.keys.job_model("job")
@@ -139,3 +145,24 @@ async def test_empty_promise_writes_nothing_and_an_unknown_jobs_is_forgotten(
         await until(lambda: JobKey(10**9) not in reporting.reports._promises)
         await until(lambda: not reporting.reports._unwritten)
         assert await reporting.promised() is None
+
+
+async def test_wishes_of_all_workers_here_are_told_beside_promises_and_go_with_their_worker(
+    reporting: Reporting, store: Store
+) -> None:
+    job = reporting.cluster.view.jobs[JobName("job")]
+
+    def told() -> ReportRecord:
+        return job.reports.get(NODE, ReportRecord(()))
+
+    reporting.preferred("a.1", (1, 4))
+    reporting.preferred("a.2", (4, 6), (9, 10))
+    async with Lease.grant(store, 60) as lease:
+        reporting.reports.under(lease)
+        await until(lambda: told() == ReportRecord((), ((1, 6), (9, 10))))
+        reporting.reports.promised(Promises(reporting.job, (row(1),)))
+        await until(lambda: told() == ReportRecord((row(1),), ((1, 6), (9, 10))))
+        reporting.preferred("a.1", (2, 3))
+        await until(lambda: told() == ReportRecord((row(1),), ((2, 3), (4, 6), (9, 10))))
+        reporting.preferred("a.2")
+        await until(lambda: told() == ReportRecord((row(1),), ((2, 3),)))
