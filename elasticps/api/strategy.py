@@ -228,6 +228,13 @@ class Worker(Protocol):
         ``pull`` names what is read, None all.
         """
 
+    def await_joiner(self, why: str) -> None:
+        """The members cannot do this round: wait until one more takes part in it, or one is gone.
+
+        Who joins is let in at once, without samples. ``why`` is shown in ``elasticps status``. The
+        round is begun anew then: ``generation`` is another.
+        """
+
     def prefer_here(self, names: Collection[str]) -> None:
         """Wish that the shards on this worker's node lead these parameters, and no others.
 

@@ -353,7 +353,8 @@ class Worker(Caller):
                 self._go_on(self.turn)
 
         if self._world.exchange_fails():
-            self._say(Regroup(self.id, turn.generation), told)
+            seats = turn.generation % 2 == 0
+            self._say(Regroup(self.id, turn.generation, seats), told)
         else:
             self._world.check.attempted_apart(self, turn)
             self._say(ballot, told)

@@ -356,6 +356,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     """From a worker, a few times a second: where it is.
 
     ``pushed_bytes`` were sent for gradients that have ``gradient_bytes`` in their own dtype.
+    ``waits_for``: what it cannot go on without, for a user to read.
     """
 
     round: Round
@@ -368,6 +369,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     gradient_bytes: int = 0
     checkpoint: CheckpointReport | None = None
     checkpoint_attempts: Attempts = Attempts()
+    waits_for: str = ""
 
 
 class Prefer(msgspec.Struct, frozen=True, tag=True):

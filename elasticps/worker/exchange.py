@@ -201,6 +201,21 @@ class Exchange:
             raise _unexpected(answer)
         self.turn, self._called = answer.turn, None
 
+    async def await_joiner(self) -> None:
+        """What the members do together needs another: wait until one is seated, or one is gone."""
+        turn = self.member_turn
+
+        def word(worker: WorkerId) -> Regroup:
+            return Regroup(worker, turn.generation, seats=True)
+
+        answer = await self._client.ledger(word)
+        if isinstance(answer, Regenerated) and answer.turn.generation == turn.generation:
+            await self._attendance.until_regenerated(turn.generation)
+            answer = await self._client.ledger(word)
+        if not isinstance(answer, Regenerated):
+            raise _unexpected(answer)
+        self.turn, self._called = answer.turn, None
+
     async def until_regenerated(self) -> None:
         """Wait until the workers are others than the turn's."""
         await self._attendance.until_regenerated(self.member_turn.generation)

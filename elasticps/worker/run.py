@@ -72,6 +72,7 @@ class Run:
         self._listeners: list[Callable[[], None]] = []
         self._metrics: dict[str, float] = {}
         self._told_at = 0.0
+        self._waits_for = ""
         self._stepped_at = time.monotonic()
         self._step_s = 0.0
         self._left = False
@@ -177,6 +178,7 @@ class Run:
             is_retiring=lambda: self._agent.retiring is not None,
             log=self.log,
             prefer=self._prefer,
+            wait_for=self._wait_for,
             peers=self._peer_calls,
             pipeline=pipeline,
         )
@@ -362,6 +364,10 @@ class Run:
 
         self._loop.call(tell())
 
+    def _wait_for(self, why: str) -> None:
+        self._waits_for = why
+        self._loop.call(self._progress())
+
     async def _progress(self) -> None:
         member = self._stepping
         if member is not None and member.turn is not None and member.round:
@@ -380,6 +386,7 @@ class Run:
                     gradient_bytes=self._known_exchange.encoder.gradient_bytes,
                     checkpoint=checkpoints.report,
                     checkpoint_attempts=checkpoints.attempts,
+                    waits_for=self._waits_for,
                 )
             )
 

@@ -57,6 +57,7 @@ class Stepping:
         is_retiring: Callable[[], bool],
         log: Callable[..., None],
         prefer: Callable[[tuple[Span, ...]], None],
+        wait_for: Callable[[str], None],
         peers: PeerCalls | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
@@ -75,6 +76,7 @@ class Stepping:
         self._is_retiring = is_retiring
         self._log = log
         self._prefer = prefer
+        self._wait_for = wait_for
         self._preferred: tuple[Span, ...] = ()
         self._peers = peers
         self._pipeline = pipeline
@@ -241,6 +243,14 @@ class Stepping:
         self._be_in_rounds()
         self._be_alone()
         self._loop.call(self._exchange.regroup(PATIENCE_S))
+        self._adopt_turn()
+
+    def await_joiner(self, why: str) -> None:
+        self._be_in_rounds()
+        self._be_alone()
+        self._wait_for(why)
+        self._loop.call(self._exchange.await_joiner())
+        self._wait_for("")
         self._adopt_turn()
 
     def log(self, **numbers: float) -> None:

@@ -155,6 +155,42 @@ async def test_blocks_follow_their_stages_when_a_node_is_killed_and_when_one_joi
     check_losses(notes(job.directory), gone)
 
 
+async def test_stages_that_one_node_has_no_room_for_wait_until_another_joins(
+    tmp_path: Path,
+) -> None:
+    """Six layers of 1 MiB each, as a stage counts them: 4 MiB are room for three, and not for six.
+
+    Nothing fails, and the losses are those of one process.
+    """
+    strategy, width = "model-parallel:memory=4", 300
+    async with started(2, tmp_path) as cluster:
+        job = await begun(
+            cluster,
+            tmp_path / "job",
+            "prefer",
+            width,
+            strategy=strategy,
+            block_bytes=65536,
+            start_workers=2,
+            max_workers=2,
+            replicas=2,
+        )
+        await job.goes_on(5)
+        (gone,) = (name for name in notes(job.directory) if name.startswith("n2-"))
+        cluster.local.kill("n2")
+        why = "waiting for another worker: no cut of 6 MiB of layers fits 1 stages"
+        waiting = await job.until(lambda now: now if why in now.reason else None, f"says {why!r}")
+        assert waiting.state == "RUNNING"
+
+        await cluster.add_node("n3")
+        await job.goes_on(5)
+        assert why not in (await job.look()).reason
+        assert set(await placement_follows(job, 2)) == {"n1", "n3"}
+        ended = await job.finish()
+    assert (ended.state, ended.failure) == ("SUCCEEDED", None)
+    check_losses(notes(job.directory), gone, width)
+
+
 async def foreign_bytes(job: Training, world: int) -> float:
     """What all workers together exchange with shards of other nodes, in a round, at rest."""
     since = await job.goes_on(3)
