@@ -228,6 +228,20 @@ class Worker(Protocol):
         ``pull`` names what is read, None all.
         """
 
+    def await_joiner(self, why: str) -> None:
+        """The members cannot do this round: wait until one more takes part in it, or one is gone.
+
+        Who joins is let in at once, without samples. ``why`` is shown in ``elasticps status``. The
+        round is begun anew then: ``generation`` is another.
+        """
+
+    def prefer_here(self, names: Collection[str]) -> None:
+        """Wish that the shards on this worker's node lead these parameters, and no others.
+
+        For what this worker pushes and pulls, and others do not. The placement may do otherwise;
+        the last call counts, until this worker is gone.
+        """
+
     def log(self, **numbers: float) -> None:
         """Numbers to show in ``elasticps status``, beside the script's own from ``Run.log``."""
 

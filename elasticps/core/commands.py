@@ -99,10 +99,15 @@ class Publish(msgspec.Struct, frozen=True, tag=True):
 
 
 class Regroup(msgspec.Struct, frozen=True, tag=True):
-    """What the members do together has failed although nobody died: begin the round anew."""
+    """What the members do together has failed although nobody died: begin the round anew.
+
+    ``seats``: it cannot be done without another worker. The round is begun anew once one joins,
+    who takes part in it without samples.
+    """
 
     worker: WorkerId
     generation: Generation
+    seats: bool = False
 
 
 Command = Join | Initialized | Register | Ready | Vote | Leave | Observe | Publish | Regroup

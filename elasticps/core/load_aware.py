@@ -73,6 +73,7 @@ def balanced(situation: Situation) -> Proposal:
         replicas=situation.replicas,
         current=[block.destined for block in blocks],
         pinned=moving,
+        wishes={index: block.wished_by for index, block in enumerate(blocks) if block.wished_by},
     )
     pairs = zip(blocks, homes, strict=True)
     return {block.block: home for block, home in pairs if home and home != block.destined}

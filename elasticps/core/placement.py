@@ -11,9 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd, isfinite, lcm
+from types import MappingProxyType
 
+from elasticps.core.affinity import Affinities, heeded
 from elasticps.core.ids import NodeId, ServerId
 from elasticps.core.levelling import Level, by_fit
+
+NO_WISHES: Affinities = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,7 @@ def place(
     replicas: int = 1,
     current: Sequence[Sequence[ServerId]] | None = None,
     pinned: Collection[int] = (),
+    wishes: Affinities = NO_WISHES,
 ) -> list[tuple[ServerId, ...]]:
     """For each block its servers, primary first: ``min(replicas, nodes)`` of them.
 
@@ -88,6 +93,9 @@ def place(
     - No two replicas of a block share a node, nor a zone if there are ``replicas`` zones.
     - The first living holder leads, unless the living can't be in balance so. What is in balance
       stays; roles change hands before bytes move; with one replica at most ``least_bytes`` move.
+    - A block that is wished for is led there, wherever it was, as long as what a site leads by
+      wishes is less than one largest block above its share of all replicas (``core.affinity``).
+      Primaries may be uneven for that; all replicas together are fair as above.
     """
     order, known = _checked(sizes, sites, replicas, current)
     if not sizes or not order:
@@ -104,13 +112,21 @@ def place(
     fresh = [site not in held for site in range(len(order))]
 
     weights = _whole([site.weight for site in order])
+    of_all, scale_of_all = _shares(sum(sizes), weights, domains, copies)
+    fixed = pinned
+    if wishes:
+        room = [share // scale_of_all + max(sizes) - 1 for share in of_all]
+        led = heeded(sizes, homes, [site.node for site in order], room, wishes, pinned)
+        for block in led.keys() - set(pinned):
+            homes[block] = _led_by(led[block], homes[block], domains)
+        fixed = {*pinned, *led}
+
     shares, scale = _shares(sum(sizes), weights, [0] * len(order), 1)
     scaled = [size * scale for size in sizes]
-    primaries = _Primaries(scaled, shares, domains, fresh, homes, pinned)
+    primaries = _Primaries(scaled, shares, domains, fresh, homes, fixed)
     primaries.plan(copies, promoted)
-    shares, scale = _shares(sum(sizes), weights, domains, copies)
-    scaled = [size * scale for size in sizes]
-    backups = _Backups(scaled, shares, domains, fresh, homes, pinned)
+    scaled = [size * scale_of_all for size in sizes]
+    backups = _Backups(scaled, of_all, domains, fresh, homes, pinned)
     backups.plan(copies)
     servers = [site.server for site in order]
     return [tuple([servers[site] for site in home]) for home in homes]
@@ -183,9 +199,7 @@ class _Primaries(Level):
 
     def rehome(self, block: int, donor: int, receiver: int) -> None:
         """The old primary stays as the first backup, where it may."""
-        taken = self.domains[receiver]
-        others = [site for site in self.homes[block] if self.domains[site] != taken]
-        self.homes[block] = [receiver, *others]
+        self.homes[block] = _led_by(receiver, self.homes[block], self.domains)
 
     def plan(self, copies: int, promoted: Sequence[bool]) -> None:
         """Roles first, then blocks that need a copy anyway, then others, promoted ones last."""
@@ -258,6 +272,11 @@ class _Backups(Level):
                 site = max(home[1:], key=lambda site: (self.over[site], site))
                 home.remove(site)
                 self.over[site] -= self.sizes[block]
+
+
+def _led_by(leader: int, home: Sequence[int], domains: Sequence[int]) -> list[int]:
+    """The leader, and of the others who share no domain with it."""
+    return [leader, *(site for site in home if domains[site] != domains[leader])]
 
 
 def _shares(

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from elasticps.core.affinity import Affinities
 from elasticps.core.ids import BlockId, ServerId
-from elasticps.core.placement import Site, Spread, place, spread
+from elasticps.core.placement import NO_WISHES, Site, Spread, place, spread
 from elasticps.core.plan import Entry
 from elasticps.core.records import CaughtUpRow
 
@@ -78,8 +79,12 @@ def targets(
     sites: Sequence[Site],
     alive: Collection[ServerId],
     replicas: int,
+    wishes: Affinities = NO_WISHES,
 ) -> list[tuple[ServerId, ...]]:
-    """Where each block should be. A move under way counts as made, and is not undone."""
+    """Where each block should be. A move under way counts as made, and is not undone.
+
+    ``wishes`` are by the place of the block among ``entries``.
+    """
     if not sites:
         return [_among(entry.holders, alive) for entry in entries]
     room = spread(sites, replicas)
@@ -89,7 +94,7 @@ def targets(
         if any(learner in room.domains for learner in entry.learners)
     }
     current = [_destined(entry, alive, room) for entry in entries]
-    return place(sizes, sites, replicas=replicas, current=current, pinned=moving)
+    return place(sizes, sites, replicas=replicas, current=current, pinned=moving, wishes=wishes)
 
 
 def destinations(

@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from elasticps.core.ids import BlockId, JobName, ServerId
-from elasticps.core.placement import Site, Spread, place, spread
+from elasticps.core.affinity import Affinities
+from elasticps.core.ids import BlockId, JobName, NodeId, ServerId
+from elasticps.core.placement import NO_WISHES, Site, Spread, place, spread
 from elasticps.core.plan import Entry
 from elasticps.core.planner import destinations
 
@@ -34,7 +35,7 @@ class PlacedBlock(msgspec.Struct, frozen=True, kw_only=True):
     """One block of ``size`` bytes: its plan entry, where it will be, and what its primary measures.
 
     ``destined`` are its servers once the move under way is made, the primary first; block 0 is the
-    job's ledger.
+    job's ledger. ``wished_by``: the nodes whose workers use it and wish it led there.
     """
 
     block: BlockId
@@ -44,6 +45,7 @@ class PlacedBlock(msgspec.Struct, frozen=True, kw_only=True):
     learners: tuple[ServerId, ...] = ()
     destined: tuple[ServerId, ...] = ()
     load: Load = Load()
+    wished_by: tuple[NodeId, ...] = ()
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +78,7 @@ def situation_of(
     replicas: int,
     loads: Mapping[tuple[ServerId, BlockId], Load],
     server_loads: Mapping[ServerId, Load],
+    wishes: Affinities = NO_WISHES,
 ) -> Situation:
     """``loads`` are by primary and block: what another server measured of a block is not told."""
     homes = destinations(entries, sites, alive, replicas)
@@ -93,8 +96,9 @@ def situation_of(
                 learners=entry.learners,
                 destined=home,
                 load=loads.get((entry.primary, entry.block), Load()),
+                wished_by=tuple(wishes.get(index, ())),
             )
-            for size, entry, home in zip(sizes, entries, homes, strict=True)
+            for index, (size, entry, home) in enumerate(zip(sizes, entries, homes, strict=True))
         ),
         server_loads={server: load for server, load in server_loads.items() if server in known},
     )

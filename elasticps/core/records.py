@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from elasticps.core.affinity import Span
 from elasticps.core.audit import Verdict
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES
 from elasticps.core.consistency import Guarantees
@@ -220,9 +221,12 @@ class MainNote(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportRecord(msgspec.Struct, frozen=True):
-    """All promises of one node's servers for one job; ``main``: a worker of it is the main one."""
+    """What a node says of a job: all promises of its servers, what its workers want led there in
+    ``wishes``, and ``main`` where a worker of it is the job's main one.
+    """
 
     rows: tuple[CaughtUpRow, ...]
+    wishes: tuple[Span, ...] = ()
     main: MainNote | None = None
 
 

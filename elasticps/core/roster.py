@@ -49,7 +49,8 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
     ``drawn_from`` the supply before the round under way was lent, with what was kept from the one
     before. ``kept`` are samples of an earlier turn that a member has yet to read; ``notes`` are the
     bulletin. ``data_policy`` names who shares samples out, ``owned`` is what it is told of its last
-    answer, and ``failed`` why the job cannot go on: then everybody is refused.
+    answer, and ``failed`` why the job cannot go on: then everybody is refused. The members of
+    ``short`` cannot go on without another.
     """
 
     start_workers: int
@@ -59,6 +60,7 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
     generation: Generation = Generation(0)
     members: list[WorkerId] = []
     joining: list[WorkerId] = []
+    short: Generation = Generation(-1)
     last: Commit | None = None
     alive: list[WorkerId] = []
     observed: int = 0
@@ -188,7 +190,7 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
             return []
         if worker not in self.joining:
             self.joining.append(worker)
-        return self._start()
+        return self._start() or self._help()
 
     def _is_gone(self, worker: WorkerId) -> bool:
         return worker in self.departed or not self._may_ask(worker)
@@ -207,6 +209,18 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
         joiners = self._seat()
         self._lend()
         return self._admissions(joiners)
+
+    def _help(self) -> Answers:
+        """Seat who waits in the middle of a round, where it cannot go on without, and begin anew.
+
+        What is lent for the round stays lent: the new ones have no part of it.
+        """
+        if not self.joining or self.short != self.generation:
+            return []
+        joiners = self._seat()
+        if self.data is not None:
+            self.leases.update(dict.fromkeys(joiners, ()))
+        return [*self._went([]), *self._admissions(joiners)]
 
     def _seat(self) -> list[WorkerId]:
         """Those who wait become members; returns who that was."""
@@ -297,8 +311,13 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
             return [(worker, Refused("this worker is not a member of the job any more"))]
         if command.generation != self.generation:
             return [(worker, Regenerated(self.turn(worker)))]
-        self.generation = Generation(self.generation + 1)
-        others = [answer for answer in self._went([]) if answer[0] != worker]
+        if command.seats:
+            self.short = self.generation
+            told = self._help()
+        else:
+            self.generation = Generation(self.generation + 1)
+            told = self._went([])
+        others = [answer for answer in told if answer[0] != worker]
         return [*others, (worker, Regenerated(self.turn(worker)))]
 
     # -- data -----------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def homes_wanted(
     """Where the blocks of a planned job should be, its placement having said ``placed``."""
     sites, living = sites_of(view), alive(view)
     if placed.refusal or not has_own_placement(job):
-        return targets(job.sizes, job.entries, sites, living, spec.replicas)
+        return targets(job.sizes, job.entries, sites, living, spec.replicas, job.wishes)
     return wanted(placed.proposal, job.sizes, job.entries, sites, living, spec.replicas)
 
 

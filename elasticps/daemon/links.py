@@ -24,6 +24,7 @@ from elasticps.wire.messages import (
     JobInfo,
     PlanRow,
     PlanUpdate,
+    Prefer,
     Progress,
     Promises,
     Retire,
@@ -59,6 +60,8 @@ class Children(Protocol):
     def described(self, uid: str, describe: Describe) -> None: ...
 
     def progressed(self, uid: str, progress: Progress) -> None: ...
+
+    def preferred(self, uid: str, prefer: Prefer) -> None: ...
 
     def finished(self, uid: str, finished: Finished) -> None: ...
 
@@ -182,6 +185,8 @@ class Links:
                 self._children.described(uid, message)
             case Progress():
                 self._children.progressed(uid, message)
+            case Prefer():
+                self._children.preferred(uid, message)
             case Finished():
                 self._children.finished(uid, message)
             case _:

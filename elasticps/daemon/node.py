@@ -46,6 +46,7 @@ from elasticps.wire.messages import (
     Access,
     Describe,
     Finished,
+    Prefer,
     Progress,
     Promises,
     Retire,
@@ -379,6 +380,11 @@ class Node:
             self.measured.tallies.trained(life.job_name, uid, progress)
             self._reports.progressed(life)
 
+    def preferred(self, uid: str, prefer: Prefer) -> None:
+        life = self.workers.lives.get(uid)
+        if life is not None:
+            self._reports.preferred(life, prefer)
+
     def finished(self, uid: str, finished: Finished) -> None:
         life = self.workers.lives.get(uid)
         if life is not None:
@@ -389,6 +395,7 @@ class Node:
         life = self.workers.lives.get(uid)
         if life is not None:
             life.hung_up.set()
+            self._reports.preferred(life, Prefer(()))
 
 
 ServeHttp = Callable[[Node], AbstractAsyncContextManager[str]]

@@ -118,6 +118,7 @@ class Placements:
             job.spec.replicas,
             reports.of(job.key),
             totals,
+            job.wishes,
         )
         async with self._window:
             placed = await self._ask(job.spec.placement, situation)

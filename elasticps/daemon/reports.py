@@ -1,5 +1,5 @@
-"""What children say that must reach etcd: the job's model, the learners that caught up, and who is
-its main worker.
+"""What children say that must reach etcd: a job's model, promised learners, wishes, and who is its
+main worker.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from elasticps.core.affinity import Span, joined
 from elasticps.core.ids import JobKey, JobName, NodeId
 from elasticps.core.records import CaughtUpRow, MainNote, ReportRecord, encode
 from elasticps.core.sound import check_described
@@ -16,7 +17,7 @@ from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Life
 from elasticps.errors import StoreError, StoreRolledBack, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Describe, Promises, Rejected
+from elasticps.wire.messages import Describe, Prefer, Promises, Rejected
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Reports:
         self._promises: dict[JobKey, tuple[CaughtUpRow, ...]] = {}
         self._mains: dict[JobKey, MainNote] = {}
         self._noted_at: dict[JobKey, float] = {}
+        self._wishes: dict[JobKey, dict[str, tuple[Span, ...]]] = {}
         self._unwritten: set[JobKey] = set()
         self._models: dict[str, tuple[JobName, Describe]] = {}
         self._news = asyncio.Event()
@@ -71,9 +73,16 @@ class Reports:
             del self._mains[life.job]
         else:
             self._mains[life.job] = note
-        self._promises.setdefault(life.job, ())
         self._unwritten.add(life.job)
         self._news.set()
+
+    def preferred(self, life: Life, prefer: Prefer) -> None:
+        """A worker's wishes replace those that it had; one that is gone has none."""
+        before = self._wishes.setdefault(life.job, {})
+        if before.get(life.uid, ()) != prefer.blocks:
+            before[life.uid] = prefer.blocks
+            self._unwritten.add(life.job)
+            self._news.set()
 
     def described(self, life: Life, describe: Describe) -> None:
         self._models[life.uid] = (life.job_name, describe)
@@ -82,7 +91,7 @@ class Reports:
     def under(self, lease: Lease | None) -> None:
         """Reports live under the node's lease; a new one wants them all again."""
         self._lease = lease
-        self._unwritten.update(self._promises)
+        self._unwritten.update(self._promises, self._wishes, self._mains)
         self._news.set()
 
     async def run(self) -> None:
@@ -91,7 +100,7 @@ class Reports:
             self._news.clear()
             try:
                 await self._write_models()
-                await self._write_promises()
+                await self._write_reports()
             except StoreError as error:
                 log.warning("reports wait for etcd: %s", error)
                 self._news.set()
@@ -111,7 +120,7 @@ class Reports:
                 self._reject(uid, Rejected(f"etcd does not take the job's model: {error}"))
             self._models.pop(uid, None)
 
-    async def _write_promises(self) -> None:
+    async def _write_reports(self) -> None:
         lease = self._lease
         if lease is None:
             return
@@ -119,22 +128,29 @@ class Reports:
             # Taken off first: what is promised during the write is news again.
             self._unwritten.discard(key)
             try:
-                await self._write_promise(key, lease)
+                await self._write_report(key, lease)
             except StoreError:
                 self._unwritten.add(key)
                 raise
 
-    async def _write_promise(self, key: JobKey, lease: Lease) -> None:
+    async def _write_report(self, key: JobKey, lease: Lease) -> None:
         job = next((job for job in self._view.active_jobs if job.key == key), None)
         if job is None:
             self._promises.pop(key, None)
+            self._wishes.pop(key, None)
             self._mains.pop(key, None)
             self._noted_at.pop(key, None)
             return
-        record = ReportRecord(self._promises[key], self._mains.get(key))
-        if record.rows or record.main or self._node in job.reports:
+        record = ReportRecord(
+            self._promises.get(key, ()), self._wishes_for(key), self._mains.get(key)
+        )
+        if record.rows or record.wishes or record.main or self._node in job.reports:
             path = self._view.keys.report(job.name, self._node)
             await self._store.put(path, encode(record), lease.id)
+
+    def _wishes_for(self, key: JobKey) -> tuple[Span, ...]:
+        """Those of all workers of the job here."""
+        return joined(span for each in self._wishes.get(key, {}).values() for span in each)
 
 
 def _main_note(life: Life) -> MainNote | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from elasticps.core.affinity import affinities
 from elasticps.core.blocks import LEDGER_BYTES, Model, partition
 from elasticps.core.ids import JobKey, JobName, NodeId, ServerId, WorkerId, node_of
 from elasticps.core.plan import PART_BLOCKS, Entry, decode_part
@@ -97,6 +98,12 @@ class JobView:
     @property
     def caught_up(self) -> list[CaughtUpRow]:
         return [row for report in self.reports.values() for row in report.rows]
+
+    @property
+    def wishes(self) -> Mapping[int, Sequence[NodeId]]:
+        """By block, the nodes that wish to lead it."""
+        told = {node: report.wishes for node, report in self.reports.items() if report.wishes}
+        return affinities(told, len(self.sizes))
 
     @property
     def running(self) -> list[LivingWorker]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from elasticps.core.affinity import Span, joined
 from elasticps.core.ids import NodeId, ServerId, WorkerId, server_of
 from elasticps.core.plan import Entry, decode_part
-from elasticps.core.records import CaughtUpRow
+from elasticps.core.records import CaughtUpRow, ReportRecord
 from elasticps.sim.clock import MS
 from elasticps.sim.etcd import Compare, Etcd, Item, Put, Watch, alive_nodes
 from elasticps.sim.leader import Leader
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 RETRY = 15 * MS
 START_DELAY = 20 * MS
+NOTHING = ReportRecord(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class Daemon(Process):
         self._starting = False
         self._told: dict[Process, _Told] = {}
         self._rows: tuple[CaughtUpRow, ...] = ()
-        self._reported: tuple[CaughtUpRow, ...] = ()
+        self._wishes: dict[str, tuple[Span, ...]] = {}
+        self._reported = NOTHING
         self._reporting = False
         self._registering = False
         self._record_revision = 0
@@ -113,7 +116,7 @@ class Daemon(Process):
                 self.later(RETRY, self._register)
                 return
             self.lease, self._claimed = lease, revision
-            self._reported = ()
+            self._reported = NOTHING
             self.clock.note(f"{self.name} registered lease {lease}")
             self._held_until(asked_at + ttl)
             self.later(ttl // 3, self._keep_alive, lease)
@@ -191,6 +194,7 @@ class Daemon(Process):
             if worker is not None:
                 self.world.kill(worker)
         self.workers.clear()
+        self._wishes.clear()
         self.later(RETRY, self._register)
 
     # -- the view -------------------------------------------------------------------------------
@@ -324,7 +328,13 @@ class Daemon(Process):
     def _run_worker(self, uid: str, id_: WorkerId) -> None:
         if uid not in self.workers:
             return
-        worker = Worker(self.world, id_, self.node, lambda how: self._worker_ended(uid, how))
+        worker = Worker(
+            self.world,
+            id_,
+            self.node,
+            lambda how: self._worker_ended(uid, how),
+            lambda blocks: self.later(LOCAL_DELAY, self._preferred, uid, blocks),
+        )
         self.workers[uid] = worker
         self.world.workers.append(worker)
         self.clock.note(f"worker {id_} starts on {self.node}")
@@ -339,6 +349,7 @@ class Daemon(Process):
         worker = self.workers.pop(uid, None)
         if worker is not None:
             self._told.pop(worker, None)
+        self._preferred(uid, ())
         self._not_before = self.clock.now + RETRY
         self.later(RETRY + 1, self._reconcile)
         self._write_end(uid, how)
@@ -366,10 +377,16 @@ class Daemon(Process):
             self._rows = rows
             self._report()
 
+    def _preferred(self, uid: str, blocks: tuple[Span, ...]) -> None:
+        """A worker's wishes replace those that it had; one that is gone has none."""
+        self._wishes[uid] = blocks if uid in self.workers else ()
+        self._report()
+
     def _report(self) -> None:
-        """Write the newest promises under the node's lease."""
-        lease, rows = self.lease, self._rows
-        if not lease or self._reporting or rows == self._reported:
+        """Write the newest promises and wishes under the node's lease."""
+        wishes = joined(span for each in self._wishes.values() for span in each)
+        lease, report = self.lease, ReportRecord(self._rows, wishes)
+        if not lease or self._reporting or report == self._reported:
             return
         self._reporting = True
         key = f"report/{self.node}"
@@ -377,7 +394,7 @@ class Daemon(Process):
         def done(written: Any) -> None:
             self._reporting = False
             if written is not None and lease == self.lease:
-                self._reported = rows
+                self._reported = report
             if written is not None or lease != self.lease:
                 self._report()
 
@@ -385,7 +402,8 @@ class Daemon(Process):
             self._reporting = False
             self.later(RETRY, self._report)
 
-        self.etcd.request(self, lambda etcd: etcd.txn([], [Put(key, rows, lease)]), done, timed_out)
+        put = Put(key, report, lease)
+        self.etcd.request(self, lambda etcd: etcd.txn([], [put]), done, timed_out)
 
     # -- leadership -----------------------------------------------------------------------------
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from elasticps.core.ids import ServerId, node_of
+from elasticps.core.affinity import Affinities, affinities
+from elasticps.core.ids import NodeId, ServerId, node_of
 from elasticps.core.placement import Site
 from elasticps.core.plan import Entry, encode_part
-from elasticps.core.planner import first_plan, next_plan
-from elasticps.core.records import CaughtUpRow
+from elasticps.core.planner import first_plan, next_plan, targets
+from elasticps.core.records import CaughtUpRow, ReportRecord
 from elasticps.sim.clock import MS
 from elasticps.sim.etcd import Compare, Put
 
@@ -71,7 +72,9 @@ class Leader:
             return
         alive = daemon.servers
         rows = self._promises
-        planned = next_plan(world.sizes, entries, sites, alive, rows, world.job.replicas)
+        replicas = world.job.replicas
+        homes = targets(world.sizes, entries, sites, alive, replicas, self._wishes)
+        planned = next_plan(world.sizes, entries, sites, alive, rows, replicas, homes)
         if planned.changed:
             changed = {entry.block: entry for entry in planned.changed}
             self._write(tuple(changed.get(entry.block, entry) for entry in entries))
@@ -82,8 +85,18 @@ class Leader:
 
     @property
     def _promises(self) -> list[CaughtUpRow]:
+        return [row for report in self._reports.values() for row in report.rows]
+
+    @property
+    def _wishes(self) -> Affinities:
+        told = {node: report.wishes for node, report in self._reports.items()}
+        return affinities(told, len(self._daemon.entries))
+
+    @property
+    def _reports(self) -> dict[NodeId, ReportRecord]:
         view = self._daemon.view
-        return [row for key in sorted(view) if key.startswith("report/") for row in view[key].value]
+        keys = [key for key in sorted(view) if key.startswith("report/")]
+        return {NodeId(key.removeprefix("report/")): view[key].value for key in keys}
 
     def _wait_for(self, orphaned: tuple[Entry, ...], rows: list[CaughtUpRow]) -> None:
         """Blocks without a living holder: one may return; then the job is given up."""

@@ -21,6 +21,8 @@ class Job:
 
     ``push_every``: the workers push for every so many rounds, and exchange among themselves for the
     others. ``at_once``: of how many blocks, the last ones, pushes are applied as they come.
+    ``prefers``: each worker wishes some of the blocks led on its own node, others with each set of
+    members.
     """
 
     blocks: int
@@ -34,6 +36,7 @@ class Job:
     data_policy: str = DYNAMIC
     push_every: int = 1
     at_once: int = 0
+    prefers: bool = False
 
     @property
     def in_rounds(self) -> bool:
@@ -108,7 +111,8 @@ def drawn(random: Random) -> Scenario:
     push_every = random.choice([2, 3]) if in_step and random.random() < 0.3 else 1
     job = replace(job, data_policy=data_policy, push_every=push_every)
     at_once = 1 if in_step and job.blocks > 1 and random.random() > 0.6 else 0
-    return replace(scenario, job=replace(job, at_once=at_once))
+    prefers = random.random() < 0.3
+    return replace(scenario, job=replace(job, at_once=at_once, prefers=prefers))
 
 
 def _job(random: Random, nodes: int, workers: int) -> Job:

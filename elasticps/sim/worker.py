@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from elasticps.core.affinity import Span, joined
 from elasticps.core.audit import Tally
 from elasticps.core.commands import (
     Admitted,
@@ -46,6 +47,7 @@ class Worker(Caller):
         name: WorkerId,
         node: NodeId,
         ended: Callable[[str], None],
+        prefer: Callable[[tuple[Span, ...]], None],
     ) -> None:
         super().__init__(world, f"worker {name}", node, name)
         self.turn: Turn | None = None
@@ -55,6 +57,8 @@ class Worker(Caller):
         self._world = world
         self.job = world.job
         self._ended = ended
+        self._prefer = prefer
+        self._preferred: tuple[Span, ...] = ()
         self._pace = world.pace()
         self._floor: Floor = {}
         self._seq = Seq(0)
@@ -144,6 +148,7 @@ class Worker(Caller):
 
     def _go_on(self, turn: Turn) -> None:
         """What the loop of the script does next."""
+        self._prefer_some(turn)
         data = self.job.data
         if data is not None and not self._registered:
             self._say(Register(self.id, data), self._is_registered)
@@ -154,6 +159,15 @@ class Worker(Caller):
             self._vote(contributes=False)
         else:
             self.later(self._world.compute(self._pace), self._step)
+
+    def _prefer_some(self, turn: Turn) -> None:
+        """As a stage of a pipeline does, whose layers are its own."""
+        if self.job.prefers:
+            own = [block for block in self.job.block_ids if block % turn.world == turn.rank]
+            blocks = joined((block, BlockId(block + 1)) for block in own)
+            if blocks != self._preferred:
+                self._preferred = blocks
+                self._prefer(blocks)
 
     def _is_registered(self, answer: Answer) -> None:
         assert isinstance(answer, Registered)
@@ -339,7 +353,8 @@ class Worker(Caller):
                 self._go_on(self.turn)
 
         if self._world.exchange_fails():
-            self._say(Regroup(self.id, turn.generation), told)
+            seats = turn.generation % 2 == 0
+            self._say(Regroup(self.id, turn.generation, seats), told)
         else:
             self._world.check.attempted_apart(self, turn)
             self._say(ballot, told)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import NoReturn
 
 import msgspec
 import torch
@@ -15,6 +17,8 @@ from elasticps.strategies.cut import best_cut, rows_of_microbatches
 from elasticps.strategies.layer_costs import Trace, timed, traced
 from elasticps.strategies.notes import gather, hear, put, tell
 from elasticps.strategies.room import room_bytes
+
+log = logging.getLogger(__name__)
 
 MB = 1 << 20
 PARAMETER_COPIES = 3
@@ -35,6 +39,14 @@ class Division(msgspec.Struct, frozen=True, kw_only=True):
         return range(0) if stage is None else range(self.cut[stage], self.cut[stage + 1])
 
 
+class NoCut(UsageError):
+    """No cut fits the workers' memory."""
+
+
+class MembersJoined(Exception):
+    """The members are others, for whom to decide anew."""
+
+
 class Divider:
     """One worker's part in that. ``memory``: the bytes that a worker may use; 0: what is free."""
 
@@ -51,7 +63,8 @@ class Divider:
         """The generation's. ``sample`` is rank 0's: a microbatch's inputs, of ``count`` such.
 
         ``held`` are this worker's layers until now. Rank 0 has been there longest: it knows what
-        the layers cost, or measures it. Raises UsageError where no cut fits the workers' memory.
+        the layers cost, or measures it. Where no cut fits the workers' memory it
+        waits for another worker, and raises MembersJoined; before the job's first round, NoCut.
         """
         if self._generation != worker.generation:
             room = torch.tensor(self._room(worker.pipeline, held), dtype=torch.float64)
@@ -59,7 +72,10 @@ class Divider:
             if worker.rank == 0:
                 rooms = gather(worker, range(worker.world), "room", room)
                 limits = _limits([float(each) for each in rooms], crew.stages)
-                self._division = self._decided(worker.pipeline, limits, sample, count)
+                try:
+                    self._division = self._decided(worker.pipeline, limits, sample, count)
+                except NoCut as error:
+                    _await_joiner(worker, error)
                 tell(worker, "division", self._division)
             else:
                 self._division = hear(worker, 0, "division", Division)
@@ -99,13 +115,22 @@ class Divider:
             within_first=first_trained(pipeline),
         )
         if cut is None:
-            raise UsageError(
+            raise NoCut(
                 f"no cut of {sum(sizes) / MB:.0f} MiB of layers fits {len(limits)} stages",
                 field="memory",
                 limit=", ".join(f"{limit / MB:.0f} MiB" for limit in limits),
                 hint="more workers, longer pipelines (stages=), or more microbatches",
             )
         return Division(cut=cut, seconds=seconds)
+
+
+def _await_joiner(worker: Worker, error: NoCut) -> NoReturn:
+    """Who is there cannot hold the model: more could once, and may again when one joins."""
+    if worker.round == 0:
+        raise error
+    log.warning("waiting for another worker: %s", error)
+    worker.await_joiner(error.what)
+    raise MembersJoined
 
 
 def microbatch_of(inputs: torch.Tensor | None, microbatches: int) -> tuple[torch.Tensor, int]:

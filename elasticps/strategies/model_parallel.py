@@ -16,7 +16,14 @@ from elasticps.api.strategy import Strategy, Worker
 from elasticps.errors import MembershipChanged, PeerUnavailable, UsageError
 from elasticps.strategies.crew import Crew, crew_of, hands_in_for
 from elasticps.strategies.cut import rows_of_microbatches
-from elasticps.strategies.division import MB, Divider, Division, first_trained, microbatch_of
+from elasticps.strategies.division import (
+    MB,
+    Divider,
+    Division,
+    MembersJoined,
+    first_trained,
+    microbatch_of,
+)
 from elasticps.strategies.flat import flattened, pieces
 from elasticps.strategies.notes import fetch, gather, hear, key_of, put, tell
 from elasticps.strategies.stage import SCHEDULES, Shapes, StageGroup, run_stage
@@ -141,6 +148,8 @@ class ModelParallel(Strategy):
         while True:
             try:
                 return self._attempt(worker)
+            except MembersJoined:
+                continue
             except (PeerUnavailable, MembershipChanged):
                 worker.regroup()
 
@@ -243,6 +252,7 @@ class ModelParallel(Strategy):
         pipeline.hold(new)
         worker.refresh(list(_names(pipeline, new)))
         self._held = layers
+        worker.prefer_here(list(_names(pipeline, layers)))
 
     def _clear_gradients(self, worker: Worker) -> None:
         for name in _names(worker.pipeline, self._held):

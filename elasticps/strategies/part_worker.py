@@ -198,6 +198,15 @@ class PartWorker:
         reads = self.names if pull is None else self._own(pull)
         self._await(self._asked(Act.ABSTAIN, {}, None, reads, lands=True))
 
+    def await_joiner(self, why: str) -> None:
+        raise UsageError(
+            "the other parts can go on: where strategies go by name none waits for a worker",
+            field="strategy",
+        )
+
+    def prefer_here(self, names: Collection[str]) -> None:
+        """Not told: the last call would count, and it would be one part's."""
+
     def log(self, **numbers: float) -> None:
         self._whole.log(**numbers)
 

@@ -6,10 +6,11 @@ frames (daemon to child and back, on one machine) carry one ``Control`` message 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
+from elasticps.core.affinity import MAX_SPANS, Span
 from elasticps.core.audit import Tally, Verdict
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.chosen import DEFAULT_CODEC
@@ -364,6 +365,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     ``step_s`` is what its last step took, ``compute_s`` the part of it that its script took: a
     straggler is told by that, for in step all take as long as the slowest.
     ``pushed_bytes`` were sent for gradients that have ``gradient_bytes`` in their own dtype.
+    ``waits_for``: what it cannot go on without, for a user to read.
     """
 
     round: Round
@@ -377,6 +379,13 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     gradient_bytes: int = 0
     checkpoint: CheckpointReport | None = None
     checkpoint_attempts: Attempts = Attempts()
+    waits_for: str = ""
+
+
+class Prefer(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: the blocks that it would have led on its own node, instead of those before."""
+
+    blocks: Annotated[tuple[Span, ...], msgspec.Meta(max_length=MAX_SPANS)]
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
@@ -404,6 +413,7 @@ Control = (
     | Describe
     | Rejected
     | Progress
+    | Prefer
     | Finished
 )
 

@@ -22,6 +22,7 @@ from elasticps.wire.messages import (
     JobInfo,
     PlanRow,
     PlanUpdate,
+    Prefer,
     Progress,
     Rejected,
     Retire,
@@ -89,6 +90,9 @@ class Agent:
 
     def progress(self, progress: Progress) -> None:
         self._tell(progress)
+
+    def prefer(self, prefer: Prefer) -> None:
+        self._tell(prefer)
 
     def finished(self, finished: Finished) -> None:
         self._tell(finished)

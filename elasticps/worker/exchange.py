@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elasticps.api.job_codec import load_codec
+from elasticps.core.affinity import Span, joined
 from elasticps.core.audit import Tally, Verdict
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.commands import (
@@ -200,6 +201,21 @@ class Exchange:
             raise _unexpected(answer)
         self.turn, self._called = answer.turn, None
 
+    async def await_joiner(self) -> None:
+        """What the members do together needs another: wait until one is seated, or one is gone."""
+        turn = self.member_turn
+
+        def word(worker: WorkerId) -> Regroup:
+            return Regroup(worker, turn.generation, seats=True)
+
+        answer = await self._client.ledger(word)
+        if isinstance(answer, Regenerated) and answer.turn.generation == turn.generation:
+            await self._attendance.until_regenerated(turn.generation)
+            answer = await self._client.ledger(word)
+        if not isinstance(answer, Regenerated):
+            raise _unexpected(answer)
+        self.turn, self._called = answer.turn, None
+
     async def until_regenerated(self) -> None:
         """Wait until the workers are others than the turn's."""
         await self._attendance.until_regenerated(self.member_turn.generation)
@@ -377,6 +393,11 @@ class Exchange:
     def bytes_pulled(self) -> int:
         """Of values alone, what was asked for again included."""
         return self._blocks.bytes_pulled
+
+    def spans_of(self, parameters: Collection[int]) -> tuple[Span, ...]:
+        """The blocks of these parameters, by their index in the model."""
+        blocks = (each.block for each in self._memory if each.block.parameter in parameters)
+        return joined((block.id, BlockId(block.id + 1)) for block in blocks)
 
     # -- reading what the servers hold ----------------------------------------------------------
 

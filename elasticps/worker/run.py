@@ -13,13 +13,14 @@ import torch
 from elasticps.api.chosen_strategy import ChosenStrategy
 from elasticps.api.pipeline import Loss, Pipeline
 from elasticps.api.strategy import ServedOptimizer
+from elasticps.core.affinity import Span
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.commands import Turn
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
-from elasticps.wire.messages import Finished, JobInfo, Progress, StateMeta, Welcome
+from elasticps.wire.messages import Finished, JobInfo, Prefer, Progress, StateMeta, Welcome
 from elasticps.worker.agent import Agent
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
@@ -60,6 +61,7 @@ class Run:
         self._listeners: list[Callable[[], None]] = []
         self._metrics: dict[str, float] = {}
         self._told_at = 0.0
+        self._waits_for = ""
         self._stepped_at = time.monotonic()
         self._step_s = self._compute_s = 0.0
         self._left = False
@@ -165,6 +167,8 @@ class Run:
             clipping=clipping,
             is_retiring=lambda: self._agent.retiring is not None,
             log=self.log,
+            prefer=self._prefer,
+            wait_for=self._wait_for,
             peers=membership.peer_calls,
             pipeline=pipeline,
         )
@@ -306,6 +310,16 @@ class Run:
             self._told_at = now
             self._loop.call(self._progress())
 
+    def _prefer(self, blocks: tuple[Span, ...]) -> None:
+        async def tell() -> None:
+            self._agent.prefer(Prefer(blocks))
+
+        self._loop.call(tell())
+
+    def _wait_for(self, why: str) -> None:
+        self._waits_for = why
+        self._loop.call(self._progress())
+
     async def _progress(self) -> None:
         member = self._stepping
         if member is not None and member.turn is not None and member.round:
@@ -324,6 +338,7 @@ class Run:
                     gradient_bytes=encoder.gradient_bytes,
                     checkpoint=checkpoints.report,
                     checkpoint_attempts=checkpoints.attempts,
+                    waits_for=self._waits_for,
                 )
             )
 

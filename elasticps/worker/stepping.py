@@ -11,6 +11,7 @@ import torch
 
 from elasticps.api.pipeline import Pipeline
 from elasticps.api.strategy import Pending, Strategy
+from elasticps.core.affinity import Span
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.commands import Turn
 from elasticps.core.consistency import Consistency
@@ -55,6 +56,8 @@ class Stepping:
         clipping: Clipping,
         is_retiring: Callable[[], bool],
         log: Callable[..., None],
+        prefer: Callable[[tuple[Span, ...]], None],
+        wait_for: Callable[[str], None],
         peers: PeerCalls | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
@@ -72,6 +75,9 @@ class Stepping:
         self._job = job
         self._is_retiring = is_retiring
         self._log = log
+        self._prefer = prefer
+        self._wait_for = wait_for
+        self._preferred: tuple[Span, ...] = ()
         self._peers = peers
         self._pipeline = pipeline
         self._lease = Lease(strategy.steps_per_round)
@@ -239,8 +245,22 @@ class Stepping:
         self._loop.call(self._exchange.regroup(PATIENCE_S))
         self._adopt_turn()
 
+    def await_joiner(self, why: str) -> None:
+        self._be_in_rounds()
+        self._be_alone()
+        self._wait_for(why)
+        self._loop.call(self._exchange.await_joiner())
+        self._wait_for("")
+        self._adopt_turn()
+
     def log(self, **numbers: float) -> None:
         self._log(**numbers)
+
+    def prefer_here(self, names: Collection[str]) -> None:
+        blocks = self._exchange.spans_of(self._model.numbered(dict.fromkeys(names, 1.0)))
+        if blocks != self._preferred:
+            self._preferred = blocks
+            self._prefer(blocks)
 
     def await_change(self) -> None:
         self._be_alone()

@@ -6,6 +6,7 @@ import pytest
 
 from elasticps.core.bulletin import MAX_KEY_BYTES, MAX_NOTE_BYTES, MAX_NOTES
 from elasticps.core.commands import (
+    Admitted,
     Command,
     Found,
     Initialized,
@@ -16,11 +17,13 @@ from elasticps.core.commands import (
     Published,
     Refused,
     Regenerated,
+    Register,
     Regroup,
     Vote,
 )
 from elasticps.core.ids import Generation, Round, WorkerId
 from elasticps.core.ledger import Ledger
+from elasticps.core.ranges import DataSpec
 from tests.support.ledger_world import encoded
 
 ONE, TWO, THREE = WorkerId(1), WorkerId(2), WorkerId(3)
@@ -108,6 +111,42 @@ def test_a_failed_exchange_opens_a_generation_of_the_same_members_and_all_hear_o
     assert all(isinstance(answer, Regenerated) for _, answer in answers)
     assert (ledger.members, ledger.generation) == ([ONE, TWO, THREE], 2)
     assert ledger.votes == {}
+
+
+@pytest.mark.parametrize("waits_before", [True, False])
+def test_members_who_are_too_few_go_on_with_who_joins_in_the_same_round(waits_before: bool) -> None:
+    """The samples that are lent for the round stay with whom they were lent to."""
+    ledger = ledger_of(ONE, TWO)
+    for worker in (ONE, TWO):
+        ledger.apply(Register(worker, DataSpec(size=10, batch_size=4, epochs=1, seed=0)))
+    lent, generation = dict(ledger.leases), ledger.generation
+    word = Regroup(ONE, generation, seats=True)
+    if waits_before:
+        assert ledger.apply(Join(THREE)) == []
+        answers = ledger.apply(word)
+    else:
+        (answer,) = ledger.apply(word)
+        assert isinstance(answer[1], Regenerated)
+        assert (answer[1].turn.generation, ledger.members) == (generation, [ONE, TWO])
+        answers = ledger.apply(Join(THREE))
+    admitted = dict(answers)[THREE]
+    assert isinstance(admitted, Admitted)
+    assert (admitted.turn.round, admitted.turn.world) == (Round(1), 3)
+    assert not admitted.turn.contributes
+    assert (ledger.members, ledger.generation) == ([ONE, TWO, THREE], generation + 1)
+    assert {worker: ledger.leases[worker] for worker in (ONE, TWO)} == lent
+    assert ledger.leases[THREE] == ()
+    before = encoded(ledger)
+    ledger.apply(word)
+    assert encoded(ledger) == before
+
+
+def test_who_joins_waits_for_the_rounds_end_where_nobody_is_short_of_members() -> None:
+    ledger = ledger_of(ONE, TWO)
+    ledger.apply(Regroup(ONE, ledger.generation, seats=True))
+    ledger.apply(Regroup(TWO, ledger.generation))
+    assert ledger.apply(Join(THREE)) == []
+    assert ledger.members == [ONE, TWO]
 
 
 def test_of_many_who_say_that_it_failed_the_first_counts() -> None:

@@ -410,7 +410,8 @@ class Walk:
         """A worker that has not voted yet says so; its vote is told who takes part now."""
         for worker in self._some([one for one in self.idle if one.turn]):
             assert worker.turn is not None
-            self.world.apply(Regroup(worker.id, worker.turn.generation))
+            seats = self._random.random() < 0.5
+            self.world.apply(Regroup(worker.id, worker.turn.generation, seats))
 
     def leave_a_note(self) -> None:
         for worker in self._some(self.idle):

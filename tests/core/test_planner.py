@@ -9,10 +9,11 @@ from random import Random
 
 import pytest
 
+from elasticps.core.affinity import Affinities
 from elasticps.core.ids import BlockId, NodeId, PlanEpoch, ServerId
-from elasticps.core.placement import Site
+from elasticps.core.placement import NO_WISHES, Site
 from elasticps.core.plan import Entry
-from elasticps.core.planner import MOVES_IN_FLIGHT, Planned, first_plan, next_plan
+from elasticps.core.planner import MOVES_IN_FLIGHT, Planned, first_plan, next_plan, targets
 from elasticps.core.records import CaughtUpRow
 
 A, B, C, D = (ServerId(f"{name}/1") for name in "abcd")
@@ -217,6 +218,9 @@ class Cluster:
         self.arrived_bytes = 0
         self.weights: dict[ServerId, float] = {}
         self.zones: dict[ServerId, str] = {}
+        self.wishes: Affinities = NO_WISHES
+        self.balanced = True
+        """Are primaries to be even? Wishes make them uneven."""
 
     @property
     def sites(self) -> list[Site]:
@@ -256,13 +260,8 @@ class Cluster:
 
     def step(self) -> Planned:
         """Write the leader's next plan."""
-        planned = next_plan(
-            self.sizes, self.entries, self.sites, self.alive, self.rows, self.replicas
-        )
-        again = next_plan(
-            self.sizes, self.entries, self.sites, self.alive, self.rows, self.replicas
-        )
-        assert again == planned
+        planned = self._next()
+        assert self._next() == planned
         for after in planned.changed:
             self._check_step(self.entries[after.block], after)
         before = self._learners()
@@ -277,6 +276,14 @@ class Cluster:
             if one not in planned.orphaned:
                 assert set(one.servers) <= set(self.alive), "the dead stay in the plan"
         return planned
+
+    def _next(self) -> Planned:
+        homes = targets(
+            self.sizes, self.entries, self.sites, self.alive, self.replicas, self.wishes
+        )
+        return next_plan(
+            self.sizes, self.entries, self.sites, self.alive, self.rows, self.replicas, homes
+        )
 
     def _learners(self) -> Counter[ServerId]:
         return Counter(
@@ -313,7 +320,7 @@ class Cluster:
             if one not in planned.orphaned and eligible:
                 assert set(one.servers) <= eligible, "a drained server still holds a block"
                 assert len(one.holders) == self.copies
-        if not planned.orphaned and eligible:
+        if self.balanced and not planned.orphaned and eligible:
             self._check_balance()
 
     def _check_balance(self) -> None:

@@ -16,6 +16,7 @@ import elasticps
 from elasticps.strategies.stage import StageGroup
 from elasticps.testing.rig import Rig
 from elasticps.testing.scripts import Died
+from elasticps.testing.waiting import eventually
 from tests.support.pipelines import alone, in_stages, layers, numbered
 from tests.support.processes import wait_until
 from tests.support.scripts import as_worker
@@ -26,12 +27,13 @@ SIZE, BATCH, EPOCHS = 60, 8, 3
 class Rounds:
     """Which samples the job's rounds were made of, as those who were told that they count say."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[], nn.Sequential] = layers) -> None:
+        self.make = make
         self.of: defaultdict[int, list[int]] = defaultdict(list)
         self.worlds: list[int] = []
 
     def train(self, run: elasticps.Run, before_step: Callable[[int], None]) -> nn.Module:
-        model = layers()
+        model = self.make()
         pipeline, optimizer = in_stages(run, model, "sgd", lr=0.02, momentum=0.9)
         for numbers, inputs, targets in run.data(numbered(SIZE), batch_size=BATCH, epochs=EPOCHS):
             optimizer.zero_grad()
@@ -51,7 +53,7 @@ class Rounds:
         read = Counter(number for numbers in self.of.values() for number in numbers)
         assert read == Counter(dict.fromkeys(range(SIZE), EPOCHS))
         data = numbered(SIZE)
-        local = layers()
+        local = self.make()
         optimizer = optim.SGD(local.parameters(), lr=0.02, momentum=0.9)
         alone(local, optimizer, [data[self.of[at]][1:] for at in sorted(self.of)])
         for model in models:
@@ -174,3 +176,62 @@ async def test_who_is_asked_to_leave_leaves_its_stage_to_the_others() -> None:
     assert len(stayed) == 2
     assert set(rounds.worlds) == {2, 3}
     rounds.check(stayed)
+
+
+# -- too few for the model ----------------------------------------------------------------------
+
+
+def wide() -> nn.Sequential:
+    """4.2 MiB, as a stage counts its parameters: two workers may have 3 MiB each."""
+    hidden = (nn.Linear(300, 300) for _ in range(4))
+    model = nn.Sequential(nn.Linear(6, 300), *hidden, nn.Linear(300, 1))
+    random = torch.Generator().manual_seed(0)  # workers are threads here, and draw side by side
+    with torch.no_grad():
+        for item in model.parameters():
+            item.copy_(torch.randn(item.shape, generator=random) * 0.04)
+    return model
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+async def test_who_cannot_hold_the_model_waits_for_another_and_says_so(dies: int) -> None:
+    """It is seated in the middle of the round, which is begun anew with the samples of before."""
+    rounds = Rounds(wide)
+
+    def script(run: elasticps.Run, *, joins: bool) -> nn.Module:
+        def before_step(at: int) -> None:
+            if at == 9 and run.rank == dies and not joins:
+                raise Died("killed before its step")
+
+        return rounds.train(run, before_step)
+
+    async with Rig(start_workers=2, strategy="model-parallel:memory=3") as rig:
+        tasks = [member(rig, f"w{n}", lambda run: script(run, joins=False)) for n in range(2)]
+        ended, going = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        assert [type(task.result()) for task in ended] == [Died]
+
+        def waits() -> bool:
+            return any("no cut of 4 MiB" in told.waits_for for told in rig.progress.values())
+
+        await eventually(waits)
+        assert not any(task.done() for task in going)
+        joiner = member(rig, "w2", lambda run: script(run, joins=True))
+        models = [await task for task in (*going, joiner)]
+    assert all(isinstance(model, nn.Module) for model in models)
+    assert not any(told.waits_for for uid, told in rig.progress.items() if uid != f"w{dies}")
+    rounds.check(models)
+
+
+async def test_of_two_pipelines_one_goes_on_when_a_stage_dies_and_no_worker_is_spare() -> None:
+    rounds = Rounds()
+
+    def script(run: elasticps.Run) -> nn.Module:
+        def before_step(at: int) -> None:
+            if at == 9 and run.world == 4 and run.rank == 3:
+                raise Died("killed before its step")
+
+        return rounds.train(run, before_step)
+
+    async with Rig(start_workers=4, strategy="model-parallel:stages=2") as rig:
+        results = [await task for task in [member(rig, f"w{n}", script) for n in range(4)]]
+    assert {3, 4} == set(rounds.worlds)
+    rounds.check([result for result in results if isinstance(result, nn.Module)])

@@ -26,16 +26,16 @@ COMMAND = [
 ]
 
 CAUGHT_AT = {
-    "epoch-check": (78, "replica-equality"),
+    "epoch-check": (20, "replica-equality"),
     "dedup-table": (5, "one-hot"),
-    "wait-for-backups": (4, "counter-bounds"),
+    "wait-for-backups": (2, "version-history"),
     "dedup-in-snapshots": (1, "audit"),
     "lease-deadline": (54, "ownership"),
     "promised-learners": (2, "writable"),
     "prepared-in-snapshots": (1, "replica-equality"),
     "generation-check": (10, "liveness"),
     "staleness-at-admission": (5, "staleness"),
-    "floor-at-read": (4, "counter-bounds"),
+    "floor-at-read": (121, "staleness"),
     "durable-reads": (4, "durable-reads"),
     "base-of-rounds-apart": (18, "replica-equality"),
     "scale-in-proofs": (1, "one-scale"),

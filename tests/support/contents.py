@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from elasticps.core.blocks import Model, Parameter
-from elasticps.core.ids import JobName, NodeId, ServerId, server_of
+from elasticps.core.ids import BlockId, JobName, NodeId, ServerId, server_of
 from elasticps.core.plan import Entry
 from elasticps.core.records import (
     CaughtUpRow,
@@ -136,7 +136,14 @@ class Contents:
             for learner, held in entries.items()
             for entry in held
         )
-        self.put(self.keys.report(job.name, node), ReportRecord(rows))
+        known = job.reports.get(NodeId(node), ReportRecord(()))
+        self.put(self.keys.report(job.name, node), msgspec.structs.replace(known, rows=rows))
+
+    def preferred(self, job: JobView, node: str, *spans: tuple[int, int]) -> None:
+        """Workers on ``node`` wish these blocks led there."""
+        blocks = tuple((BlockId(first), BlockId(stop)) for first, stop in spans)
+        known = job.reports.get(NodeId(node), ReportRecord(()))
+        self.put(self.keys.report(job.name, node), msgspec.structs.replace(known, wishes=blocks))
 
 
 def server_record(node: str, incarnation: str) -> ServerRecord:

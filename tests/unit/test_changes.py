@@ -263,7 +263,7 @@ def test_workers_that_start_or_die_at_once_are_one_event(cluster: Watched) -> No
 def test_checkpoint_is_told_when_asked_for_when_made_and_when_not(cluster: Watched) -> None:
     def noted(node: str, **note: object) -> None:
         main = MainNote(worker=f"{node}.1", **note)  # type: ignore[arg-type]
-        cluster.put(cluster.keys.report("job", node), ReportRecord((), main))
+        cluster.put(cluster.keys.report("job", node), ReportRecord((), main=main))
 
     cluster.put(cluster.keys.job_checkpoint("job"), b"{}")
     assert cluster.told() == [("checkpoint", "a checkpoint of job was asked for")]

@@ -583,6 +583,27 @@ def test_too_few_copies_for_min_insync_are_told_as_what_the_job_waits_for(etcd: 
     assert reason(job) == "3 workers"
 
 
+# -- wishes -------------------------------------------------------------------------------------
+
+
+def test_blocks_are_led_where_workers_wish_while_their_node_lives(etcd: Led) -> None:
+    job = running(etcd, "abc", 23)
+    etcd.move_all(job)
+    stages = {"a": (1, 12), "b": (12, 20), "c": (20, 24)}
+    for node, span in stages.items():
+        etcd.preferred(job, node, span)
+    etcd.move_all(job)
+    for node, (first, stop) in stages.items():
+        assert {node_of(entry.primary) for entry in job.entries[first:stop]} == {node}
+    assert etcd.decided() == []
+
+    etcd.gone("a")
+    etcd.move_all(job)
+    assert all(len(entry.holders) == 2 for entry in job.entries)
+    assert {node_of(entry.primary) for entry in job.entries} == {"b", "c"}
+    assert etcd.decided() == []
+
+
 # -- placements of jobs' own --------------------------------------------------------------------
 
 

@@ -207,7 +207,7 @@ class ClusterStatus:
         return {
             "job": job.name,
             "state": status.state.value if status else "PENDING",
-            "reason": status.reason if status else _no_status(job),
+            "reason": _reason(job, progress),
             "since_unix": (status and status.since_unix) or spec.submitted_unix,
             "workers_asked": status.asked if status else None,
             "workers_planned": sum(status.workers.values()) if status else 0,
@@ -254,6 +254,13 @@ def _progress_of(job: JobView, locals_: dict[NodeId, LocalStatus]) -> dict[str, 
 def _no_status(job: JobView) -> str:
     unreadable = "its status in etcd cannot be read: it is left alone"
     return unreadable if "status" in job.damaged else "waiting for a leader"
+
+
+def _reason(job: JobView, progress: dict[str, Progress]) -> str:
+    """Why its state is what it is, and what its workers wait for."""
+    told = job.status.reason if job.status else _no_status(job)
+    waits = sorted({item.waits_for for item in progress.values() if item.waits_for})
+    return "; ".join([told, *(f"waiting for another worker: {each}" for each in waits)])
 
 
 def _lives(job: JobView) -> list[LivingWorker]:

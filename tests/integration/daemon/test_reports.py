@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from elasticps.core.blocks import Model, Parameter
-from elasticps.core.ids import Generation, JobKey, JobName, NodeId, Round, WorkerId
+from elasticps.core.ids import BlockId, Generation, JobKey, JobName, NodeId, Round, WorkerId
 from elasticps.core.records import (
     CaughtUpRow,
     JobSpec,
@@ -20,7 +20,7 @@ from elasticps.core.records import (
 from elasticps.daemon.reports import Reports
 from elasticps.daemon.workers import Life
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import CheckpointReport, Describe, Progress, Promises, Rejected
+from elasticps.wire.messages import CheckpointReport, Describe, Prefer, Progress, Promises, Rejected
 from tests.integration.daemon.mirror import Mirrored
 from tests.support.processes import until
 
@@ -56,6 +56,10 @@ class Reporting:
             audit=False,
             progress=progress,
         )
+
+    def preferred(self, uid: str, *spans: tuple[int, int]) -> None:
+        blocks = tuple((BlockId(first), BlockId(stop)) for first, stop in spans)
+        self.reports.preferred(self.life(uid), Prefer(blocks))
 
     @property
     def main(self) -> MainNote | None:
@@ -185,3 +189,24 @@ async def test_main_worker_is_noted_with_its_newest_checkpoint_and_beside_the_pr
         reports.progressed(reporting.life("a.1", progress(1)))
         await until(lambda: reporting.main is None)
         assert await reporting.promised() == (lease.id, (row(1),))
+
+
+async def test_wishes_of_all_workers_here_are_told_beside_promises_and_go_with_their_worker(
+    reporting: Reporting, store: Store
+) -> None:
+    job = reporting.cluster.view.jobs[JobName("job")]
+
+    def told() -> ReportRecord:
+        return job.reports.get(NODE, ReportRecord(()))
+
+    reporting.preferred("a.1", (1, 4))
+    reporting.preferred("a.2", (4, 6), (9, 10))
+    async with Lease.grant(store, 60) as lease:
+        reporting.reports.under(lease)
+        await until(lambda: told() == ReportRecord((), ((1, 6), (9, 10))))
+        reporting.reports.promised(Promises(reporting.job, (row(1),)))
+        await until(lambda: told() == ReportRecord((row(1),), ((1, 6), (9, 10))))
+        reporting.preferred("a.1", (2, 3))
+        await until(lambda: told() == ReportRecord((row(1),), ((2, 3), (4, 6), (9, 10))))
+        reporting.preferred("a.2")
+        await until(lambda: told() == ReportRecord((row(1),), ((2, 3),)))
