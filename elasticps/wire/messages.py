@@ -354,14 +354,15 @@ class CheckpointReport(msgspec.Struct, frozen=True):
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """From a worker, a few times a second: where it is.
 
-    ``pushed_bytes`` were sent for gradients that have ``gradient_bytes`` in their own dtype.
+    A metric that is no finite number is None once it has been JSON. ``pushed_bytes`` were sent for
+    gradients that have ``gradient_bytes`` in their own dtype.
     """
 
     round: Round
     generation: Generation
     rank: int
     world: int
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}
     step_s: float = 0.0
     pushed_bytes: int = 0
     gradient_bytes: int = 0

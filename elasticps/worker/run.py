@@ -366,7 +366,7 @@ class Run:
                     generation=turn.generation,
                     rank=turn.rank,
                     world=turn.world,
-                    metrics=self._metrics,
+                    metrics={**self._metrics},
                     step_s=self._step_s,
                     pushed_bytes=self._known_exchange.encoder.pushed_bytes,
                     gradient_bytes=self._known_exchange.encoder.gradient_bytes,

@@ -13,19 +13,23 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from elasticps.daemon.http.body import NotFound, as_json
+from elasticps.daemon.http.body import as_json, read_strictly
 from elasticps.daemon.http.checkpoints import CheckpointRoutes
-from elasticps.daemon.http.guard import Unproven, guard
+from elasticps.daemon.http.guard import guard
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
+from elasticps.daemon.http.openapi import OpenApiRoutes
+from elasticps.daemon.http.refusals import MAX_BODY_BYTES, PlainRefusals, errors_as_json
+from elasticps.daemon.http.repeats import Repeats
 from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.node import Node
-from elasticps.errors import AccessDenied, ElasticError, StoreError, StoreUnavailable, UsageError
+from elasticps.errors import AccessDenied, UsageError
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 1 << 20
 SHUTDOWN_S = 1.0
+LINGERING_S = 1.0
+"""How long what still comes of a refused body is read, so that the refusal arrives."""
 
 
 @asynccontextmanager
@@ -36,7 +40,14 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
     """
     host, port = node.config.http
     async with aiohttp.ClientSession() as client:
-        runner = web.AppRunner(_app(node, client), access_log=None, shutdown_timeout=SHUTDOWN_S)
+        runner = web.AppRunner(
+            application(node, client),
+            access_log=None,
+            logger=_protocol_log(),
+            shutdown_timeout=SHUTDOWN_S,
+            lingering_time=LINGERING_S,
+            auto_decompress=False,  # what is encoded is refused, and never inflated
+        )
         await runner.setup()
         try:
             context = node.access.tls.server() if node.access else None
@@ -56,17 +67,27 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
             await runner.cleanup()
 
 
-def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
+def application(node: Node, client: aiohttp.ClientSession) -> web.Application:
+    """All routes, each behind who may ask and what may be sent."""
     proven = guard(node.access) if node.access else _asked_by_address
     app = web.Application(
-        client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json, _no_pages, proven]
+        client_max_size=MAX_BODY_BYTES,
+        middlewares=[errors_as_json, _no_pages, proven, read_strictly],
     )
-    status = ClusterStatus(node, client)
+    status, repeats = ClusterStatus(node, client), Repeats(node.store, node.keys)
     app.router.add_get("/healthz", _healthy)
-    app.router.add_routes(NodeRoutes(node, status).routes())
-    app.router.add_routes(JobRoutes(node, status, client).routes())
-    app.router.add_routes(CheckpointRoutes(node).routes())
+    app.router.add_routes(NodeRoutes(node, status, repeats).routes())
+    app.router.add_routes(JobRoutes(node, status, repeats, client).routes())
+    app.router.add_routes(CheckpointRoutes(node, repeats).routes())
+    app.router.add_routes(OpenApiRoutes(app, guarded=node.access is not None).routes())
     return app
+
+
+def _protocol_log() -> logging.Logger:
+    """Where aiohttp tells of what is not HTTP."""
+    protocol = log.getChild("protocol")
+    protocol.addFilter(PlainRefusals())
+    return protocol
 
 
 async def _healthy(_: web.Request) -> web.Response:
@@ -77,7 +98,7 @@ async def _healthy(_: web.Request) -> web.Response:
 async def _no_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what another site's page could send: whoever submits a job runs code here."""
     if "Origin" in request.headers:
-        raise web.HTTPForbidden(reason="requests from web pages are refused")
+        raise AccessDenied("requests from web pages are refused", field="Origin", limit="none")
     return await handler(request)
 
 
@@ -89,7 +110,11 @@ async def _asked_by_address(request: web.Request, handler: Handler) -> web.Strea
     """
     host = urlsplit(f"//{request.host}").hostname or ""
     if host not in ("localhost", socket.gethostname().lower()) and not _is_address(host):
-        raise web.HTTPForbidden(reason="this daemon is asked by address or by its machine's name")
+        raise AccessDenied(
+            "this daemon is not asked by that name",
+            field="Host",
+            limit="an address, localhost, or its machine's name",
+        )
     return await handler(request)
 
 
@@ -99,32 +124,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except NotFound as error:
-        return _error(404, error)
-    except UsageError as error:
-        return _error(400, error)
-    except Unproven as error:
-        answer = _error(401, error)
-        answer.headers["WWW-Authenticate"] = "Bearer"
-        return answer
-    except AccessDenied as error:
-        return _error(403, error)
-    except StoreUnavailable as error:
-        return _error(503, error)
-    except StoreError as error:
-        return _error(409, error)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return _error(error.status, ElasticError(error.reason))
-
-
-def _error(status: int, error: ElasticError) -> web.Response:
-    fields = {key: getattr(error, key) for key in ("what", "where", "field", "limit", "hint")}
-    return as_json({"error": fields}, status=status)

@@ -7,33 +7,50 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from elasticps.core.records import JobSpec
-from elasticps.daemon.http.body import as_json, job_named
+from elasticps.daemon.http.answers import CheckpointAsked
+from elasticps.daemon.http.body import job_named
+from elasticps.daemon.http.contract import operation, routes_of
 from elasticps.daemon.http.guard import require_own
+from elasticps.daemon.http.repeats import Repeats
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
 from elasticps.errors import UsageError
+from elasticps.security.tokens import Role
+from elasticps.store import Put
 from elasticps.wire.messages import CheckpointReport, Progress
 
 
 class CheckpointRoutes:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, repeats: Repeats) -> None:
         self._node = node
+        self._repeats = repeats
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return (web.post("/api/v1/jobs/{job}/checkpoint", self.ask),)
+        return routes_of(self)
 
-    async def ask(self, request: web.Request) -> web.Response:
-        """Ask the job's main worker for a checkpoint after the round under way.
-
-        The answer's ``request`` is what the job's ``checkpoint.request`` has reached once it is
-        there, or could not be written.
-        """
+    @operation(
+        "POST",
+        "/api/v1/jobs/{job}/checkpoint",
+        "Ask for a checkpoint after the round under way",
+        role=Role.SUBMIT,
+        answer=CheckpointAsked,
+        status=202,
+        keyed=True,
+    )
+    async def ask_for_checkpoint(self, request: web.Request) -> web.Response:
+        """The job's main worker writes it. A submitter may ask it of its own jobs alone."""
         job = job_named(self._node.view, request)
         require_own(request, job)
-        assert job.spec is not None
-        _check(job, job.spec)
-        key = self._node.keys.job_checkpoint(job.name)
-        return as_json({"job": job.name, "request": await self._node.store.put(key, b"{}")}, 202)
+        done = await self._repeats.earlier(request)
+        if done is None:
+            assert job.spec is not None
+            _check(job, job.spec)
+            put = Put(self._node.keys.job_checkpoint(job.name), b"{}")
+            # Which request it is, the revision tells that the write is going to have.
+            unnumbered = CheckpointAsked(job=job.name, request=0)
+            done = await self._repeats.write(request, put, unnumbered)
+            assert done is not None
+        return done.response(202, CheckpointAsked(job=job.name, request=done.revision))
 
 
 def _check(job: JobView, spec: JobSpec) -> None:
