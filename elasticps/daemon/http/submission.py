@@ -86,7 +86,8 @@ def _check_environment(body: JobBody) -> None:
             raise UsageError(
                 f"{key!r} is no environment variable", field="env", limit="NAME=VALUE, without NUL"
             )
-        if OURS.fullmatch(key) or (PYTHONS.fullmatch(key) and key not in SCRIPTS_OWN):
+        # Empty, it takes away what the daemon itself has.
+        if value and (OURS.fullmatch(key) or (PYTHONS.fullmatch(key) and key not in SCRIPTS_OWN)):
             raise UsageError(
                 f"{key} changes how elasticps's own code runs",
                 field="env",
