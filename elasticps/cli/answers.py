@@ -216,6 +216,12 @@ class Nodes(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[Node, ...]
 
 
+class NodesPage(Nodes, frozen=True, kw_only=True):
+    """Some of the nodes; those after ``next`` are still to be asked for."""
+
+    next: str | None = None
+
+
 class Jobs(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[Job, ...]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import secrets
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -25,7 +27,7 @@ from elasticps.cli.answers import (
     Line,
     Moves,
     Node,
-    Nodes,
+    NodesPage,
     NodeState,
     Status,
     StoredCheckpoints,
@@ -45,6 +47,8 @@ PATIENCE_S = 30.0
 _HINT = "is the daemon running? see `systemctl status elasticpsd`, or name another by --api URL"
 QUIET_S = 45.0
 """A stream that says nothing for this long is dead: a comment comes every 15 s."""
+AGAIN_AFTER_S = (0.2, 1.0, 3.0)
+"""What is waited before a request whose answer was lost is sent again, that often at most."""
 MAX_LINE_BYTES = 1 << 20  # 64 KiB of text, each character escaped, and its frame
 
 Answer = TypeVar("Answer")
@@ -56,6 +60,7 @@ class Api:
     Raises UsageError for what the daemon refuses (400, 404), PeerUnavailable when it cannot be
     reached or has no leader to ask (503), ElasticError for the rest. A daemon that is gone is
     replaced, for questions that change nothing, by another that ``nodes`` or ``status`` named.
+    ``submit`` and ``checkpoint`` are asked again, with a key, and have their effect once.
     ``ca`` is the file of the authority that an https API must be certified by, where the machine
     does not know it; ``token`` goes to such an API alone.
     """
@@ -89,7 +94,11 @@ class Api:
         return status
 
     async def nodes(self) -> tuple[Node, ...]:
-        nodes = (await self._ask("nodes", Nodes)).nodes
+        page = await self._ask("nodes", NodesPage)
+        nodes = page.nodes
+        while page.next is not None:
+            page = await self._ask(f"nodes?after={quote(page.next, safe='')}", NodesPage)
+            nodes += page.nodes
         self._remember(nodes)
         return nodes
 
@@ -114,7 +123,7 @@ class Api:
         return await self._call("POST", "rebalance", Moves)
 
     async def submit(self, submission: Submission) -> Job:
-        return await self._call("POST", "jobs", Job, msgspec.json.encode(submission))
+        return await self._once("jobs", Job, msgspec.json.encode(submission))
 
     async def cancel(self, job: str) -> Job:
         return await self._call("POST", f"jobs/{_part(job)}/cancel", Job)
@@ -127,7 +136,7 @@ class Api:
         return await self._call("POST", f"jobs/{_part(job)}/scale", Job, body)
 
     async def checkpoint(self, job: str) -> CheckpointAsked:
-        return await self._call("POST", f"jobs/{_part(job)}/checkpoint", CheckpointAsked)
+        return await self._once(f"jobs/{_part(job)}/checkpoint", CheckpointAsked)
 
     async def machine(self, node: Node) -> MachineFacts:
         """What the node's own daemon says of its machine."""
@@ -203,6 +212,22 @@ class Api:
                     return answer
             raise
 
+    async def _once(self, path: str, kind: type[Answer], body: bytes | None = None) -> Answer:
+        """POST, and again where the answer is lost: by its key it has its effect once.
+
+        The daemons that are known take turns; the first one's error is shown.
+        """
+        key, lost = secrets.token_hex(16), None
+        urls = itertools.cycle((self.url, *self._others))
+        for pause_s in (0.0, *AGAIN_AFTER_S):
+            await asyncio.sleep(pause_s)
+            try:
+                return await self._call("POST", path, kind, body, base=next(urls), key=key)
+            except PeerUnavailable as error:
+                lost = lost or error
+        assert lost is not None
+        raise lost
+
     async def _call(
         self,
         method: str,
@@ -211,10 +236,13 @@ class Api:
         body: bytes | None = None,
         *,
         base: str | None = None,
+        key: str | None = None,
     ) -> Answer:
         url = f"{base or self.url}/api/v1/{path}"
         headers = {"Content-Type": "application/json"} if body is not None else {}
         headers |= self._proof(url)
+        if key is not None:
+            headers["Idempotency-Key"] = key
         with _plain_errors(url):
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
@@ -299,6 +327,8 @@ def _error(status: int, body: ErrorBody) -> ElasticError:
         401: AccessDenied,
         403: AccessDenied,
         404: UsageError,
+        413: UsageError,
+        415: UsageError,
         503: PeerUnavailable,
     }
     return kinds.get(status, ElasticError)(

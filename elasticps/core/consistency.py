@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import PurePosixPath
+from typing import Annotated
+
+import msgspec
 
 from elasticps.core.chosen import Chosen
 from elasticps.errors import UsageError
 
 MAX_REPLICAS = 7
 MAX_ROUNDS = 1_000_000_000
+
+
+def documented(least: int, most: int) -> msgspec.Meta:
+    """A field's range, for schemas: the check of it is elsewhere, with an error that names both."""
+    return msgspec.Meta(extra_json_schema={"minimum": least, "maximum": most})
 
 
 class Consistency(StrEnum):
@@ -43,14 +51,14 @@ class Guarantees(Chosen, frozen=True, kw_only=True):
     begin with.
     """
 
-    replicas: int = 2
-    min_insync: int = 1
+    replicas: Annotated[int, documented(1, MAX_REPLICAS)] = 2
+    min_insync: Annotated[int, documented(1, MAX_REPLICAS)] = 1
     consistency: Consistency = Consistency.SYNC
-    staleness: int = 0
-    backup_workers: int = 0
+    staleness: Annotated[int, documented(0, MAX_ROUNDS)] = 0
+    backup_workers: Annotated[int, documented(0, MAX_ROUNDS)] = 0
     nonfinite: NonFinite = NonFinite.APPLY
     checkpoint_dir: str = ""
-    checkpoint_every: int = 0
+    checkpoint_every: Annotated[int, documented(0, MAX_ROUNDS)] = 0
     resume: str = ""
 
 

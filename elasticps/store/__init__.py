@@ -9,7 +9,7 @@ from elasticps.store.client import Store
 from elasticps.store.config import StoreConfig
 from elasticps.store.election import Election
 from elasticps.store.embedded import EmbeddedEtcd, EtcdBinary, find_etcd
-from elasticps.store.lease import Lease, revoke
+from elasticps.store.lease import Lease, grant_unkept, revoke
 from elasticps.store.operations import (
     Compare,
     Delete,
@@ -49,6 +49,7 @@ __all__ = [
     "TxnResult",
     "check_format",
     "find_etcd",
+    "grant_unkept",
     "revoke",
     "watch_prefix",
 ]

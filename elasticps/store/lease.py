@@ -59,15 +59,8 @@ class Lease:
         cls, store: Store, ttl_s: int, on_renewed: Callable[[float], None] | None = None
     ) -> Lease:
         """Ask etcd for a lease of ``ttl_s`` seconds and keep it alive until ``aclose``."""
-        if ttl_s < 1:
-            raise UsageError(f"a lease cannot live {ttl_s} s", field="ttl_s", limit="at least 1 s")
         sent = time.monotonic()
-        # A second lease after a lost answer does no harm: it runs out unused.
-        answer = await store.endpoints.call(
-            lambda link: link.lease.LeaseGrant, rpc.LeaseGrantRequest(TTL=ttl_s), repeatable=True
-        )
-        if answer.error:
-            raise StoreError(answer.error)
+        answer = await _granted(store, ttl_s)
         return cls(store, answer.ID, float(answer.TTL), sent + answer.TTL, on_renewed)
 
     @classmethod
@@ -172,6 +165,12 @@ class Lease:
         return self.deadline - time.monotonic()
 
 
+async def grant_unkept(store: Store, ttl_s: int) -> int:
+    """The id of a lease that nobody keeps alive: its keys go after ``ttl_s`` seconds."""
+    lease_id: int = (await _granted(store, ttl_s)).ID
+    return lease_id
+
+
 async def revoke(store: Store, lease_id: int) -> bool:
     """End anyone's lease, which deletes its keys in one step; False when etcd has no such lease.
 
@@ -183,6 +182,18 @@ async def revoke(store: Store, lease_id: int) -> bool:
     except LeaseLost:
         return False
     return True
+
+
+async def _granted(store: Store, ttl_s: int) -> Any:
+    if ttl_s < 1:
+        raise UsageError(f"a lease cannot live {ttl_s} s", field="ttl_s", limit="at least 1 s")
+    # A second lease after a lost answer does no harm: it runs out unused.
+    answer = await store.endpoints.call(
+        lambda link: link.lease.LeaseGrant, rpc.LeaseGrantRequest(TTL=ttl_s), repeatable=True
+    )
+    if answer.error:
+        raise StoreError(answer.error)
+    return answer
 
 
 async def _keepalive_once(

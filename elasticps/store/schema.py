@@ -26,6 +26,7 @@ class KeyKind(Enum):
     REBALANCE = "rebalance"
     NODE = "nodes"
     DRAIN = "drains"
+    REQUEST = "requests"
     JOB_SPEC = "spec"
     JOB_STATUS = "status"
     JOB_MODEL = "model"
@@ -66,12 +67,17 @@ class Keys:
         self.nodes = f"{self.root}nodes/"
         self.drains = f"{self.root}drains/"
         self.jobs = f"{self.root}jobs/"
+        self.requests = f"{self.root}requests/"
 
     def node(self, node: str) -> str:
         return self.nodes + _checked("node", node)
 
     def drain(self, node: str) -> str:
         return self.drains + _checked("node", node)
+
+    def request(self, digest: str) -> str:
+        """What became of a request that came with a key; ``digest`` is the key's."""
+        return self.requests + _checked("request", digest)
 
     def job(self, job: str) -> str:
         """The prefix of all keys of a job."""
@@ -128,6 +134,8 @@ class Keys:
                 return ParsedKey(kind=KeyKind(name))
             case ["nodes" | "drains" as name, node] if _NAME.fullmatch(node):
                 return ParsedKey(kind=KeyKind(name), node=node)
+            case ["requests", digest] if _NAME.fullmatch(digest):
+                return ParsedKey(kind=KeyKind.REQUEST)
             case ["jobs", job, *rest] if _NAME.fullmatch(job):
                 return _parse_job(job, rest)
         return None

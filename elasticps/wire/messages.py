@@ -363,7 +363,8 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     """From a worker, a few times a second: where it is.
 
     ``step_s`` is what its last step took, ``compute_s`` the part of it that its script took: a
-    straggler is told by that, for in step all take as long as the slowest.
+    straggler is told by that, for in step all take as long as the slowest. A metric that is no
+    finite number is None once it has been JSON.
     ``pushed_bytes`` were sent for gradients that have ``gradient_bytes`` in their own dtype.
     ``waits_for``: what it cannot go on without, for a user to read.
     """
@@ -372,7 +373,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     generation: Generation
     rank: int
     world: int
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}
     step_s: float = 0.0
     compute_s: float = 0.0
     pushed_bytes: int = 0

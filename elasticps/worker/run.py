@@ -331,7 +331,7 @@ class Run:
                     generation=turn.generation,
                     rank=turn.rank,
                     world=turn.world,
-                    metrics=self._metrics,
+                    metrics={**self._metrics},
                     step_s=self._step_s,
                     compute_s=self._compute_s,
                     pushed_bytes=encoder.pushed_bytes,

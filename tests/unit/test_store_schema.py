@@ -18,6 +18,7 @@ LAYOUT = [
     (KEYS.rebalance, "rebalance", ParsedKey(kind=KeyKind.REBALANCE)),
     (KEYS.node("n.1"), "nodes/n.1", ParsedKey(kind=KeyKind.NODE, node="n.1")),
     (KEYS.drain("n1"), "drains/n1", ParsedKey(kind=KeyKind.DRAIN, node="n1")),
+    (KEYS.request("0af3"), "requests/0af3", ParsedKey(kind=KeyKind.REQUEST)),
     (KEYS.job_spec("j"), "jobs/j/spec", ParsedKey(kind=KeyKind.JOB_SPEC, job="j")),
     (KEYS.job_status("j"), "jobs/j/status", ParsedKey(kind=KeyKind.JOB_STATUS, job="j")),
     (
@@ -56,6 +57,7 @@ def test_a_key_is_spelled_by_the_layout_and_read_back(
 def test_prefixes_hold_their_keys_and_no_neighbours() -> None:
     assert KEYS.node("n1").startswith(KEYS.nodes)
     assert KEYS.drain("n1").startswith(KEYS.drains)
+    assert KEYS.request("0af3").startswith(KEYS.requests)
     assert KEYS.job_spec("j").startswith(KEYS.job("j"))
     assert KEYS.job("j").startswith(KEYS.jobs)
     assert KEYS.worker("j", "n.0").startswith(KEYS.workers("j"))

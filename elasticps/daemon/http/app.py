@@ -14,25 +14,29 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from elasticps.daemon.block_map import BlockMap
-from elasticps.daemon.http.body import NotFound, as_json
+from elasticps.daemon.http.body import read_strictly
 from elasticps.daemon.http.checkpoints import CheckpointRoutes
 from elasticps.daemon.http.doctor import DoctorRoutes
 from elasticps.daemon.http.events import EventRoutes
-from elasticps.daemon.http.guard import Unproven, guard
+from elasticps.daemon.http.guard import guard
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.metrics import MetricRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
+from elasticps.daemon.http.openapi import OpenApiRoutes
+from elasticps.daemon.http.refusals import MAX_BODY_BYTES, PlainRefusals, errors_as_json
+from elasticps.daemon.http.repeats import Repeats
 from elasticps.daemon.http.scale import ScaleRoutes
 from elasticps.daemon.http.series import SeriesRoutes
 from elasticps.daemon.http.status import ClusterStatus
-from elasticps.daemon.http.stream import Broadcast, StreamRoutes, TooManyReaders
+from elasticps.daemon.http.stream import Broadcast, StreamRoutes
 from elasticps.daemon.node import Node
-from elasticps.errors import AccessDenied, ElasticError, StoreError, StoreUnavailable, UsageError
+from elasticps.errors import AccessDenied, UsageError
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 1 << 20
 SHUTDOWN_S = 1.0
+LINGERING_S = 1.0
+"""How long what still comes of a refused body is read, so that the refusal arrives."""
 
 
 @asynccontextmanager
@@ -43,7 +47,14 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
     """
     host, port = node.config.http
     async with aiohttp.ClientSession() as client:
-        runner = web.AppRunner(_app(node, client), access_log=None, shutdown_timeout=SHUTDOWN_S)
+        runner = web.AppRunner(
+            application(node, client),
+            access_log=None,
+            logger=_protocol_log(),
+            shutdown_timeout=SHUTDOWN_S,
+            lingering_time=LINGERING_S,
+            auto_decompress=False,  # what is encoded is refused, and never inflated
+        )
         await runner.setup()
         try:
             context = node.access.tls.server() if node.access else None
@@ -63,34 +74,47 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
             await runner.cleanup()
 
 
-def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
+def application(node: Node, client: aiohttp.ClientSession) -> web.Application:
+    """All routes, each behind who may ask and what may be sent."""
     proven = guard(node.access) if node.access else _asked_by_address
     app = web.Application(
-        client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json, _no_pages, proven]
+        client_max_size=MAX_BODY_BYTES,
+        middlewares=[errors_as_json, _no_pages, proven, read_strictly],
     )
     block_map = BlockMap(node.view, node.timeline)
-    status = ClusterStatus(node, client, block_map)
-    app.router.add_routes(MetricRoutes(node).routes())
-    app.router.add_routes(NodeRoutes(node, status).routes())
-    app.router.add_routes(JobRoutes(node, status, client).routes())
-    app.router.add_routes(EventRoutes(node, block_map).routes())
+    status, repeats = ClusterStatus(node, client, block_map), Repeats(node.store, node.keys)
     series = SeriesRoutes(node, client)
-    app.router.add_routes(series.routes())
     stream = StreamRoutes(node.timeline, Broadcast(node.timeline, status.encoded))
-    app.router.add_routes(stream.routes())
+    for part in (
+        MetricRoutes(node),
+        NodeRoutes(node, status, repeats),
+        JobRoutes(node, status, repeats, client),
+        ScaleRoutes(node, status),
+        CheckpointRoutes(node, repeats, client),
+        EventRoutes(node, block_map),
+        series,
+        stream,
+        DoctorRoutes(node),
+        OpenApiRoutes(app, guarded=node.access is not None),
+    ):
+        app.router.add_routes(part.routes())
     app.cleanup_ctx.extend((series.life, stream.life))
     app.on_shutdown.append(stream.stop)
-    app.router.add_routes(CheckpointRoutes(node, client).routes())
-    app.router.add_routes(ScaleRoutes(node, status).routes())
-    app.router.add_routes(DoctorRoutes(node).routes())
     return app
+
+
+def _protocol_log() -> logging.Logger:
+    """Where aiohttp tells of what is not HTTP."""
+    protocol = log.getChild("protocol")
+    protocol.addFilter(PlainRefusals())
+    return protocol
 
 
 @web.middleware
 async def _no_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what another site's page could send: whoever submits a job runs code here."""
     if "Origin" in request.headers:
-        raise web.HTTPForbidden(reason="requests from web pages are refused")
+        raise AccessDenied("requests from web pages are refused", field="Origin", limit="none")
     return await handler(request)
 
 
@@ -102,7 +126,11 @@ async def _asked_by_address(request: web.Request, handler: Handler) -> web.Strea
     """
     host = urlsplit(f"//{request.host}").hostname or ""
     if host not in ("localhost", socket.gethostname().lower()) and not _is_address(host):
-        raise web.HTTPForbidden(reason="this daemon is asked by address or by its machine's name")
+        raise AccessDenied(
+            "this daemon is not asked by that name",
+            field="Host",
+            limit="an address, localhost, or its machine's name",
+        )
     return await handler(request)
 
 
@@ -112,32 +140,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except NotFound as error:
-        return _error(404, error)
-    except UsageError as error:
-        return _error(400, error)
-    except Unproven as error:
-        answer = _error(401, error)
-        answer.headers["WWW-Authenticate"] = "Bearer"
-        return answer
-    except AccessDenied as error:
-        return _error(403, error)
-    except (StoreUnavailable, TooManyReaders) as error:
-        return _error(503, error)
-    except StoreError as error:
-        return _error(409, error)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return _error(error.status, ElasticError(error.reason))
-
-
-def _error(status: int, error: ElasticError) -> web.Response:
-    fields = {key: getattr(error, key) for key in ("what", "where", "field", "limit", "hint")}
-    return as_json({"error": fields}, status=status)

@@ -11,15 +11,20 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from elasticps.checkpoint.listing import Listed, list_checkpoints
-from elasticps.core.ids import JobName, NodeId
+from elasticps.checkpoint.listing import list_checkpoints
+from elasticps.core.ids import JobName
 from elasticps.core.records import JobSpec, NodeRecord
 from elasticps.daemon.access import asking
-from elasticps.daemon.http.body import as_json, job_named
+from elasticps.daemon.http.answers import CheckpointAsked, CheckpointList
+from elasticps.daemon.http.body import as_json, job_named, query_of
+from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.http.guard import require_own
+from elasticps.daemon.http.repeats import Repeats
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
 from elasticps.errors import CheckpointError, UsageError
+from elasticps.security.tokens import Role
+from elasticps.store import Put
 from elasticps.wire.messages import CheckpointReport, Progress
 
 log = logging.getLogger(__name__)
@@ -28,31 +33,30 @@ LOCAL_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 """For another node's look at its disk."""
 
 
-class CheckpointList(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /api/v1/jobs/{job}/checkpoints``: the newest first, as ``node`` sees ``directory``.
+class CheckpointsQuery(Query, frozen=True):
+    """``local``: as this node sees them, without asking others."""
 
-    ``problem`` says why it sees none, where it cannot.
-    """
-
-    job: JobName
-    directory: str
-    node: NodeId
-    checkpoints: tuple[Listed, ...] = ()
-    problem: str = ""
+    local: bool = False
 
 
 class CheckpointRoutes:
-    def __init__(self, node: Node, client: aiohttp.ClientSession) -> None:
+    def __init__(self, node: Node, repeats: Repeats, client: aiohttp.ClientSession) -> None:
         self._node = node
+        self._repeats = repeats
         self._client = client
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return (
-            web.post("/api/v1/jobs/{job}/checkpoint", self.ask),
-            web.get("/api/v1/jobs/{job}/checkpoints", self.list),
-        )
+        return routes_of(self)
 
-    async def list(self, request: web.Request) -> web.Response:
+    @operation(
+        "GET",
+        "/api/v1/jobs/{job}/checkpoints",
+        "The checkpoints that the job has written, the newest first",
+        role=Role.READ,
+        query=CheckpointsQuery,
+        answer=CheckpointList,
+    )
+    async def checkpoints(self, request: web.Request) -> web.Response:
         """What this node finds in the job's directory; else what another does.
 
         The directory is the main worker's machine's, where no file system is shared.
@@ -61,7 +65,7 @@ class CheckpointRoutes:
         assert job.spec is not None
         _check_directory(job, job.spec)
         found = await self._look(job.name, job.spec.checkpoint_dir)
-        if not found.checkpoints and request.query.get("local") != "1":
+        if not found.checkpoints and not query_of(request, CheckpointsQuery).local:
             others = [node for node in self._node.view.nodes if node != self._node.name]
             records = [self._node.view.nodes[node] for node in sorted(others)]
             answers = await asyncio.gather(*(self._ask(record, job.name) for record in records))
@@ -78,7 +82,7 @@ class CheckpointRoutes:
         return msgspec.structs.replace(found, checkpoints=tuple(rows))
 
     async def _ask(self, record: NodeRecord, job: JobName) -> CheckpointList | None:
-        url = f"{record.http}/api/v1/jobs/{job}/checkpoints?local=1"
+        url = f"{record.http}/api/v1/jobs/{job}/checkpoints?local=true"
         try:
             proof = asking(self._node.access, record)
             async with self._client.get(url, timeout=LOCAL_TIMEOUT, **proof) as response:
@@ -87,18 +91,29 @@ class CheckpointRoutes:
             log.info("node=%s does not list checkpoints: %s", record.node, error)
             return None
 
-    async def ask(self, request: web.Request) -> web.Response:
-        """Ask the job's main worker for a checkpoint after the round under way.
-
-        The answer's ``request`` is what the job's ``checkpoint.request`` has reached once it is
-        there, or could not be written.
-        """
+    @operation(
+        "POST",
+        "/api/v1/jobs/{job}/checkpoint",
+        "Ask for a checkpoint after the round under way",
+        role=Role.SUBMIT,
+        answer=CheckpointAsked,
+        status=202,
+        keyed=True,
+    )
+    async def ask_for_checkpoint(self, request: web.Request) -> web.Response:
+        """The job's main worker writes it. A submitter may ask it of its own jobs alone."""
         job = job_named(self._node.view, request)
         require_own(request, job)
-        assert job.spec is not None
-        _check(job, job.spec)
-        key = self._node.keys.job_checkpoint(job.name)
-        return as_json({"job": job.name, "request": await self._node.store.put(key, b"{}")}, 202)
+        done = await self._repeats.earlier(request)
+        if done is None:
+            assert job.spec is not None
+            _check(job, job.spec)
+            put = Put(self._node.keys.job_checkpoint(job.name), b"{}")
+            # Which request it is, the revision tells that the write is going to have.
+            unnumbered = CheckpointAsked(job=job.name, request=0)
+            done = await self._repeats.write(request, put, unnumbered)
+            assert done is not None
+        return done.response(202, CheckpointAsked(job=job.name, request=done.revision))
 
 
 def _check(job: JobView, spec: JobSpec) -> None:

@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
 
 from elasticps.core.ids import BlockId, JobName, NodeId
 from elasticps.daemon.block_map import BlockMap
-from elasticps.daemon.http.body import as_json, job_called, number_in
+from elasticps.daemon.http.answers import BlockRows, BlocksAnswer
+from elasticps.daemon.http.body import as_json, job_called, query_of
+from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.node import Node
+from elasticps.daemon.timeline import EventPage
 from elasticps.errors import UsageError
+from elasticps.security.tokens import Role
 
-DEFAULT_EVENTS = 100
 MOST_EVENTS = 1000
-DEFAULT_ROWS = 100
 MOST_ROWS = 1000
 MOST_BLOCKS = 2**31
+DEFAULT_ROWS = 100
+
+
+class EventsQuery(Query, frozen=True):
+    after: Annotated[
+        str | None, msgspec.Meta(description="The `next` of the page before, or an event's id.")
+    ] = None
+    limit: Annotated[
+        int, msgspec.Meta(ge=1, le=MOST_EVENTS, description="How many events at most.")
+    ] = 100
+    job: Annotated[str | None, msgspec.Meta(description="Of this job alone.")] = None
+    node: Annotated[str | None, msgspec.Meta(description="Of this node alone.")] = None
+
+
+class BlocksQuery(Query, frozen=True):
+    """With ``node``, ``after`` or ``limit`` the answer has rows."""
+
+    job: Annotated[str | None, msgspec.Meta(description="Of this job alone.")] = None
+    node: Annotated[str | None, msgspec.Meta(description="Rows of what this node holds.")] = None
+    after: Annotated[
+        int | None,
+        msgspec.Meta(ge=-1, le=MOST_BLOCKS, description="The `next` of the page before."),
+    ] = None
+    limit: Annotated[
+        int | None, msgspec.Meta(ge=1, le=MOST_ROWS, description="How many rows at most; 100.")
+    ] = None
 
 
 class EventRoutes:
@@ -29,43 +57,52 @@ class EventRoutes:
         self._encoded_revision = -1
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return (
-            web.get("/api/v1/events", self.events),
-            web.get("/api/v1/blocks", self.blocks),
-        )
+        return routes_of(self)
 
+    @operation(
+        "GET",
+        "/api/v1/events",
+        "The timeline as the daemon that is asked has seen it, the oldest event first",
+        role=Role.READ,
+        query=EventsQuery,
+        answer=EventPage,
+    )
     async def events(self, request: web.Request) -> web.Response:
-        """The timeline as this daemon has seen it."""
-        query = request.query
+        asked = query_of(request, EventsQuery)
         page = self._node.timeline.page(
-            query.get("after"),
-            limit=number_in(request, "limit", DEFAULT_EVENTS, 1, MOST_EVENTS),
-            job=JobName(query["job"]) if "job" in query else None,
-            node=NodeId(query["node"]) if "node" in query else None,
+            asked.after,
+            limit=asked.limit,
+            job=JobName(asked.job) if asked.job is not None else None,
+            node=NodeId(asked.node) if asked.node is not None else None,
         )
         return as_json(page)
 
+    @operation(
+        "GET",
+        "/api/v1/blocks",
+        "What each node holds; with node, after or limit one job's blocks too",
+        role=Role.READ,
+        query=BlocksQuery,
+        answer=(BlocksAnswer, BlockRows),
+    )
     async def blocks(self, request: web.Request) -> web.Response:
-        """What each node holds; with ``node``, ``after`` or ``limit`` one job's blocks too."""
-        query = request.query
-        name = JobName(query["job"]) if "job" in query else None
+        asked = query_of(request, BlocksQuery)
+        name = JobName(asked.job) if asked.job is not None else None
         if name is not None:
             job_called(self._node.view, name)
-        if not query.keys() & {"node", "after", "limit"}:
+        if asked.node is None and asked.after is None and asked.limit is None:
             body = self._aggregates(name)
             return web.Response(body=body, content_type="application/json")
         if name is None:
             raise UsageError("rows are of one job's blocks", field="job", limit="a job's name")
         rows, last = self._map.rows(
             name,
-            NodeId(query["node"]) if "node" in query else None,
-            BlockId(number_in(request, "after", -1, -1, MOST_BLOCKS)),
-            number_in(request, "limit", DEFAULT_ROWS, 1, MOST_ROWS),
+            NodeId(asked.node) if asked.node is not None else None,
+            BlockId(-1 if asked.after is None else asked.after),
+            asked.limit or DEFAULT_ROWS,
         )
-        return as_json(self._answer(name) | {"rows": rows, "next": last})
-
-    def _answer(self, name: JobName | None) -> dict[str, Any]:
-        return {"nodes": self._map.nodes(name), "blocks": self._map.blocks(name)}
+        nodes, blocks = self._map.nodes(name), self._map.blocks(name)
+        return as_json(BlockRows(nodes=nodes, blocks=blocks, rows=rows, next=last))
 
     def _aggregates(self, name: JobName | None) -> bytes:
         """As JSON; made once for each revision of the view, whoever asks."""
@@ -73,5 +110,7 @@ class EventRoutes:
         if self._encoded_revision != revision:
             self._encoded, self._encoded_revision = {}, revision
         if name not in self._encoded:
-            self._encoded[name] = msgspec.json.encode(self._answer(name))
+            self._encoded[name] = msgspec.json.encode(
+                BlocksAnswer(nodes=self._map.nodes(name), blocks=self._map.blocks(name))
+            )
         return self._encoded[name]

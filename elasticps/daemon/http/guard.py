@@ -12,6 +12,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from elasticps.daemon.access import NodeAccess
+from elasticps.daemon.http.contract import operation_of
+from elasticps.daemon.http.refusals import Unproven
 from elasticps.daemon.view import JobView
 from elasticps.errors import AccessDenied
 from elasticps.security.tls import node_of
@@ -32,10 +34,6 @@ class Caller:
 
     name: str
     role: Role
-
-
-class Unproven(AccessDenied):
-    """No token, or one that is not good: 401, where other refusals are 403."""
 
 
 def guard(access: NodeAccess) -> Middleware:
@@ -83,8 +81,15 @@ def require_own(request: web.Request, job: JobView) -> None:
         )
 
 
-def role_for(method: str, path: str) -> Role:
-    """What a request needs. What is not thought of here is for admins."""
+def role_for(request: web.Request) -> Role:
+    """What a request needs: what its route declares, and else by its path.
+
+    What is not thought of here is for admins.
+    """
+    declared = operation_of(request.match_info.handler)
+    if declared is not None:
+        return declared.role
+    method, path = request.method, request.path
     if method in ("GET", "HEAD"):
         return Role.READ
     if method == "POST" and (path == JOBS or path.startswith(f"{JOBS}/")):
@@ -108,7 +113,7 @@ def _caller(access: NodeAccess, request: web.Request) -> Caller:
 
 
 def _require(caller: Caller, request: web.Request) -> None:
-    needed = role_for(request.method, request.path)
+    needed = role_for(request)
     if not caller.role.includes(needed):
         raise AccessDenied(
             f"the token {caller.name} is for {caller.role.value}",

@@ -3,113 +3,150 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import os
 import re
 import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
-from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
-from elasticps.core.consistency import Guarantees, check_guarantees, in_range
 from elasticps.core.ids import JobName
 from elasticps.core.records import JobSpec, NodeRecord, encode
 from elasticps.daemon.access import asking
-from elasticps.daemon.chosen import check_chosen
-from elasticps.daemon.http.body import as_json, body_of, job_named
+from elasticps.daemon.http.answers import JobRow, JobsPage, LogLine
+from elasticps.daemon.http.body import as_json, body_of, job_named, query_of
+from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.http.guard import owner, require_own
+from elasticps.daemon.http.pages import JobsQuery
+from elasticps.daemon.http.repeats import Done, Repeats
 from elasticps.daemon.http.status import ClusterStatus
+from elasticps.daemon.http.submission import JobBody, check_submission
 from elasticps.daemon.log_files import LinesMissed
 from elasticps.daemon.node import Node
 from elasticps.errors import UsageError
+from elasticps.security.tokens import Role
+from elasticps.store import Put
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-MAX_WORKERS = 10_000
+NDJSON = "application/x-ndjson"
 PENDING_LINES = 1000
 FOLLOW_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 RECHECK_S = 0.3
 IDENTITY_BYTES = 16
 
 
-class JobBody(Guarantees, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /api/v1/jobs``. Numbers out of range are refused with their field's name."""
-
-    argv: tuple[str, ...]
-    cwd: str
-    name: str | None = None
-    env: dict[str, str] = msgspec.field(default_factory=dict)
-    start_workers: int = 1
-    max_workers: int = MAX_WORKERS
-    block_bytes: int = DEFAULT_BLOCK_BYTES
-    audit: bool = False
+class LogsQuery(Query, frozen=True):
+    follow: Annotated[bool, msgspec.Meta(description="Go on until the job has ended.")] = False
+    local: Annotated[
+        bool, msgspec.Meta(description="Of the workers of the node that is asked alone.")
+    ] = False
 
 
 class JobRoutes:
-    def __init__(self, node: Node, status: ClusterStatus, client: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, node: Node, status: ClusterStatus, repeats: Repeats, client: aiohttp.ClientSession
+    ) -> None:
         self._node = node
         self._view = node.view
         self._status = status
+        self._repeats = repeats
         self._client = client
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return (
-            web.get("/api/v1/jobs", self.jobs),
-            web.post("/api/v1/jobs", self.submit),
-            web.get("/api/v1/jobs/{job}", self.job),
-            web.post("/api/v1/jobs/{job}/cancel", self.cancel),
-            web.get("/api/v1/jobs/{job}/logs", self.logs),
-        )
+        return routes_of(self)
 
-    async def jobs(self, _: web.Request) -> web.Response:
-        return as_json({"jobs": (await self._status.cluster())["jobs"]})
+    @operation(
+        "GET",
+        "/api/v1/jobs",
+        "The jobs, the oldest first",
+        role=Role.READ,
+        query=JobsQuery,
+        answer=JobsPage,
+    )
+    async def jobs(self, request: web.Request) -> web.Response:
+        return as_json(await self._status.jobs(query_of(request, JobsQuery)))
 
+    @operation("GET", "/api/v1/jobs/{job}", "One job", role=Role.READ, answer=JobRow)
     async def job(self, request: web.Request) -> web.Response:
         return as_json(await self._status.job(job_named(self._view, request)))
 
+    @operation(
+        "POST",
+        "/api/v1/jobs",
+        "Submit a job",
+        role=Role.SUBMIT,
+        body=JobBody,
+        answer=JobRow,
+        status=201,
+        keyed=True,
+    )
     async def submit(self, request: web.Request) -> web.Response:
-        body = await body_of(request, JobBody)
-        _check(body)
-        name = await self._create(body, owner(request))
-        await self._node.until(lambda: name in self._view.jobs and self._view.jobs[name].spec)
-        return as_json(await self._status.job(self._view.jobs[name]), status=201)
+        """The script must lie at the same path on every node. Without a name the job gets its."""
+        done = await self._repeats.earlier(request)
+        if done is None:
+            body = await body_of(request, JobBody)
+            check_submission(body)
+            done = await self._create(request, body)
+        # Whoever asks for the job next asks here.
+        await self._node.until(lambda: self._view.revision >= done.revision)
+        return done.response(201)
 
-    async def _create(self, body: JobBody, owned_by: str) -> JobName:
+    async def _create(self, request: web.Request, body: JobBody) -> Done:
         """Write the spec under the asked name, or under the script's with the next free number."""
         stem = re.sub(r"[^a-z0-9]+", "-", Path(body.argv[0]).stem.lower()).strip("-")[:32] or "job"
-        number = 1
-        while True:
+        for number in itertools.count(1):
             name = JobName(body.name or f"{stem}-{number}")
-            spec = _spec(name, body, owned_by)
-            if await self._node.store.create(self._node.keys.job_spec(name), encode(spec)):
-                return name
+            spec = _spec(name, body, owner(request))
+            put = Put(self._node.keys.job_spec(name), encode(spec))
+            done = None
+            if body.name or name not in self._view.jobs:
+                answer = self._status.submitted(spec)
+                done = await self._repeats.write(request, put, answer, fresh=True)
+            if done is not None:
+                return done
             if body.name:
-                raise UsageError(f"a job named {name} exists", field="name")
-            number += 1
+                raise UsageError(f"a job named {name} exists", field="name", limit="a new name")
+        raise AssertionError("numbers do not end")
 
+    @operation(
+        "POST",
+        "/api/v1/jobs/{job}/cancel",
+        "Stop a job's workers and forget its blocks",
+        role=Role.SUBMIT,
+        answer=JobRow,
+        status=202,
+    )
     async def cancel(self, request: web.Request) -> web.Response:
+        """A submitter may cancel its own jobs alone. Asking twice does no harm."""
         job = job_named(self._view, request)
         require_own(request, job)
         await self._node.store.put(self._node.keys.job_cancel(job.name), b"{}")
         return as_json(await self._status.job(job), status=202)
 
+    @operation(
+        "GET",
+        "/api/v1/jobs/{job}/logs",
+        "What a job's workers have written, a JSON document a line",
+        role=Role.READ,
+        query=LogsQuery,
+        answer=LogLine,
+        content_type=NDJSON,
+    )
     async def logs(self, request: web.Request) -> web.StreamResponse:
-        """Lines of the job's workers as NDJSON; with ``follow=1`` until the job has ended."""
         job = job_named(self._view, request)
-        follow = request.query.get("follow") == "1"
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        asked = query_of(request, LogsQuery)
+        response = web.StreamResponse(headers={"Content-Type": NDJSON})
         await response.prepare(request)
         lines: asyncio.Queue[bytes] = asyncio.Queue(PENDING_LINES)
-        if request.query.get("local") == "1":
-            source = asyncio.create_task(self._local_lines(job.name, follow, lines))
-        else:
-            source = asyncio.create_task(self._all_lines(job.name, follow, lines))
+        gather = self._local_lines if asked.local else self._all_lines
+        source = asyncio.create_task(gather(job.name, asked.follow, lines))
         try:
             await _pump(lines, source, response)
         finally:
@@ -131,13 +168,13 @@ class JobRoutes:
                 seen = line.sequence
                 source, _, number = line.source.partition(".")
                 if source == job and line.stream != "daemon":
-                    row = {
-                        "node": self._node.name,
-                        "worker": f"{self._node.name}.{number}",
-                        "stream": line.stream,
-                        "text": line.text,
-                        "unix_s": line.time_unix,
-                    }
+                    row = LogLine(
+                        node=self._node.name,
+                        worker=f"{self._node.name}.{number}",
+                        stream=line.stream,
+                        text=line.text,
+                        unix_s=line.time_unix,
+                    )
                     await lines.put(msgspec.json.encode(row) + b"\n")
             if not follow or not busy:
                 return
@@ -146,7 +183,7 @@ class JobRoutes:
     def _left_out(self, count: int) -> bytes:
         """Says that the reader was too slow, in place of what it missed."""
         text = f"... {count} lines left out; this node's log files have them"
-        row = {"node": self._node.name, "worker": "", "stream": "stderr", "text": text}
+        row = LogLine(node=self._node.name, worker="", stream="stderr", text=text)
         return msgspec.json.encode(row) + b"\n"
 
     async def _all_lines(self, job: JobName, follow: bool, lines: asyncio.Queue[bytes]) -> None:
@@ -200,33 +237,3 @@ def _spec(name: JobName, body: JobBody, owned_by: str) -> JobSpec:
     fields = msgspec.structs.asdict(body) | {"name": name, "owner": owned_by}
     identity = secrets.token_hex(IDENTITY_BYTES)
     return JobSpec(**fields, identity=identity, submitted_unix=time.time())
-
-
-def _check(body: JobBody) -> None:
-    """Raises UsageError that names the field and its limit."""
-    if body.name is not None and not NAME.fullmatch(body.name):
-        raise UsageError(f"{body.name!r} is no job name", field="name", limit=NAME.pattern)
-    _check_command(body)
-    in_range("start_workers", body.start_workers, 1, MAX_WORKERS)
-    in_range("max_workers", body.max_workers, body.start_workers, MAX_WORKERS)
-    check_guarantees(body, body.start_workers)
-    in_range("block_bytes", body.block_bytes, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
-    check_chosen(body)
-
-
-def _check_command(body: JobBody) -> None:
-    """What no process could be started with, on this node at least."""
-    if not body.argv or any("\0" in part for part in body.argv):
-        raise UsageError("argv is the script and its arguments, without NUL", field="argv")
-    folder = Path(body.cwd)
-    script = folder / body.argv[0]
-    # Of os.path, which says False where pathlib raises: a name too long, a NUL.
-    if not folder.is_absolute() or not os.path.isdir(folder):  # noqa: PTH112
-        raise UsageError(
-            f"{body.cwd!r} is no folder of this node", field="cwd", limit="an absolute path"
-        )
-    if not os.path.isfile(script):  # noqa: PTH113
-        raise UsageError(f"there is no script {script} on this node", field="argv")
-    for key, value in body.env.items():
-        if not key or "=" in key or "\0" in key + value:
-            raise UsageError(f"{key!r} is no environment variable", field="env")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -13,91 +12,168 @@ from elasticps.core.ids import JobName, node_of
 from elasticps.core.placement import moves
 from elasticps.core.proposal import Placed
 from elasticps.core.records import DrainRecord, encode
-from elasticps.daemon.http.body import as_json, body_of, node_named
+from elasticps.daemon.http.answers import (
+    ClusterRows,
+    GoneNode,
+    LocalStatus,
+    MoveRow,
+    MovesAnswer,
+    NodeRow,
+    NodesPage,
+)
+from elasticps.daemon.http.body import as_json, body_of, node_named, query_of
+from elasticps.daemon.http.contract import operation, routes_of
+from elasticps.daemon.http.pages import NodesQuery
+from elasticps.daemon.http.repeats import Repeats
 from elasticps.daemon.http.status import ClusterStatus, local_status
 from elasticps.daemon.leader import NONE_PLACED, homes_wanted
 from elasticps.daemon.load_reports import NodeLoad
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import ClusterView
+from elasticps.security.tokens import Role
+from elasticps.store import Put
 
 
 class DrainBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``stay``: the daemon goes on, holding nothing."""
+
     stay: bool = False
 
 
 class NodeRoutes:
-    def __init__(self, node: Node, status: ClusterStatus) -> None:
+    def __init__(self, node: Node, status: ClusterStatus, repeats: Repeats) -> None:
         self._node = node
         self._view = node.view
         self._status = status
+        self._repeats = repeats
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return (
-            web.get("/api/v1/status", self.cluster),
-            web.get("/api/v1/local", self.local),
-            web.get("/api/v1/load", self.load),
-            web.get("/api/v1/nodes", self.nodes),
-            web.post("/api/v1/nodes/{node}/drain", self.drain),
-            web.delete("/api/v1/nodes/{node}/drain", self.undrain),
-            web.post("/api/v1/nodes/{node}/restart", self.restart),
-            web.get("/api/v1/rebalance", self.rebalance),
-            web.post("/api/v1/rebalance", self.start_rebalance),
-        )
+        return routes_of(self)
 
-    async def cluster(self, _: web.Request) -> web.Response:
+    @operation("GET", "/api/v1/status", "The whole cluster", role=Role.READ, answer=ClusterRows)
+    async def status(self, _: web.Request) -> web.Response:
         return as_json(await self._status.cluster())
 
+    @operation(
+        "GET",
+        "/api/v1/local",
+        "What the daemon that is asked knows of its own node",
+        role=Role.READ,
+        answer=LocalStatus,
+    )
     async def local(self, _: web.Request) -> web.Response:
         return as_json(local_status(self._node))
 
+    @operation(
+        "GET",
+        "/api/v1/load",
+        "What the shard server of the daemon that is asked does",
+        role=Role.READ,
+        answer=NodeLoad,
+    )
     async def load(self, _: web.Request) -> web.Response:
         server = self._node.server
         life = server.record.server if server.record else None
         return as_json(NodeLoad(node=self._node.name, server=life, load=server.load))
 
-    async def nodes(self, _: web.Request) -> web.Response:
-        return as_json({"nodes": await self._status.nodes()})
+    @operation(
+        "GET",
+        "/api/v1/nodes",
+        "The nodes, by name",
+        role=Role.READ,
+        query=NodesQuery,
+        answer=NodesPage,
+    )
+    async def nodes(self, request: web.Request) -> web.Response:
+        return as_json(await self._status.nodes(query_of(request, NodesQuery)))
 
+    @operation(
+        "POST",
+        "/api/v1/nodes/{node}/drain",
+        "Move everything off a node, then let it leave",
+        role=Role.ADMIN,
+        body=DrainBody,
+        answer=(NodeRow, GoneNode),
+        status=202,
+        keyed=True,
+    )
     async def drain(self, request: web.Request) -> web.Response:
-        """Mark a node to be emptied; the leader moves its blocks and workers off."""
-        name = node_named(self._view, request)
+        """The leader moves its blocks and workers off; with ``stay`` the daemon goes on, empty."""
         body = await body_of(request, DrainBody)
-        record = DrainRecord(stay=body.stay)
-        await self._node.store.put(self._node.keys.drain(name), encode(record))
-        return as_json(await self._status.node(name), status=202)
+        return await self._mark(request, DrainRecord(stay=body.stay))
 
+    @operation(
+        "POST",
+        "/api/v1/nodes/{node}/restart",
+        "Drain a node; its daemon then ends, and is started again",
+        role=Role.ADMIN,
+        answer=(NodeRow, GoneNode),
+        status=202,
+        keyed=True,
+    )
     async def restart(self, request: web.Request) -> web.Response:
-        """Drain a node; its daemon then ends, and is started again."""
-        name = node_named(self._view, request)
-        record = DrainRecord(restart=True)
-        await self._node.store.put(self._node.keys.drain(name), encode(record))
-        return as_json(await self._status.node(name), status=202)
+        return await self._mark(request, DrainRecord(restart=True))
 
+    async def _mark(self, request: web.Request, record: DrainRecord) -> web.Response:
+        done = await self._repeats.earlier(request)
+        if done is None:
+            name = node_named(self._view, request)
+            row = await self._status.node(name)
+            if isinstance(row, NodeRow):
+                state = self._status.state(name, asked_to_leave=True)
+                row = msgspec.structs.replace(row, state=state)
+            put = Put(self._node.keys.drain(name), encode(record))
+            done = await self._repeats.write(request, put, row)
+            assert done is not None
+        return done.response(202)
+
+    @operation(
+        "DELETE",
+        "/api/v1/nodes/{node}/drain",
+        "Take a drain back",
+        role=Role.ADMIN,
+        answer=(NodeRow, GoneNode),
+    )
     async def undrain(self, request: web.Request) -> web.Response:
         name = node_named(self._view, request)
         await self._node.store.delete(self._node.keys.drain(name))
         return as_json(await self._status.node(name))
 
+    @operation(
+        "GET",
+        "/api/v1/rebalance",
+        "What a rebalance would move, without starting it",
+        role=Role.READ,
+        answer=MovesAnswer,
+    )
     async def rebalance(self, _: web.Request) -> web.Response:
         return as_json(self._moves())
 
+    @operation(
+        "POST",
+        "/api/v1/rebalance",
+        "Spread the blocks over the nodes anew",
+        role=Role.ADMIN,
+        answer=MovesAnswer,
+        status=202,
+    )
     async def start_rebalance(self, _: web.Request) -> web.Response:
-        """Wake the leader, which plans whenever anything changes."""
+        """Wakes the leader, which plans whenever anything changes: asking twice does no harm."""
         await self._node.store.put(self._node.keys.rebalance, str(time.time()).encode())
         return as_json(self._moves(), status=202)
 
-    def _moves(self) -> dict[str, Any]:
+    def _moves(self) -> MovesAnswer:
         return rebalance_plan(self._view, self._node.placed)
 
 
 def rebalance_plan(
     view: ClusterView, placed: Mapping[JobName, Placed] = NONE_PLACED
-) -> dict[str, Any]:
+) -> MovesAnswer:
     """The copies that the present state calls for, those under way included.
 
     What the placements of jobs said (``placed``) is known to the leader alone.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[MoveRow] = []
     for job in view.active_jobs:
         entries = job.entries
         if job.spec is None or not entries or len(entries) < len(job.sizes):
@@ -105,18 +181,16 @@ def rebalance_plan(
         wanted = homes_wanted(view, job, job.spec, placed.get(job.name, Placed()))
         holders = [entry.holders for entry in entries]
         rows += [
-            {
-                "job": job.name,
-                "block": move.block,
-                "source": node_of(move.source) if move.source else None,
-                "target": node_of(move.target),
-                "bytes": move.size,
-            }
+            MoveRow(
+                job=job.name,
+                block=move.block,
+                source=node_of(move.source) if move.source else None,
+                target=node_of(move.target),
+                bytes=move.size,
+            )
             for move in moves(job.sizes, holders, wanted)
         ]
     under_way = sum(bool(entry.learners) for job in view.active_jobs for entry in job.entries)
-    return {
-        "moves": rows,
-        "bytes": sum(row["bytes"] for row in rows),
-        "pending_moves": under_way,
-    }
+    return MovesAnswer(
+        moves=tuple(rows), bytes=sum(row.bytes for row in rows), pending_moves=under_way
+    )

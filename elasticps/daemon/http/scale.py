@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
 
-from elasticps.core.consistency import in_range
+from elasticps.core.consistency import documented, in_range
 from elasticps.core.ids import WorkerId
 from elasticps.core.records import JobSpec, ScaleRecord, encode
+from elasticps.daemon.http.answers import JobRow
 from elasticps.daemon.http.body import as_json, body_of, job_named
+from elasticps.daemon.http.contract import operation, routes_of
 from elasticps.daemon.http.guard import require_own
 from elasticps.daemon.http.status import ClusterStatus
+from elasticps.daemon.http.submission import MAX_WORKERS
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
 from elasticps.errors import StoreError, UsageError
+from elasticps.security.tokens import Role
 
 
 class ScaleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/v1/jobs/{job}/scale``."""
 
-    workers: int
+    workers: Annotated[int, documented(1, MAX_WORKERS)]
 
 
 class ScaleRoutes:
@@ -30,8 +35,17 @@ class ScaleRoutes:
         self._status = status
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return (web.post("/api/v1/jobs/{job}/scale", self.scale),)
+        return routes_of(self)
 
+    @operation(
+        "POST",
+        "/api/v1/jobs/{job}/scale",
+        "Ask for another number of workers",
+        role=Role.SUBMIT,
+        body=ScaleBody,
+        answer=JobRow,
+        status=202,
+    )
     async def scale(self, request: web.Request) -> web.Response:
         """Write the wish beside the spec; the leader plans by it from then on.
 

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
 from elasticps.core.consistency import Consistency
-from elasticps.core.ids import JobKey, JobName, NodeId, Round
+from elasticps.core.ids import JobKey, NodeId, Round
 from elasticps.core.records import NodeRecord
 from elasticps.daemon.access import asking
+from elasticps.daemon.http.answers import SeriesAnswer
 from elasticps.daemon.http.background import running
-from elasticps.daemon.http.body import as_json, job_named
+from elasticps.daemon.http.body import as_json, job_named, query_of
+from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.node import Node
 from elasticps.daemon.series import Point, Series, merged
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.daemon.workers import Life
-from elasticps.errors import UsageError
+from elasticps.security.tokens import Role
 from elasticps.wire.messages import Progress
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,11 @@ ASK_TIMEOUT = aiohttp.ClientTimeout(total=1.0)
 ASKED_AT_ONCE = 8
 
 
-class SeriesAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    job: JobName
-    points: list[Point]
+class SeriesQuery(Query, frozen=True):
+    since: Annotated[
+        float, msgspec.Meta(ge=0, description="Points after this moment, in seconds since 1970.")
+    ] = 0.0
+    local: Annotated[bool, msgspec.Meta(description="What the node that is asked has.")] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +80,27 @@ class SeriesRoutes:
         self._window = asyncio.Semaphore(ASKED_AT_ONCE)
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return (web.get("/api/v1/jobs/{job}/series", self.series),)
+        return routes_of(self)
 
     async def life(self, _: web.Application) -> AsyncIterator[None]:
         """Points are kept as long as the application lives: a cleanup context of aiohttp."""
         async with running(sample_curves=self._sample_all(), copy_curves=self._copy_all()):
             yield
 
+    @operation(
+        "GET",
+        "/api/v1/jobs/{job}/series",
+        "The job's curves",
+        role=Role.READ,
+        query=SeriesQuery,
+        answer=SeriesAnswer,
+    )
     async def series(self, request: web.Request) -> web.Response:
-        """The job's curves; with ``local=1`` what this node has of them."""
         job = job_named(self._node.view, request)
-        since = _since(request)
+        asked = query_of(request, SeriesQuery)
+        since = asked.since
         own = self._series.get(job.key, Series()).points(since)
-        if request.query.get("local") == "1":
+        if asked.local:
             return as_json(SeriesAnswer(job=job.name, points=own))
         others = await self._others(job, since)
         return as_json(SeriesAnswer(job=job.name, points=merged([*others, own])))
@@ -192,7 +204,7 @@ class SeriesRoutes:
 
     async def _ask(self, record: NodeRecord, job: JobView, since: float) -> list[Point]:
         """What another node has; nothing where it does not answer."""
-        url = f"{record.http}/api/v1/jobs/{job.name}/series?local=1&since={since}"
+        url = f"{record.http}/api/v1/jobs/{job.name}/series?local=true&since={since}"
         try:
             proof = asking(self._node.access, record)
             async with (
@@ -205,14 +217,3 @@ class SeriesRoutes:
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             log.info("node=%s job=%s its curves are not had: %s", record.node, job.name, error)
             return []
-
-
-def _since(request: web.Request) -> float:
-    text = request.query.get("since", "0")
-    try:
-        since = float(text)
-    except ValueError:
-        since = math.nan
-    if not 0 <= since < math.inf:
-        raise UsageError(f"since of {text!r}", field="since", limit="seconds since 1970")
-    return since

@@ -1,13 +1,13 @@
-"""The cluster's state as JSON: what etcd says, and what each daemon alone knows of its node."""
+"""The cluster's state for the API: what etcd says, and what each daemon alone knows of its node."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Literal
 
 import aiohttp
 import msgspec
@@ -15,52 +15,39 @@ import msgspec
 from elasticps.core.ids import NodeId, node_of
 from elasticps.core.jobs import attempts, short_of_copies
 from elasticps.core.records import (
-    Attempts,
     JobSpec,
     JobStatus,
     LivingWorker,
+    Movement,
     NodeRecord,
     WorkerRecord,
 )
 from elasticps.daemon.access import asking
 from elasticps.daemon.block_map import BlockMap
+from elasticps.daemon.http.answers import (
+    ChildRow,
+    ClusterRows,
+    GoneNode,
+    JobRow,
+    JobsPage,
+    LocalStatus,
+    LocalWorker,
+    NodeRow,
+    NodesPage,
+    VerdictRow,
+    WorkerRow,
+)
 from elasticps.daemon.http.checkpoints import newest_report
+from elasticps.daemon.http.pages import JobsQuery, NodesQuery, page
 from elasticps.daemon.node import Node
-from elasticps.daemon.usage import Usage, usage
+from elasticps.daemon.usage import usage
 from elasticps.daemon.view import JobView
-from elasticps.wire.messages import Progress, ServerLoad
+from elasticps.wire.messages import Progress
 
 log = logging.getLogger(__name__)
 
 LOCAL_TIMEOUT = aiohttp.ClientTimeout(total=1.0)
 ASKED_AT_ONCE = 32
-
-
-class LocalWorker(msgspec.Struct, frozen=True, kw_only=True):
-    uid: str
-    progress: Progress | None
-
-
-class ChildRow(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    pid: int | None
-    state: str
-    restarts: int
-    last_exit: str | None
-
-
-class LocalStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What only a node's own daemon knows: ``GET /api/v1/local``.
-
-    ``foreign_values`` counts the keys and values in etcd that it could not read.
-    """
-
-    node: NodeId
-    foreign_values: int
-    load: ServerLoad | None
-    usage: Usage | None = None
-    children: tuple[ChildRow, ...]
-    workers: tuple[LocalWorker, ...]
 
 
 def local_status(node: Node) -> LocalStatus:
@@ -89,7 +76,7 @@ def local_status(node: Node) -> LocalStatus:
 
 
 class ClusterStatus:
-    """Builds the JSON documents of the API."""
+    """Builds the documents of the API."""
 
     def __init__(self, node: Node, client: aiohttp.ClientSession, block_map: BlockMap) -> None:
         self._node = node
@@ -100,44 +87,61 @@ class ClusterStatus:
         """``cluster`` as JSON, on one line."""
         return msgspec.json.encode(await self.cluster())
 
-    async def cluster(self) -> dict[str, Any]:
-        locals_ = await self._locals()
+    async def cluster(self) -> ClusterRows:
         view = self._node.view
-        return {
-            "cluster": self._node.config.cluster,
-            "version": version("elasticps"),
-            "leader": view.leader,
-            "nodes": [self._node_row(view.nodes[name], locals_) for name in sorted(view.nodes)],
-            "jobs": [
+        locals_ = await self._locals(view.nodes.values())
+        return ClusterRows(
+            cluster=self._node.config.cluster,
+            version=version("elasticps"),
+            leader=view.leader,
+            nodes=tuple(self._node_row(view.nodes[name], locals_) for name in sorted(view.nodes)),
+            jobs=tuple(
                 self._job_row(job, job.spec, locals_)
                 for job in sorted(view.jobs.values(), key=lambda job: job.key)
                 if job.spec is not None
-            ],
-        }
+            ),
+        )
 
-    async def nodes(self) -> list[dict[str, Any]]:
-        locals_ = await self._locals()
-        nodes = self._node.view.nodes
-        return [self._node_row(nodes[name], locals_) for name in sorted(nodes)]
+    async def nodes(self, asked: NodesQuery) -> NodesPage:
+        records, more = page(
+            self._node.view.nodes.values(),
+            lambda record: str(record.node),
+            after=asked.after,
+            limit=asked.limit,
+        )
+        locals_ = await self._locals(records)
+        rows = tuple(self._node_row(record, locals_) for record in records)
+        return NodesPage(nodes=rows, next=more)
 
-    async def node(self, name: NodeId) -> dict[str, Any]:
+    async def jobs(self, asked: JobsQuery) -> JobsPage:
+        locals_ = await self._locals(self._node.view.nodes.values())
+        submitted = [job for job in self._node.view.jobs.values() if job.spec is not None]
+        jobs, more = page(submitted, lambda job: int(job.key), after=asked.after, limit=asked.limit)
+        rows = tuple(self._job_row(job, job.spec, locals_) for job in jobs if job.spec)
+        return JobsPage(jobs=rows, next=more)
+
+    async def node(self, name: NodeId) -> NodeRow | GoneNode:
         record = self._node.view.nodes.get(name)
         if record is None:
-            return {"node": name, "state": "gone"}
-        return self._node_row(record, await self._locals())
+            return GoneNode(node=name)
+        return self._node_row(record, await self._locals([record]))
 
-    async def job(self, job: JobView) -> dict[str, Any]:
+    async def job(self, job: JobView) -> JobRow:
         assert job.spec is not None
-        return self._job_row(job, job.spec, await self._locals())
+        return self._job_row(job, job.spec, await self._locals(self._node.view.nodes.values()))
+
+    def submitted(self, spec: JobSpec) -> JobRow:
+        """A job in the moment of its submission."""
+        return self._job_row(JobView(spec.name, spec=spec), spec, {})
 
     async def progress_of(self, job: JobView) -> dict[str, Progress]:
         """What the job's workers say of themselves, by uid, as far as their nodes answer."""
-        return _progress_of(job, await self._locals())
+        return _progress_of(job, await self._locals(self._node.view.nodes.values()))
 
     # -- asking the other daemons ---------------------------------------------------------------
 
-    async def _locals(self) -> dict[NodeId, LocalStatus]:
-        """Each reachable node's own word; a node that does not answer in a second is left out."""
+    async def _locals(self, records: Collection[NodeRecord]) -> dict[NodeId, LocalStatus]:
+        """The nodes' own words; a node that does not answer in a second is left out."""
         window = asyncio.Semaphore(ASKED_AT_ONCE)
 
         async def ask(record: NodeRecord) -> LocalStatus | None:
@@ -146,8 +150,7 @@ class ClusterStatus:
             async with window:
                 return await self._ask(record)
 
-        records = list(self._node.view.nodes.values())
-        answers = await asyncio.gather(*(ask(record) for record in records))
+        answers = await asyncio.gather(*(ask(record) for record in list(records)))
         return {answer.node: answer for answer in answers if answer is not None}
 
     async def _ask(self, record: NodeRecord) -> LocalStatus | None:
@@ -162,87 +165,87 @@ class ClusterStatus:
 
     # -- rows -----------------------------------------------------------------------------------
 
-    def _node_row(self, record: NodeRecord, locals_: dict[NodeId, LocalStatus]) -> dict[str, Any]:
+    def _node_row(self, record: NodeRecord, locals_: Mapping[NodeId, LocalStatus]) -> NodeRow:
         view = self._node.view
         local = locals_.get(record.node)
         servers = {server.server for server in record.servers}
         leads, replicas = self._map.leads_and_holds(servers)
-        state = "ready"
-        if record.node in view.drains:
-            state = "drained" if view.holds_nothing(record.node) else "draining"
-        return {
-            "node": record.node,
-            "state": state,
-            "leader": view.leader == record.node,
-            "http": record.http,
-            "incarnation": record.incarnation,
-            "machine": record.machine,
-            "zone": record.zone,
-            "labels": record.labels,
-            "weight": record.weight,
-            "version": record.version,
-            "leads": leads,
-            "replicas": replicas,
-            "bytes_held": local.load.bytes_held if local and local.load else 0,
-            "bytes_per_s": local.load.total.bytes_per_s if local and local.load else 0.0,
-            "usage": msgspec.to_builtins(local.usage) if local else None,
-            "workers": [
+        return NodeRow(
+            node=record.node,
+            state=self.state(record.node, asked_to_leave=record.node in view.drains),
+            leader=view.leader == record.node,
+            http=record.http,
+            incarnation=record.incarnation,
+            machine=record.machine,
+            zone=record.zone,
+            labels=record.labels,
+            weight=record.weight,
+            version=record.version,
+            leads=leads,
+            replicas=replicas,
+            bytes_held=local.load.bytes_held if local and local.load else 0,
+            bytes_per_s=local.load.total.bytes_per_s if local and local.load else 0.0,
+            usage=local.usage if local else None,
+            workers=tuple(
                 life.uid
                 for job in view.active_jobs
                 for life in job.running
                 if life.record.node == record.node
-            ],
-            "children": msgspec.to_builtins(local.children) if local else [],
-            "reachable": local is not None,
-        }
+            ),
+            children=local.children if local else (),
+            reachable=local is not None,
+        )
+
+    def state(
+        self, node: NodeId, *, asked_to_leave: bool
+    ) -> Literal["ready", "draining", "drained"]:
+        if not asked_to_leave:
+            return "ready"
+        return "drained" if self._node.view.holds_nothing(node) else "draining"
 
     def _job_row(
-        self, job: JobView, spec: JobSpec, locals_: dict[NodeId, LocalStatus]
-    ) -> dict[str, Any]:
+        self, job: JobView, spec: JobSpec, locals_: Mapping[NodeId, LocalStatus]
+    ) -> JobRow:
         progress = _progress_of(job, locals_)
         newest = max(progress.values(), key=lambda item: (item.round, -item.rank), default=None)
         status = job.status
         leads = Counter(node_of(entry.primary) for entry in job.entries)
         alive = {server.server for server in self._node.view.servers}
-        return {
-            "job": job.name,
-            "state": status.state.value if status else "PENDING",
-            "reason": _reason(job, progress),
-            "since_unix": (status and status.since_unix) or spec.submitted_unix,
-            "workers_asked": status.asked if status else None,
-            "workers_planned": sum(status.workers.values()) if status else 0,
-            "script": spec.argv[0],
-            "strategy": spec.strategy,
-            "codec": spec.codec,
-            "replicas": spec.replicas,
-            "min_insync": spec.min_insync,
-            "consistency": spec.consistency.value,
-            "round": newest.round if newest else status and status.round,
-            "metrics": _main_metrics(progress) or (status.metrics if status else {}),
-            "step_s": newest.step_s if newest else None,
-            **_traffic(job, progress),
-            "workers": [_worker_row(life, progress.get(life.uid)) for life in _lives(job)],
-            "blocks": len(job.sizes),
-            "under_replicated": len(short_of_copies(job.entries, alive, spec.replicas)),
-            "blocks_by_node": dict(sorted(leads.items())),
-            "pending_moves": sum(bool(entry.learners) for entry in job.entries),
-            "movement": msgspec.to_builtins(status.movement) if status else {},
-            "verdict": {
-                "acknowledged": status.verdict.acknowledged if status else 0,
-                "lost": status.verdict.lost if status else 0,
-                "duplicated": status.verdict.duplicated if status else 0,
-                "workers": status.audited if status else 0,
-                "unaudited": status.unaudited if status else 0,
-            },
-            "failure": msgspec.to_builtins(status.failure) if status else None,
-            "checkpoint": msgspec.to_builtins(newest_report(progress.values())),
-            "checkpoint_attempts": msgspec.to_builtins(_attempts(job, progress)),
-            "submitted_unix": spec.submitted_unix,
-            "ended_unix": status.ended_unix if status else None,
-        }
+        tallies = _tallies(job, progress)
+        return JobRow(
+            job=job.name,
+            state=status.state.value if status else "PENDING",
+            reason=_reason(job, progress),
+            since_unix=(status and status.since_unix) or spec.submitted_unix,
+            workers_asked=status.asked if status else None,
+            workers_planned=sum(status.workers.values()) if status else 0,
+            script=spec.argv[0],
+            strategy=spec.strategy,
+            codec=spec.codec,
+            replicas=spec.replicas,
+            min_insync=spec.min_insync,
+            consistency=spec.consistency.value,
+            round=newest.round if newest else (status.round if status else None),
+            metrics=_main_metrics(progress) or (status.metrics if status else {}),
+            step_s=newest.step_s if newest else None,
+            pushed_bytes=sum(each.pushed_bytes for each in tallies),
+            gradient_bytes=sum(each.gradient_bytes for each in tallies),
+            workers=tuple(_worker_row(life, progress.get(life.uid)) for life in _lives(job)),
+            blocks=len(job.sizes),
+            under_replicated=len(short_of_copies(job.entries, alive, spec.replicas)),
+            blocks_by_node=dict(sorted(leads.items())),
+            pending_moves=sum(bool(entry.learners) for entry in job.entries),
+            movement=status.movement if status else Movement(),
+            verdict=_verdict(status),
+            failure=status.failure if status else None,
+            checkpoint=newest_report(progress.values()),
+            checkpoint_attempts=attempts(each.checkpoint_attempts for each in tallies),
+            submitted_unix=spec.submitted_unix,
+            ended_unix=status.ended_unix if status else None,
+        )
 
 
-def _progress_of(job: JobView, locals_: dict[NodeId, LocalStatus]) -> dict[str, Progress]:
+def _progress_of(job: JobView, locals_: Mapping[NodeId, LocalStatus]) -> dict[str, Progress]:
     return {
         worker.uid: worker.progress
         for local in locals_.values()
@@ -267,30 +270,29 @@ def _lives(job: JobView) -> list[LivingWorker]:
     return sorted(job.workers.values(), key=lambda life: life.worker)
 
 
-def _worker_row(life: LivingWorker, progress: Progress | None) -> dict[str, Any]:
-    return {
-        "uid": life.uid,
-        "node": life.record.node,
-        "state": life.record.state.value,
-        "rank": progress.rank if progress else None,
-        "round": progress.round if progress else None,
-        "step_s": progress.step_s if progress else None,
-        "compute_s": progress.compute_s if progress else None,
-        "reason": life.record.reason,
-    }
+def _worker_row(life: LivingWorker, progress: Progress | None) -> WorkerRow:
+    return WorkerRow(
+        uid=life.uid,
+        node=life.record.node,
+        state=life.record.state.value,
+        rank=progress.rank if progress else None,
+        round=progress.round if progress else None,
+        step_s=progress.step_s if progress else None,
+        compute_s=progress.compute_s if progress else None,
+        reason=life.record.reason,
+    )
 
 
-def _traffic(job: JobView, progress: dict[str, Progress]) -> dict[str, int]:
-    """What all workers have sent so far, and the size of the gradients that they sent it for."""
-    tallies = _tallies(job, progress)
-    return {
-        "pushed_bytes": sum(each.pushed_bytes for each in tallies),
-        "gradient_bytes": sum(each.gradient_bytes for each in tallies),
-    }
-
-
-def _attempts(job: JobView, progress: dict[str, Progress]) -> Attempts:
-    return attempts(each.checkpoint_attempts for each in _tallies(job, progress))
+def _verdict(status: JobStatus | None) -> VerdictRow:
+    if status is None:
+        return VerdictRow()
+    return VerdictRow(
+        acknowledged=status.verdict.acknowledged,
+        lost=status.verdict.lost,
+        duplicated=status.verdict.duplicated,
+        workers=status.audited,
+        unaudited=status.unaudited,
+    )
 
 
 def _tallies(
@@ -302,7 +304,7 @@ def _tallies(
     return [progress.get(life.uid, life.record) for life in _lives(job)]
 
 
-def _main_metrics(progress: dict[str, Progress]) -> dict[str, float]:
+def _main_metrics(progress: dict[str, Progress]) -> dict[str, float | None]:
     """The logged numbers of the lowest rank that logged any."""
     logged = [item for item in progress.values() if item.metrics]
-    return min(logged, key=lambda item: item.rank).metrics if logged else {}
+    return {**min(logged, key=lambda item: item.rank).metrics} if logged else {}

@@ -12,15 +12,19 @@ import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
 
 from elasticps.core.ids import JobName
 from elasticps.daemon.http.background import running
+from elasticps.daemon.http.body import query_of
+from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.http.guard import is_still_allowed
+from elasticps.daemon.http.refusals import TooManyReaders
 from elasticps.daemon.timeline import EVENT_ID, Event, Timeline
-from elasticps.errors import ElasticError
+from elasticps.security.tokens import Role
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +43,6 @@ SEND_BUFFER_BYTES = 64 << 10
 """The kernel's own would take megabytes before a reader that does not read is noticed."""
 
 GetStatus = Callable[[], Awaitable[bytes]]
-
-
-class TooManyReaders(ElasticError):
-    """503: the daemon has as many streams as it wants to serve."""
 
 
 class Reader:
@@ -172,13 +172,20 @@ def frame_of(event: Event) -> bytes:
     return head + msgspec.json.encode(event) + b"\n\n"
 
 
+class StreamQuery(Query, frozen=True):
+    job: Annotated[str | None, msgspec.Meta(description="Events of this job alone.")] = None
+    after: Annotated[
+        str | None, msgspec.Meta(description="Events after this one; as Last-Event-ID.")
+    ] = None
+
+
 class StreamRoutes:
     def __init__(self, timeline: Timeline, broadcast: Broadcast) -> None:
         self._timeline = timeline
         self._broadcast = broadcast
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return (web.get("/api/v1/stream", self.stream),)
+        return routes_of(self)
 
     async def life(self, _: web.Application) -> AsyncIterator[None]:
         """The producer lives as long as the application: a cleanup context of aiohttp."""
@@ -189,9 +196,18 @@ class StreamRoutes:
         """At the application's shutdown: no stream makes it wait."""
         self._broadcast.close()
 
+    @operation(
+        "GET",
+        "/api/v1/stream",
+        "Server-sent events: the status as it changes, and the timeline as it happens",
+        role=Role.READ,
+        query=StreamQuery,
+        content_type="text/event-stream",
+    )
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        job = JobName(request.query["job"]) if "job" in request.query else None
-        seen = request.headers.get("Last-Event-ID") or request.query.get("after")
+        asked = query_of(request, StreamQuery)
+        job = JobName(asked.job) if asked.job is not None else None
+        seen = request.headers.get("Last-Event-ID") or asked.after
         reader = Reader(job)
         self._broadcast.join(reader)
         try:

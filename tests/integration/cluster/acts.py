@@ -103,6 +103,10 @@ class Cluster:
         async with self.api() as api:
             return Job(self, (await api.submit(submission)).job, self.directory)
 
+    def job(self, name: str) -> Job:
+        """One that is there already."""
+        return Job(self, name, self.directory)
+
     async def train(self, *options: object, **wishes: Any) -> Training:
         """Hand in scripts/train.py, which goes on until ``Training.finish``."""
         self._jobs += 1
