@@ -147,7 +147,7 @@ def broken():
 def test_of_a_fixture_that_breaks(broken):
     assert False
 """
-SETTINGS = "[pytest]\nmarkers = bad_input: x\n"
+SETTINGS = "[pytest]\nmarkers = bad_input: x\nfilterwarnings = error:record_property\n"
 
 
 def test_rows_that_fail_are_wrong_and_rows_that_are_skipped_are_not_tried(
