@@ -72,9 +72,9 @@ class Audit:
 
     def _leaks(self) -> int:
         made = tools.tests(ROOT, CANARIES)
-        self.troubles += [f"security: {name} failed" for name in made.failed]
+        self.troubles += [f"{name}: {why}" for name, why in made.failed.items()]
         if "secret_leaks" not in made.told:
-            raise Unjudged(f"the canaries were not counted: {made.failed or made.skipped}")
+            raise Unjudged(f"the canaries were not counted: {dict(made.failed) or made.skipped}")
         return int(made.told["secret_leaks"])
 
     def _look_at_units(self) -> None:
@@ -88,8 +88,8 @@ class Audit:
         made = self._judged("bad inputs", lambda: tools.tests(ROOT, "-m", "bad_input", "tests"))
         self.counts["bad_inputs_tried"] = made and made.ran
         self.counts["bad_inputs_wrong"] = None if made is None else len(made.failed)
-        for name in made.failed if made else ():
-            say(f"  wrong: {name}")
+        for name, why in made.failed.items() if made else ():
+            say(f"  wrong: {name}: {why}")
         for name in made.skipped if made else ():
             self.troubles.append(f"not tried: {name}")
 

@@ -147,7 +147,7 @@ def broken():
 def test_of_a_fixture_that_breaks(broken):
     assert False
 """
-SETTINGS = "[pytest]\nmarkers = bad_input: x\n"
+SETTINGS = "[pytest]\nmarkers = bad_input: x\nfilterwarnings = error:record_property\n"
 
 
 def test_rows_that_fail_are_wrong_and_rows_that_are_skipped_are_not_tried(
@@ -156,7 +156,7 @@ def test_rows_that_fail_are_wrong_and_rows_that_are_skipped_are_not_tried(
     root = folder(test_table_dot_py=TABLE, pytest_dot_ini=SETTINGS)
     made = tools.tests(root, "-m", "bad_input")
     assert (made.ran, len(made.failed), len(made.skipped)) == (5, 2, 1)
-    assert "test_rows[2]" in made.failed[1]
+    assert made.failed["test_table::test_rows[2]"] == "assert 2 != 2"
     assert made.told == {"secret_leaks": "3"}
 
 

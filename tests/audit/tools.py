@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,10 +144,13 @@ def exposure(unit: Path) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a run of pytest has written down. ``told`` are the properties that tests recorded."""
+    """What a run of pytest has written down: of each failure the first line of its reason.
+
+    ``told`` are the properties that tests recorded.
+    """
 
     ran: int
-    failed: tuple[str, ...]
+    failed: Mapping[str, str]
     skipped: tuple[str, ...]
     told: dict[str, str]
 
@@ -159,7 +162,8 @@ def tests(root: Path, *arguments: str) -> Report:
         # A skip is told here; it need not fail the run too.
         ran = run(
             *(sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"),
-            *(f"--junit-xml={report}", *arguments),
+            # The later format has no properties of tests: to record one is a warning there.
+            *(f"--junit-xml={report}", "-o", "junit_family=xunit1", *arguments),
             root=root,
             env={"ELASTICPS_CI": ""},
         )
@@ -174,22 +178,23 @@ def tests(root: Path, *arguments: str) -> Report:
 
 def read_report(xml: str) -> Report:
     """Of a test that fails and breaks its fixture's end too there are two rows, one name."""
-    failed: set[str] = set()
+    failed: dict[str, str] = {}
     skipped: set[str] = set()
     seen: set[str] = set()
     told: dict[str, str] = {}
     for case in ElementTree.fromstring(xml).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
         seen.add(name)
-        if case.find("failure") is not None or case.find("error") is not None:
-            failed.add(name)
+        wrong = [row for row in case if row.tag in ("failure", "error")]
+        if wrong:
+            failed[name] = str(wrong[0].get("message")).partition("\n")[0]
         elif case.find("skipped") is not None:
             skipped.add(name)
         for row in case.iter("property"):
             told[str(row.get("name"))] = str(row.get("value"))
     return Report(
         ran=len(seen - skipped),
-        failed=tuple(sorted(failed)),
+        failed=failed,
         skipped=tuple(sorted(skipped)),
         told=told,
     )
