@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 
 from elasticps.daemon.http.body import NotFound, as_json
 from elasticps.daemon.http.checkpoints import CheckpointRoutes
+from elasticps.daemon.http.dashboard import DashboardRoutes
 from elasticps.daemon.http.guard import Unproven, guard
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
@@ -59,13 +60,14 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
 def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
     proven = guard(node.access) if node.access else _asked_by_address
     app = web.Application(
-        client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json, _no_pages, proven]
+        client_max_size=MAX_BODY_BYTES, middlewares=[errors_as_json, _own_pages_alone, proven]
     )
     status = ClusterStatus(node, client)
     app.router.add_get("/healthz", _healthy)
     app.router.add_routes(NodeRoutes(node, status).routes())
     app.router.add_routes(JobRoutes(node, status, client).routes())
     app.router.add_routes(CheckpointRoutes(node).routes())
+    app.router.add_routes(DashboardRoutes().routes())
     return app
 
 
@@ -74,11 +76,20 @@ async def _healthy(_: web.Request) -> web.Response:
 
 
 @web.middleware
-async def _no_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _own_pages_alone(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what another site's page could send: whoever submits a job runs code here."""
-    if "Origin" in request.headers:
-        raise web.HTTPForbidden(reason="requests from web pages are refused")
+    origin = request.headers.get("Origin")
+    if origin is not None and not is_own(origin, request.scheme, request.host):
+        raise web.HTTPForbidden(reason="requests from web pages of others are refused")
     return await handler(request)
+
+
+def is_own(origin: str, scheme: str, host: str) -> bool:
+    """Whether a page's origin is what was asked: the dashboard's, served from here.
+
+    A name that was made to point here is its own origin too: that is what the Host check is for.
+    """
+    return origin.lower() == f"{scheme}://{host}".lower()
 
 
 @web.middleware
@@ -102,7 +113,8 @@ def _is_address(host: str) -> bool:
 
 
 @web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What is refused, told as the API tells it."""
     try:
         return await handler(request)
     except NotFound as error:

@@ -199,6 +199,7 @@ class ClusterStatus:
             "state": status.state.value if status else "PENDING",
             "reason": status.reason if status else _no_status(job),
             "script": spec.argv[0],
+            "owner": spec.owner,
             "strategy": spec.strategy,
             "codec": spec.codec,
             "replicas": spec.replicas,

@@ -1,0 +1,73 @@
+"""Who looks at a dashboard in a browser: goes to pages, presses keys, waits for what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Locator, Page, expect
+
+SEVERE = ("serious", "critical")
+REFUSED = "Failed to load resource"
+
+
+class Reader:
+    """``faults`` is what the page complained about, or did that it must not do."""
+
+    def __init__(self, page: Page, output: Path) -> None:
+        self.page = page
+        self.url = ""
+        self.faults: list[str] = []
+        self._output = output
+        self._expected: tuple[str, ...] = ()
+
+    def expects(self, text: str) -> bool:
+        """Whether a line on the console is one that the test provokes: the browser's own words."""
+        return any(part in text for part in self._expected)
+
+    def provokes(self, *parts: str) -> None:
+        self._expected = (*self._expected, *parts)
+
+    async def opens(self, url: str, path: str = "") -> None:
+        self.url = url
+        await self.page.goto(f"{url}/{path}")
+
+    async def sees(self, text: str | Locator, timeout_s: float = 60.0) -> None:
+        found = self.page.get_by_text(text).first if isinstance(text, str) else text
+        await expect(found).to_be_visible(timeout=timeout_s * 1000)
+
+    def card(self, title: str) -> Locator:
+        return self.page.get_by_role("region", name=title, exact=True).first
+
+    async def keeps(self, name: str, *, whole: bool = True) -> Path:
+        """A screenshot among the test output."""
+        path = self._output / f"{name}.png"
+        await self.page.screenshot(path=path, full_page=whole, caret="initial")
+        return path
+
+    async def severe_faults(self) -> list[str]:
+        """What axe-core finds on the page as it is now, serious and critical alone."""
+        found: dict[str, Any] = (await Axe().run(self.page)).response
+        return [
+            f"{each['id']}: {each['help']}: {[node['html'] for node in each['nodes']][:3]}"
+            for each in found["violations"]
+            if each["impact"] in SEVERE
+        ]
+
+    async def focused(self) -> str:
+        """What has the focus: its text, or its label."""
+        text: str = await self.page.evaluate(
+            "(document.activeElement.textContent || document.activeElement.ariaLabel || '').trim()"
+        )
+        return text
+
+    async def tabs_to(self, text: str, *, most: int = 60) -> None:
+        """Press Tab until what has that text has the focus."""
+        seen = []
+        for _ in range(most):
+            await self.page.keyboard.press("Tab")
+            seen.append(await self.focused())
+            if seen[-1] == text:
+                return
+        raise AssertionError(f"no Tab leads to {text!r}: {seen}")
