@@ -3,7 +3,7 @@
 import { alertsIn } from "./act.js";
 import { get, keepToken, query } from "./api.js";
 import { askToken } from "./dialog.js";
-import { el, put, set } from "./dom.js";
+import { put, set } from "./dom.js";
 import { JobPage } from "./job_page.js";
 import { NodePage } from "./node_page.js";
 import { Overview } from "./overview.js";
@@ -99,6 +99,5 @@ onChange((now) => {
   showBar(now);
   page.update(now);
 });
-main.append(el("p", {}, "…"));
 show(true);
 listen();

@@ -14,13 +14,13 @@ export class Verdict {
   }
 
   update(state) {
-    const found = findings(state.status, Date.now() / 1000);
-    if (state.live === "lost") {
+    const found = state.status ? findings(state.status, Date.now() / 1000) : [];
+    if (state.live === "lost" && state.heard) {
       found.unshift({ severity: "error", text: `No word from this daemon since ${clock(state.heard / 1000)}: what you see is from then` });
     }
     const worst = found[0]?.severity ?? "info";
     set(this.node, "data-severity", worst);
-    put(this.line, summary(found));
+    put(this.line, state.status ? summary(found) : state.why || "Asking the daemon …");
     const shown = found.slice(0, MOST);
     if (found.length > MOST) shown.push({ severity: "info", text: `and ${found.length - MOST} more` });
     keyed(this.list, shown, (each) => `${each.severity} ${each.text}`, row, () => {});
