@@ -201,6 +201,26 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened, as one daemon saw it; ``id`` is its place in that daemon's timeline."""
+
+    id: str
+    unix_s: float
+    kind: str
+    what: str
+    node: str | None = None
+    job: str | None = None
+    severity: str = "info"
+
+
+class Events(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a timeline; ``next`` is what to ask for what comes after."""
+
+    events: tuple[Event, ...]
+    next: str
+    missed: bool = False
+
+
 class Submission(Guarantees, frozen=True, kw_only=True, omit_defaults=True):
     """What is asked for with a new job; what has its default is left to the daemon."""
 

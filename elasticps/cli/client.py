@@ -20,6 +20,7 @@ from elasticps.cli.answers import (
     CheckpointAsked,
     ErrorAnswer,
     ErrorBody,
+    Events,
     Job,
     Line,
     Moves,
@@ -29,6 +30,7 @@ from elasticps.cli.answers import (
     Status,
     Submission,
 )
+from elasticps.cli.frames import Frame, FrameParser
 from elasticps.errors import AccessDenied, ElasticError, PeerUnavailable, UsageError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -36,6 +38,8 @@ ANSWER_TIMEOUT_S = 15.0
 PATIENCE_S = 30.0
 """How long an outage may last while something is watched: a new leader needs some seconds."""
 _HINT = "is the daemon running? see `systemctl status elasticpsd`, or name another by --api URL"
+QUIET_S = 45.0
+"""A stream that says nothing for this long is dead: a comment comes every 15 s."""
 MAX_LINE_BYTES = 1 << 20  # 64 KiB of text, each character escaped, and its frame
 
 Answer = TypeVar("Answer")
@@ -127,6 +131,32 @@ class Api:
                 await _check(response, url)
                 async for line in response.content:
                     yield _decoded(line, Line, url)
+
+    async def events(self, *, limit: int, job: str | None = None) -> Events:
+        """The newest events of the daemon's timeline, oldest first."""
+        of_job = f"&job={_part(job)}" if job else ""
+        return await self._ask(f"events?limit={limit}{of_job}", Events)
+
+    async def stream(
+        self, *, job: str | None = None, after: str | None = None
+    ) -> AsyncGenerator[Frame, None]:
+        """Events behind ``after`` and the status as it changes, until the connection ends."""
+        url = f"{self.url}/api/v1/stream" + (f"?job={_part(job)}" if job else "")
+        headers = self._proof(url) | {"Accept": "text/event-stream"}
+        if after is not None:
+            headers["Last-Event-ID"] = after
+        patience = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=QUIET_S
+        )
+        parser = FrameParser()
+        with _plain_errors(url):
+            async with self._session.get(
+                url, headers=headers, timeout=patience, allow_redirects=False
+            ) as response:
+                await _check(response, url)
+                async for chunk in response.content.iter_any():
+                    for frame in parser.feed(chunk):
+                        yield frame
 
     def _proof(self, url: str) -> dict[str, str]:
         if self._token is None or not url.startswith("https://"):

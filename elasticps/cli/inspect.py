@@ -7,12 +7,14 @@ import click
 from elasticps.cli.answers import Jobs, Nodes
 from elasticps.cli.options import Settings, json_option, require_known, run_async
 from elasticps.cli.output import failure_text, print_answer, print_json, print_line
+from elasticps.cli.watch import watch_status
 
 
 @click.command()
+@click.option("-w", "--watch", is_flag=True, help="Go on, and show whatever changes.")
 @json_option
 @click.pass_obj
-def status(settings: Settings, as_json: bool) -> None:
+def status(settings: Settings, watch: bool, as_json: bool) -> None:
     """Show the cluster, its nodes and its jobs.
 
     LEADS are the blocks that a node serves, HOLDS those that it has a copy of; a star marks the
@@ -21,8 +23,12 @@ def status(settings: Settings, as_json: bool) -> None:
     \b
     Example:
       elasticps status
+      elasticps status --watch
       elasticps status --json | jq '.nodes[].state'
     """
+    if watch:
+        watch_status(settings, as_json=as_json)
+        return
 
     async def show() -> None:
         async with settings.connect() as api:

@@ -25,6 +25,7 @@ from elasticps.cli.run import run
 from elasticps.cli.service import service
 from elasticps.cli.sim import sim
 from elasticps.cli.token import token
+from elasticps.cli.watch import events
 from elasticps.errors import ElasticError, UsageError
 
 DEBUG_VARIABLE = "ELASTICPS_DEBUG"
@@ -88,6 +89,7 @@ for command in (
     nodes,
     jobs,
     logs,
+    events,
     cancel,
     checkpoint,
     drain,

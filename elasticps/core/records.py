@@ -191,10 +191,23 @@ class CaughtUpRow(msgspec.Struct, frozen=True, array_like=True):
     snapshot_bytes: int
 
 
+class MainNote(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of a node's workers is its job's main one, and what became of its newest checkpoint.
+
+    Where that failed, ``directory`` and ``round`` are those of the one before.
+    """
+
+    worker: str
+    directory: str = ""
+    round: int = 0
+    error: str = ""
+
+
 class ReportRecord(msgspec.Struct, frozen=True):
-    """All promises of one node's servers for one job."""
+    """All promises of one node's servers for one job; ``main``: a worker of it is the main one."""
 
     rows: tuple[CaughtUpRow, ...]
+    main: MainNote | None = None
 
 
 RecordType = TypeVar("RecordType", bound=msgspec.Struct)

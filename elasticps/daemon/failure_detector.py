@@ -31,6 +31,7 @@ SUCCESSORS = 3
 """How many daemons see each one's death, beside the leader: its own death, or both, are seen."""
 CONNECT_TIMEOUT_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,8 @@ class FailureDetector:
         self._me = me
         self._machine = machine
         self._watches: dict[Peer, asyncio.Task[None]] = {}
+        self.found_dead: dict[tuple[NodeId, str], str] = {}
+        """The lives of nodes that were found dead last, and how it was known."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -152,6 +155,7 @@ class FailureDetector:
             peer.port,
             refusal,
         )
+        self._remember(peer)
         key = self._view.keys.node(peer.node)
         try:
             held = await self._store.get(key)
@@ -163,6 +167,12 @@ class FailureDetector:
             log.warning("node=%s its lease is not revoked: %s", peer.node, error)
             return False
         return True
+
+    def _remember(self, peer: Peer) -> None:
+        why = f"its connection broke, and {peer.host} port {peer.port} refuses another"
+        self.found_dead[peer.node, peer.incarnation] = why
+        while len(self.found_dead) > REMEMBERED:
+            del self.found_dead[next(iter(self.found_dead))]
 
     async def _connected_until_closed(self, peer: Peer) -> None:
         """Hold a connection until the other end closes it. Raises OSError when none can be made."""

@@ -29,6 +29,7 @@ from elasticps.daemon.self_check import SelfCheck
 from elasticps.daemon.shard_server import CHILD as SHARD_SERVER
 from elasticps.daemon.shard_server import ShardServerChild
 from elasticps.daemon.supervisor import Supervisor
+from elasticps.daemon.timeline import Timeline
 from elasticps.daemon.unit_child import main_process
 from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Life, Workers
@@ -106,6 +107,7 @@ class Node:
         self._detector = FailureDetector(
             store, self.view, self._changed, self.name, self.machine, self.access
         )
+        self.timeline = Timeline(self.view, self._detector.found_dead)
         self.workers = Workers(
             config, store, self.view, self.supervisor, self.logs, str(control), self.access
         )
@@ -176,6 +178,7 @@ class Node:
         async with aclosing(watch_prefix(self.store, self.keys.root)) as batches:
             async for batch in batches:
                 self.view.apply(batch)
+                self.timeline.look()
                 self._links.sync()
                 await self._tell_changed()
 
@@ -333,6 +336,7 @@ class Node:
         life = self.workers.lives.get(uid)
         if life is not None:
             life.progress = progress
+            self._reports.progressed(life)
 
     def finished(self, uid: str, finished: Finished) -> None:
         life = self.workers.lives.get(uid)

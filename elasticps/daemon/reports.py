@@ -1,13 +1,16 @@
-"""What children say that must reach etcd: the job's model, and the learners that caught up."""
+"""What children say that must reach etcd: the job's model, the learners that caught up, and who is
+its main worker.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from elasticps.core.ids import JobKey, JobName, NodeId
-from elasticps.core.records import CaughtUpRow, ReportRecord, encode
+from elasticps.core.records import CaughtUpRow, MainNote, ReportRecord, encode
 from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Life
 from elasticps.errors import StoreError, StoreRolledBack, StoreUnavailable
@@ -17,6 +20,8 @@ from elasticps.wire.messages import Describe, Promises, Rejected
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.3
+NOTE_PERIOD_S = 1.0
+"""Checkpoints come as often as a job wants them; etcd hears of one a second at most."""
 
 
 class Reports:
@@ -38,6 +43,8 @@ class Reports:
         self._reject = reject
         self._lease: Lease | None = None
         self._promises: dict[JobKey, tuple[CaughtUpRow, ...]] = {}
+        self._mains: dict[JobKey, MainNote] = {}
+        self._noted_at: dict[JobKey, float] = {}
         self._unwritten: set[JobKey] = set()
         self._models: dict[str, tuple[JobName, Describe]] = {}
         self._news = asyncio.Event()
@@ -45,6 +52,26 @@ class Reports:
     def promised(self, promises: Promises) -> None:
         self._promises[promises.job] = promises.rows
         self._unwritten.add(promises.job)
+        self._news.set()
+
+    def progressed(self, life: Life) -> None:
+        """Note if it is the job's main worker, which ranks first, and no more if it was."""
+        known, note = self._mains.get(life.job), _main_note(life)
+        if note is None and (known is None or known.worker != life.uid):
+            return
+        now = time.monotonic()
+        # A checkpoint that waits is in what the worker says next, a moment later.
+        soon = now - self._noted_at.get(life.job, 0.0) < NOTE_PERIOD_S
+        same = note is not None and known is not None and note.worker == known.worker
+        if note == known or (same and soon):
+            return
+        self._noted_at[life.job] = now
+        if note is None:
+            del self._mains[life.job]
+        else:
+            self._mains[life.job] = note
+        self._promises.setdefault(life.job, ())
+        self._unwritten.add(life.job)
         self._news.set()
 
     def described(self, life: Life, describe: Describe) -> None:
@@ -97,8 +124,22 @@ class Reports:
         job = next((job for job in self._view.active_jobs if job.key == key), None)
         if job is None:
             self._promises.pop(key, None)
+            self._mains.pop(key, None)
+            self._noted_at.pop(key, None)
             return
-        rows = self._promises[key]
-        if rows or self._node in job.reports:
+        record = ReportRecord(self._promises[key], self._mains.get(key))
+        if record.rows or record.main or self._node in job.reports:
             path = self._view.keys.report(job.name, self._node)
-            await self._store.put(path, encode(ReportRecord(rows)), lease.id)
+            await self._store.put(path, encode(record), lease.id)
+
+
+def _main_note(life: Life) -> MainNote | None:
+    progress = life.progress
+    if progress is None or progress.rank != 0:
+        return None
+    report = progress.checkpoint
+    if report is None:
+        return MainNote(worker=life.uid)
+    return MainNote(
+        worker=life.uid, directory=report.directory, round=report.round, error=report.error
+    )

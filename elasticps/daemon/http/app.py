@@ -13,13 +13,17 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from elasticps.daemon.block_map import BlockMap
 from elasticps.daemon.http.body import NotFound, as_json
 from elasticps.daemon.http.checkpoints import CheckpointRoutes
 from elasticps.daemon.http.dashboard import DashboardRoutes
+from elasticps.daemon.http.events import EventRoutes
 from elasticps.daemon.http.guard import Unproven, guard
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
+from elasticps.daemon.http.series import SeriesRoutes
 from elasticps.daemon.http.status import ClusterStatus
+from elasticps.daemon.http.stream import Broadcast, StreamRoutes, TooManyReaders
 from elasticps.daemon.node import Node
 from elasticps.errors import AccessDenied, ElasticError, StoreError, StoreUnavailable, UsageError
 
@@ -62,12 +66,20 @@ def _app(node: Node, client: aiohttp.ClientSession) -> web.Application:
     app = web.Application(
         client_max_size=MAX_BODY_BYTES, middlewares=[errors_as_json, _own_pages_alone, proven]
     )
-    status = ClusterStatus(node, client)
+    block_map = BlockMap(node.view, node.timeline)
+    status = ClusterStatus(node, client, block_map)
     app.router.add_get("/healthz", _healthy)
     app.router.add_routes(NodeRoutes(node, status).routes())
     app.router.add_routes(JobRoutes(node, status, client).routes())
     app.router.add_routes(CheckpointRoutes(node).routes())
     app.router.add_routes(DashboardRoutes().routes())
+    app.router.add_routes(EventRoutes(node, block_map).routes())
+    series = SeriesRoutes(node, client)
+    app.router.add_routes(series.routes())
+    stream = StreamRoutes(node.timeline, Broadcast(node.timeline, status.encoded))
+    app.router.add_routes(stream.routes())
+    app.cleanup_ctx.extend((series.life, stream.life))
+    app.on_shutdown.append(stream.stop)
     return app
 
 
@@ -127,7 +139,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return answer
     except AccessDenied as error:
         return _error(403, error)
-    except StoreUnavailable as error:
+    except (StoreUnavailable, TooManyReaders) as error:
         return _error(503, error)
     except StoreError as error:
         return _error(409, error)

@@ -19,6 +19,8 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 INVALID_CHOICE = re.compile(r"Invalid enum value (?P<word>.*) - at `\$\.(?P<field>\w+)`", re.DOTALL)
 
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
 
 class NotFound(UsageError):
     """What a request names does not exist."""
@@ -32,7 +34,11 @@ def as_json(document: object, status: int = 200) -> web.Response:
 
 
 def job_named(view: ClusterView, request: web.Request) -> JobView:
-    name = JobName(request.match_info["job"])
+    return job_called(view, JobName(request.match_info["job"]))
+
+
+def job_called(view: ClusterView, name: JobName) -> JobView:
+    """Raises NotFound."""
     job = view.jobs.get(name)
     if job is None or job.spec is None:
         raise _unknown("job", name, view.jobs)
@@ -44,6 +50,16 @@ def node_named(view: ClusterView, request: web.Request) -> NodeId:
     if name not in view.nodes and name not in view.drains:
         raise _unknown("node", name, view.nodes)
     return name
+
+
+def number_in(request: web.Request, field: str, default: int, least: int, most: int) -> int:
+    """A whole number of the query. Raises UsageError."""
+    text = request.query.get(field)
+    if text is None:
+        return default
+    if not WHOLE_NUMBER.fullmatch(text) or not least <= int(text) <= most:
+        raise UsageError(f"{field} of {text}", field=field, limit=f"{least} to {most}")
+    return int(text)
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> NotFound:

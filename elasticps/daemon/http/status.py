@@ -23,6 +23,7 @@ from elasticps.core.records import (
     WorkerRecord,
 )
 from elasticps.daemon.access import asking
+from elasticps.daemon.block_map import BlockMap
 from elasticps.daemon.http.checkpoints import newest_report
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
@@ -87,9 +88,14 @@ def local_status(node: Node) -> LocalStatus:
 class ClusterStatus:
     """Builds the JSON documents of the API."""
 
-    def __init__(self, node: Node, client: aiohttp.ClientSession) -> None:
+    def __init__(self, node: Node, client: aiohttp.ClientSession, block_map: BlockMap) -> None:
         self._node = node
         self._client = client
+        self._map = block_map
+
+    async def encoded(self) -> bytes:
+        """``cluster`` as JSON, on one line."""
+        return msgspec.json.encode(await self.cluster())
 
     async def cluster(self) -> dict[str, Any]:
         locals_ = await self._locals()
@@ -153,7 +159,7 @@ class ClusterStatus:
         view = self._node.view
         local = locals_.get(record.node)
         servers = {server.server for server in record.servers}
-        entries = [entry for job in view.active_jobs for entry in job.entries]
+        leads, replicas = self._map.leads_and_holds(servers)
         state = "ready"
         if record.node in view.drains:
             state = "drained" if view.holds_nothing(record.node) else "draining"
@@ -168,8 +174,8 @@ class ClusterStatus:
             "labels": record.labels,
             "weight": record.weight,
             "version": record.version,
-            "leads": sum(entry.primary in servers for entry in entries),
-            "replicas": sum(not servers.isdisjoint(entry.servers) for entry in entries),
+            "leads": leads,
+            "replicas": replicas,
             "bytes_held": local.load.bytes_held if local and local.load else 0,
             "workers": [
                 life.uid

@@ -1,0 +1,251 @@
+"""The stream of server-sent events: the timeline as it happens, and the status as it changes.
+
+The format is that of the HTML standard, section 9.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+import msgspec
+from aiohttp import web
+
+from elasticps.core.ids import JobName
+from elasticps.daemon.timeline import EVENT_ID, Event, Timeline
+from elasticps.errors import ElasticError
+
+log = logging.getLogger(__name__)
+
+MAX_READERS = 64
+PENDING_EVENTS = 256
+"""What one reader may lag behind by before it is dropped."""
+WRITE_TIMEOUT_S = 10.0
+KEEP_ALIVE_S = 15.0
+STATUS_PERIOD_S = 0.5
+REST = 4.0
+"""After asking for the status for so long, the producer rests for this many times as long."""
+RETRY_MS = 2000
+SEND_BUFFER_BYTES = 64 << 10
+"""The kernel's own would take megabytes before a reader that does not read is noticed."""
+
+GetStatus = Callable[[], Awaitable[bytes]]
+
+
+class TooManyReaders(ElasticError):
+    """503: the daemon has as many streams as it wants to serve."""
+
+
+class Reader:
+    """What one reader is still to be sent: events in a bounded queue, the newest status alone."""
+
+    def __init__(self, job: JobName | None, *, pending: int = PENDING_EVENTS) -> None:
+        self.is_slow = False
+        self._job = job
+        self._pending = pending
+        self._events: deque[bytes] = deque()
+        self._status: bytes | None = None
+        self._ended = False
+        self._news = asyncio.Event()
+
+    def happened(self, event: Event, frame: bytes) -> None:
+        if self._job is not None and event.job != self._job:
+            return
+        if len(self._events) >= self._pending:
+            self.is_slow = True
+            self.end()
+            return
+        self._events.append(frame)
+        self._news.set()
+
+    def status(self, frame: bytes) -> None:
+        self._status = frame
+        self._news.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._news.set()
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """What there is to write, a comment now and then where there is nothing."""
+        while not self._ended:
+            if self._events:
+                yield self._events.popleft()
+            elif self._status is not None:
+                frame, self._status = self._status, None
+                yield frame
+            else:
+                self._news.clear()
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        await self._news.wait()
+                except TimeoutError:
+                    yield b": keep-alive\n\n"
+
+
+class Broadcast:
+    """One producer for all readers. The status is asked for while there are readers, and encoded
+    once; ``run`` is the producer's life.
+    """
+
+    def __init__(
+        self, timeline: Timeline, status: GetStatus, *, max_readers: int = MAX_READERS
+    ) -> None:
+        self._timeline = timeline
+        self._ask_status = status
+        self._max_readers = max_readers
+        self._readers: set[Reader] = set()
+        self._status = b""
+        self._wanted = asyncio.Event()
+        self._closed = False
+
+    @property
+    def readers(self) -> int:
+        return len(self._readers)
+
+    def join(self, reader: Reader) -> None:
+        """From now on it gets all. Raises TooManyReaders."""
+        if self._closed or len(self._readers) >= self._max_readers:
+            raise TooManyReaders(
+                "this daemon serves no more streams",
+                limit=str(self._max_readers),
+                hint="ask another daemon, or GET /api/v1/events from time to time",
+            )
+        self._readers.add(reader)
+        if self._status:
+            reader.status(self._status)
+        self._wanted.set()
+
+    def leave(self, reader: Reader) -> None:
+        self._readers.discard(reader)
+
+    def close(self) -> None:
+        """End all streams; no other begins. Idempotent."""
+        self._closed = True
+        for reader in self._readers:
+            reader.end()
+
+    async def run(self) -> None:
+        """Produce until cancelled."""
+        unsubscribe = self._timeline.subscribe(self._happened)
+        try:
+            while True:
+                await self._wanted.wait()
+                took_s = await self._look()
+                await asyncio.sleep(max(STATUS_PERIOD_S, REST * took_s))
+                if not self._readers:
+                    self._wanted.clear()
+                    self._status = b""  # the next reader gets no old one
+        finally:
+            unsubscribe()
+            self.close()
+
+    async def _look(self) -> float:
+        """Ask for the status, and tell it if it has changed; how long that took, in seconds."""
+        began = time.monotonic()
+        frame = b"event: status\ndata: " + await self._ask_status() + b"\n\n"
+        if frame != self._status:
+            self._status = frame
+            for reader in self._readers:
+                reader.status(frame)
+        return time.monotonic() - began
+
+    def _happened(self, event: Event) -> None:
+        frame = frame_of(event)
+        for reader in self._readers:
+            reader.happened(event, frame)
+
+
+def frame_of(event: Event) -> bytes:
+    head = f"id: {event.id}\nevent: event\ndata: ".encode()
+    return head + msgspec.json.encode(event) + b"\n\n"
+
+
+class StreamRoutes:
+    def __init__(self, timeline: Timeline, broadcast: Broadcast) -> None:
+        self._timeline = timeline
+        self._broadcast = broadcast
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        return (web.get("/api/v1/stream", self.stream),)
+
+    async def life(self, _: web.Application) -> AsyncIterator[None]:
+        """The producer lives as long as the application: a cleanup context of aiohttp."""
+        producing = asyncio.create_task(self._broadcast.run(), name="stream")
+        yield
+        producing.cancel()
+        await asyncio.wait({producing})
+
+    async def stop(self, _: web.Application) -> None:
+        """At the application's shutdown: no stream makes it wait."""
+        self._broadcast.close()
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        job = JobName(request.query["job"]) if "job" in request.query else None
+        seen = request.headers.get("Last-Event-ID") or request.query.get("after")
+        reader = Reader(job)
+        self._broadcast.join(reader)
+        try:
+            # Nothing can happen between this and the joining: there is no gap and no repeat.
+            opening = self._opening(seen, job)
+            response = web.StreamResponse(
+                headers={
+                    "Content-Type": "text/event-stream",
+                    "Cache-Control": "no-store",
+                    "X-Accel-Buffering": "no",
+                }
+            )
+            await response.prepare(request)
+            await _write(request, response, opening, reader)
+        finally:
+            self._broadcast.leave(reader)
+        return response
+
+    def _opening(self, seen: str | None, job: JobName | None) -> bytes:
+        """What comes first: how to resume, and what has happened since ``seen``."""
+        retry = f"retry: {RETRY_MS}\n".encode()
+        if seen is None:
+            return retry + f"id: {self._timeline.newest}\n\n".encode()
+        # An id that no daemon gave is as good as one of another life.
+        known = EVENT_ID.fullmatch(seen) is not None
+        page = self._timeline.page(seen if known else "00000000-0", job=job)
+        told = _MISSED if page.missed else b""
+        events = b"".join(frame_of(event) for event in page.events)
+        return retry + b"\n" + told + events + f"id: {page.next}\n\n".encode()
+
+
+_MISSED = (
+    b"event: missed\n"
+    b'data: {"what": "earlier events may be missing: this daemon does not know the last one seen,'
+    b' or does not keep it any more"}\n\n'
+)
+
+
+async def _write(
+    request: web.Request, response: web.StreamResponse, opening: bytes, reader: Reader
+) -> None:
+    """Write until the reader is gone, slow, or the daemon stops."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport else None
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    try:
+        async with asyncio.timeout(WRITE_TIMEOUT_S):
+            await response.write(opening)
+        async for frame in reader.frames():
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await response.write(frame)
+    except TimeoutError:
+        reader.is_slow = True
+    except ConnectionError:
+        return
+    if reader.is_slow:
+        log.info("peer=%s its stream is dropped: it reads too slowly", request.remote)
+        if transport is not None:
+            transport.abort()
+        return
+    await response.write_eof()
