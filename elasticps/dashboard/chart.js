@@ -11,9 +11,9 @@ const HEIGHT = 132;
 const STEPS_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400];
 
 export class Chart {
-  /** `pick(point)` gives the number; `show(value)` writes it. */
-  constructor({ title, pick, show = number }) {
-    Object.assign(this, { pick, show });
+  /** `pick(point)` gives the number; `show(value)` writes it; its ticks are round in `base`. */
+  constructor({ title, pick, show = number, base = 10, whole = false }) {
+    Object.assign(this, { pick, show, base, whole });
     this.title = el("span", { class: "chart-title" }, title);
     this.reading = el("span", { class: "chart-value" });
     this.svg = svg("svg", { role: "img", height: HEIGHT, class: "chart" });
@@ -27,7 +27,7 @@ export class Chart {
       .map((row) => (log && row.value !== null && row.value <= 0 ? { ...row, value: null } : row));
     const values = rows.filter((row) => row.value !== null && row.at >= span[0] && row.at <= span[1]);
     const x = scale(span, [LEFT, width - RIGHT]);
-    const { y, ticks } = vertical(values.map((row) => row.value), log);
+    const { y, ticks } = vertical(values.map((row) => row.value), log, this);
     const nearest = hover === null ? values.at(-1) : nearestTo(values, hover);
     set(this.svg, "width", width);
     set(this.svg, "viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -68,20 +68,22 @@ export function nearestTo(rows, at) {
     (best, row) => (!best || Math.abs(row.at - at) < Math.abs(best.at - at) ? row : best), undefined);
 }
 
-function vertical(values, log) {
+function vertical(values, log, { base, whole }) {
   const shape = log ? Math.log10 : (value) => value;
   let low = values.length ? Math.min(...values) : 0;
   let high = values.length ? Math.max(...values) : 1;
-  if (!log && low > 0 && low < high * 0.6) low = 0;
+  if (!log && low > 0 && (whole || low < high * 0.6)) low = 0;
   if (low === high) [low, high] = log ? [low / 2, high * 2] : [Math.min(0, low), high || 1];
   const position = scale([shape(low), shape(high)], [HEIGHT - BOTTOM, TOP]);
-  return { y: (value) => position(shape(value)), ticks: log ? decades(low, high) : round(low, high, 4) };
+  return { y: (value) => position(shape(value)), ticks: log ? decades(low, high) : round(low, high, base, whole) };
 }
 
-function round(low, high, most) {
-  const raw = (high - low) / most;
+function round(low, high, base, whole) {
+  const unit = base ** Math.max(0, Math.floor(Math.log(high - low) / Math.log(base)));
+  const raw = (high - low) / 5 / (base === 10 ? 1 : unit);
   const size = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((each) => each * size).find((each) => each >= raw);
+  const nice = [1, 2, 5, 10].map((each) => each * size).find((each) => each >= raw);
+  const step = Math.max(whole ? 1 : 0, nice * (base === 10 ? 1 : unit));
   const ticks = [];
   for (let each = Math.ceil(low / step); each * step <= high + step * 1e-9; each += 1) {
     ticks.push(Number((each * step).toPrecision(12)));
@@ -142,14 +144,24 @@ function pathOf(rows, span, x, y, width) {
 }
 
 /** A curve the size of a word; what it shows stands beside it as text. */
-export function spark(values, width = 120, height = 24) {
-  const known = values.filter((value) => value !== null && value !== undefined);
+export function spark(values, width = 110, height = 22) {
+  const known = averaged(values.filter((value) => value !== null && value !== undefined), width / 2);
   const picture = svg("svg", { class: "spark", width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   if (known.length < 2) return picture;
   const y = scale([Math.min(...known), Math.max(...known)], [height - 2, 2]);
   const x = scale([0, known.length - 1], [1, width - 1]);
-  const step = Math.max(1, Math.floor(known.length / width));
-  const kept = known.map((value, index) => ({ value, index })).filter(({ index }) => index % step === 0 || index === known.length - 1);
-  picture.append(svg("path", { class: "line", d: kept.map(({ value, index }, each) => `${each ? "L" : "M"}${x(index).toFixed(1)} ${y(value).toFixed(1)}`).join("") }));
+  const path = known.map((value, index) => `${index ? "L" : "M"}${x(index).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+  picture.append(svg("path", { class: "line", d: path }));
   return picture;
+}
+
+/** At most `most` numbers, each the mean of its neighbours. */
+function averaged(values, most) {
+  const size = Math.ceil(values.length / most);
+  const means = [];
+  for (let at = 0; at < values.length; at += size) {
+    const part = values.slice(at, at + size);
+    means.push(part.reduce((sum, value) => sum + value, 0) / part.length);
+  }
+  return means;
 }

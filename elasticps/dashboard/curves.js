@@ -10,8 +10,8 @@ const NARROWEST = 280;
 const SHORTEST_S = 10;
 
 export class Curves {
-  /** `full`: traffic, workers and staleness too. */
-  constructor({ full = true } = {}) {
+  /** `full`: traffic, workers and staleness too. `lead` is put before the choices. */
+  constructor({ full = true, lead = null } = {}) {
     this.input = { points: [], events: [], metrics: [], goesOn: false };
     this.hover = null;
     this.metric = el("select", { "aria-label": "Metric", onchange: () => this.draw() });
@@ -24,16 +24,16 @@ export class Curves {
       new Chart({ title: "Rounds a second", pick: (point) => point.rounds_per_s, show: rate }),
       ...(full
         ? [
-            new Chart({ title: "Pushed", pick: (point) => point.pushed_bytes_per_s, show: byteRate }),
-            new Chart({ title: "Workers", pick: (point) => point.workers }),
-            new Chart({ title: "Staleness, rounds", pick: (point) => point.staleness }),
+            new Chart({ title: "Pushed", pick: (point) => point.pushed_bytes_per_s, show: byteRate, base: 1024 }),
+            new Chart({ title: "Workers", pick: (point) => point.workers, whole: true }),
+            new Chart({ title: "Staleness, rounds", pick: (point) => point.staleness, whole: true }),
           ]
         : []),
     ];
     this.when = el("span", { class: "muted when" });
     this.stack = el("div", { class: "curves" }, this.lanes.node, this.main.node, ...this.others.map((chart) => chart.node));
     this.node = el("div", {},
-      el("p", { class: "tools" }, this.metric, el("label", {}, this.log, " log scale"), this.window, this.when), this.stack);
+      el("p", { class: "tools" }, lead, this.metric, el("label", {}, this.log, " log scale"), this.window, this.when), this.stack);
     this.stack.addEventListener("pointermove", (event) => this.point(event));
     this.stack.addEventListener("pointerleave", () => this.point(null));
     this.sized = new ResizeObserver(() => this.draw());

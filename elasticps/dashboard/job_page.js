@@ -37,7 +37,7 @@ export class JobPage {
       el("p", { class: "crumb" }, el("a", { href: "#/" }, "Overview"), " / jobs"),
       el("div", { class: "title" }, el("h1", { tabindex: "-1" }, name), this.state, el("span", { class: "spring" }), this.cancel),
       this.reason, this.trace, this.figures.node,
-      el("div", { class: "columns" }, card("Curves", this.curves.node), card("Timeline", this.events.node)),
+      el("div", { class: "columns" }, card("Curves", this.curves.node), el("div", { class: "tall" }, card("Timeline", this.events.node))),
       card("Blocks", this.map.node), card("Workers", this.workers.node), card("Output", this.logs.node));
     this.places = new Changes(() => this.map.refresh(name), MAP_MS);
     this.stop = repeat(() => this.refresh(), CURVES_MS);
@@ -61,6 +61,7 @@ export class JobPage {
     put(this.state, job ? job.state.toLowerCase() : "unknown");
     set(this.state, "data-state", job?.state);
     this.tell(job ? job.failure?.reason || job.reason : "There is no such job.", job?.failure?.traceback);
+    set(this.reason, "data-severity", job?.state === "FAILED" ? "error" : null);
     if (!job) return;
     this.figures.update(figures(job, this.series.points));
     this.workers.of(job);
@@ -105,7 +106,7 @@ function figures(job, points) {
     ["Short of copies", number(job.under_replicated)],
     ["Moved", `${number(movement.blocks ?? 0)} blocks, ${bytes(movement.snapshot_bytes ?? 0)}`],
     ["Checkpoint", checkpoint?.directory ? `round ${number(checkpoint.round)}` : "none"],
-    verdict.acknowledged ? ["Audit", `${number(verdict.acknowledged)} acknowledged, ${number(verdict.lost)} lost, ${number(verdict.duplicated)} doubled`] : null,
+    verdict.acknowledged ? ["Audit", `${number(verdict.acknowledged)} pushes, ${number(verdict.lost)} lost, ${number(verdict.duplicated)} doubled`] : null,
     ["Strategy", job.strategy],
     ["Codec", job.codec],
     ["Consistency", job.consistency],

@@ -9,8 +9,6 @@ import { toJob } from "./route.js";
 import { final } from "./store.js";
 import { Table } from "./table.js";
 
-const SPARK_POINTS = 240;
-
 /** `seriesOf(name)` gives what is known of a job's curves, or undefined. */
 export function jobsTable(seriesOf) {
   const points = (job) => seriesOf(job.job)?.points ?? [];
@@ -24,10 +22,8 @@ export function jobsTable(seriesOf) {
       { title: "Job", cell: (job) => el("a", { href: toJob(job.job) }, job.job), sort: (job) => job.job },
       { title: "State", cell: (job) => el("span", { class: "state", "data-state": job.state }, job.state.toLowerCase()), sort: (job) => job.state },
       { title: "Round", cell: (job) => number(job.round), sort: (job) => job.round ?? 0, numeric: true },
-      { title: "Loss", cell: (job) => lossOf(job.metrics), numeric: true },
-      { title: "Curve", cell: (job) => spark(points(job).slice(-SPARK_POINTS).map(firstMetric)) },
-      { title: "Rounds a second", cell: (job) => rate(final(job) ? null : speed(job, points(job))), sort: (job) => speed(job, points(job)) ?? 0, numeric: true },
-      { title: "", cell: (job) => spark(points(job).slice(-SPARK_POINTS).map((point) => point.rounds_per_s), 80) },
+      { title: "Loss", cell: (job) => beside(spark(points(job).map(firstMetric)), lossOf(job.metrics)), numeric: true },
+      { title: "Rounds a second", cell: (job) => beside(spark(points(job).map((point) => point.rounds_per_s)), rate(final(job) ? null : speed(job, points(job)))), sort: (job) => speed(job, points(job)) ?? 0, numeric: true },
       { title: "Workers", cell: (job) => number(running(job).length), sort: (job) => running(job).length, numeric: true },
       { title: "Staleness", cell: (job) => (final(job) ? "–" : number(staleness(job, points(job)))), sort: (job) => staleness(job, points(job)), numeric: true },
       { title: "Stragglers", cell: (job) => (final(job) ? "–" : number(stragglers(job).length)), sort: (job) => stragglers(job).length, numeric: true },
@@ -35,6 +31,8 @@ export function jobsTable(seriesOf) {
     ],
   });
 }
+
+const beside = (picture, words) => el("span", { class: "with-spark" }, picture, el("span", {}, words));
 
 const firstMetric = (point) => point.metrics?.loss ?? Object.values(point.metrics ?? {})[0] ?? null;
 

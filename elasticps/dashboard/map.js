@@ -14,6 +14,8 @@ const PAGE = 1000;
 const ROLES = ["primary", "backup", "learner"];
 const GLOW_MS = 1500;
 const TITLE = 18;
+const BESIDE = 112;
+const APART = 16;
 const TALLEST = 360;
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -111,10 +113,10 @@ export class BlockMap {
     const roles = this.sheets.get(box.row.node) ?? new Map();
     pen.fillStyle = ink.text;
     pen.font = ink.font;
-    pen.fillText(box.row.node, box.x, box.y + 11, box.width);
+    pen.fillText(box.row.node, box.x, box.y + (box.left ? box.cell / 2 + 3 : 11), (box.left || box.width) - 8);
     for (let block = 0; block < this.blocks; block += 1) {
-      const x = box.x + (block % box.columns) * box.cell;
-      const y = box.y + TITLE + Math.floor(block / box.columns) * box.cell;
+      const x = box.x + box.left + (block % box.columns) * box.cell;
+      const y = box.y + box.top + Math.floor(block / box.columns) * box.cell;
       const size = box.cell - (box.cell > 4 ? 2 : 1);
       const role = roles.get(block);
       pen.fillStyle = role ? ink[role] : ink.hollow;
@@ -208,27 +210,27 @@ async function sheetsOf(job, holders) {
   return sheets;
 }
 
-/** A sheet of squares a node, the largest squares that fit. */
+/** A sheet of squares a node, the largest squares that fit; of one line each where that is wide enough. */
 function layOut(nodes, blocks, width) {
-  for (let cell = 14; cell >= 3; cell -= 1) {
-    const columns = Math.max(1, Math.min(blocks, Math.floor(width / cell)));
-    const across = Math.max(1, Math.min(nodes.length, Math.floor((width + 16) / (sheetColumns(blocks, columns) * cell + 16))));
-    const sheet = sheetColumns(blocks, columns);
-    const tall = TITLE + Math.ceil(blocks / sheet) * cell + 10;
-    if (Math.ceil(nodes.length / across) * tall > TALLEST && cell > 3) continue;
+  for (let cell = 20; cell >= 3; cell -= 1) {
+    const lines = blocks * cell + BESIDE <= width;
+    const columns = lines ? blocks : Math.max(1, Math.min(Math.floor(width / cell), Math.ceil(Math.sqrt(blocks * 3))));
+    const [left, top] = lines ? [BESIDE, 0] : [0, TITLE];
+    const wide = left + columns * cell;
+    const tall = top + Math.ceil(blocks / columns) * cell + (lines ? 4 : 10);
+    const across = Math.max(1, Math.min(nodes.length, Math.floor((width + APART) / (wide + APART))));
+    if (cell > 3 && Math.ceil(nodes.length / across) * tall > TALLEST) continue;
+    if (cell > 10 && blocks * 10 + BESIDE <= width && !lines) continue;
     return nodes.map((row, index) => ({
-      row, cell, columns: sheet,
-      x: (index % across) * (sheet * cell + 16),
+      row, cell, columns, left, top,
+      x: (index % across) * (wide + APART),
       y: Math.floor(index / across) * tall,
-      width: sheet * cell,
-      height: tall - 10,
+      width: wide,
+      height: tall,
     }));
   }
   return [];
 }
-
-/** One line where it is short; else wider than high. */
-const sheetColumns = (blocks, most) => Math.min(most, blocks <= 64 ? blocks : Math.ceil(Math.sqrt(blocks * 3)));
 
 function tile(nodes, width) {
   const size = Math.max(8, Math.min(40, Math.floor(Math.sqrt((width * TALLEST) / Math.max(1, nodes.length)) - 3)));

@@ -11,7 +11,7 @@ import { final, may, nodeNamed, state } from "./store.js";
 import { Table } from "./table.js";
 import { EventList } from "./timeline.js";
 
-const ROWS = 100;
+const ROWS = 50;
 const ROWS_MS = 1000;
 
 export class NodePage {
@@ -149,7 +149,7 @@ function blocksTable(node) {
     key: (row) => row.block,
     empty: "It holds none.",
     columns: [
-      { title: "Block", cell: (row) => String(row.block), numeric: true },
+      { title: "Block", cell: (row) => String(row.block) },
       { title: "Parameter", cell: (row) => row.name ?? "–" },
       { title: "Role here", cell: (row) => el("span", { class: "role", "data-role": roleOf(row) }, roleOf(row)) },
       { title: "Size", cell: (row) => bytes(row.bytes), numeric: true },

@@ -24,7 +24,7 @@ export class Overview {
     this.figures = new Facts();
     this.jobs = jobsTable((name) => this.series.get(name));
     this.job = el("select", { "aria-label": "Job", onchange: () => this.chosen() });
-    this.curves = new Curves({ full: false });
+    this.curves = new Curves({ full: false, lead: this.job });
     this.events = new EventList();
     this.map = new BlockMap();
     this.nodes = nodesTable();
@@ -34,7 +34,7 @@ export class Overview {
       this.figures.node,
       card("Jobs", this.jobs.node),
       el("div", { class: "columns" },
-        card("Curves", el("p", { class: "tools" }, this.job), this.curves.node),
+        card("Curves", this.curves.node),
         card("Timeline", this.events.node)),
       card("Blocks", this.map.node),
       card("Nodes", this.nodes.node));

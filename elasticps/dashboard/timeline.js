@@ -1,7 +1,7 @@
 // What happened: marks on lanes over the curves' time axis, and the same as a list.
 
 import { LEFT, RIGHT, scale } from "./chart.js";
-import { el, keyed, put, set, svg } from "./dom.js";
+import { el, keyed, set, svg } from "./dom.js";
 import { clock, day, iso, number } from "./format.js";
 import { toJob, toNode } from "./route.js";
 
@@ -25,12 +25,17 @@ const ROUND = "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0 -4 0Z";
 const WORST = ["info", "warning", "error"];
 const THROUGH = new Set(["join", "leave", "failover", "rebalance", "checkpoint"]);
 const PAGE = 40;
+const MOST_HAIRLINES = 24;
 
 /** Times at which hairlines go through the curves. */
-export const hairlines = (events, span) =>
-  events
-    .filter((event) => THROUGH.has(event.kind) && event.unix_s >= span[0] && event.unix_s <= span[1])
+export function hairlines(events, span) {
+  const inside = events.filter((event) => THROUGH.has(event.kind) && event.unix_s >= span[0] && event.unix_s <= span[1]);
+  const many = inside.length > MOST_HAIRLINES;
+  return inside
+    .filter((event) => !many || event.severity !== "info")
+    .slice(-MOST_HAIRLINES)
     .map((event) => ({ at: event.unix_s, severity: event.severity }));
+}
 
 export class Lanes {
   constructor() {
@@ -92,7 +97,7 @@ export class EventList {
     this.shown = PAGE;
     this.kind = el("select", { "aria-label": "Kind of event", onchange: () => this.show() }, el("option", { value: "" }, "all kinds"),
       ...LANES.flatMap((lane) => lane.kinds).map((kind) => el("option", { value: kind }, kind)));
-    this.list = el("ol", { class: "events" });
+    this.list = el("ol", { class: "events", tabindex: "0", role: "list", "aria-label": "Events, the newest first" });
     this.more = el("button", { type: "button", onclick: () => this.grow() }, "Older");
     this.none = el("p", { class: "muted" }, "Nothing has happened yet.");
     this.node = el("div", {}, el("p", { class: "tools" }, this.kind), this.none, this.list, this.more);
@@ -119,12 +124,28 @@ export class EventList {
 }
 
 function item(event) {
-  const about = el("span", { class: "about" });
-  if (event.node) about.append(" ", el("a", { href: toNode(event.node) }, event.node));
-  if (event.job) about.append(" ", el("a", { href: toJob(event.job) }, event.job));
-  const line = el("li", { "data-severity": event.severity },
+  return el("li", { "data-severity": event.severity },
     el("time", { datetime: iso(event.unix_s), title: day(event.unix_s) }, clock(event.unix_s)),
-    el("span", { class: "kind" }, event.kind), el("span", { class: "what" }), about);
-  put(line.querySelector(".what"), event.what);
-  return line;
+    el("span", { class: "kind" }, event.kind),
+    el("span", { class: "what" }, ...linked(event)));
 }
+
+/** What happened, with the names of its node and job as links; names that are not in it follow. */
+function linked({ what, node, job }) {
+  const links = [[node, toNode], [job, toJob]].filter(([name]) => name);
+  let parts = [what];
+  for (const [name, to] of links) {
+    const place = parts.findIndex((part) => typeof part === "string" && words(name).test(part));
+    const link = el("a", { href: to(name) }, name);
+    if (place < 0) {
+      parts.push(" ", link);
+    } else {
+      const at = parts[place].search(words(name));
+      parts.splice(place, 1, parts[place].slice(0, at), link, parts[place].slice(at + name.length));
+    }
+  }
+  return parts;
+}
+
+/** The name by itself, and not as a part of a longer one. */
+const words = (name) => new RegExp(`(?<![\\w.-])${name.replace(/[^\w]/g, "\\$&")}(?![\\w-]|\\.\\w)`);
