@@ -43,16 +43,16 @@ const kept = new WeakMap();
 export function keyed(parent, items, keyOf, make, update) {
   const before = kept.get(parent) ?? new Map();
   const now = new Map();
+  const wanted = new Set(items.map(keyOf));
+  for (const [key, node] of before) if (!wanted.has(key)) node.remove();
   let place = parent.firstChild;
   for (const item of items) {
     const key = keyOf(item);
     const node = before.get(key) ?? make(item);
-    before.delete(key);
     now.set(key, node);
     update(node, item);
     if (node === place) place = place.nextSibling;
     else parent.insertBefore(node, place);
   }
-  for (const node of before.values()) node.remove();
   kept.set(parent, now);
 }

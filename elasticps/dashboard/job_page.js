@@ -25,7 +25,7 @@ export class JobPage {
     this.state = el("span", { class: "state" });
     this.cancel = el("button", { type: "button", hidden: true, onclick: () => cancel(name) }, "Cancel");
     this.reason = el("p", { class: "notice", hidden: true });
-    this.trace = el("pre", { class: "trace", tabindex: "0", hidden: true, role: "region", "aria-label": "Traceback" });
+    this.trace = el("pre", { class: "trace", tabindex: "0", hidden: true, role: "group", "aria-label": "Traceback" });
     this.figures = new Facts();
     this.curves = new Curves();
     this.events = new EventList();

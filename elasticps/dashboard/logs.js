@@ -15,8 +15,9 @@ export class Logs {
     this.follow = el("input", { type: "checkbox", checked: true });
     this.again = el("button", { type: "button", hidden: true, onclick: () => this.read() }, "Read again");
     this.told = el("span", { class: "muted" });
-    this.list = el("ol", { class: "lines", tabindex: "0", role: "region", "aria-label": "Lines of the workers" });
-    this.node = el("div", {}, el("p", { class: "tools" }, this.worker, el("label", {}, this.follow, " follow"), this.again, this.told), this.list);
+    this.list = el("ol");
+    this.view = el("div", { class: "lines", tabindex: "0", role: "group", "aria-label": "Lines of the workers" }, this.list);
+    this.node = el("div", {}, el("p", { class: "tools" }, this.worker, el("label", {}, this.follow, " follow"), this.again, this.told), this.view);
   }
 
   close() {
@@ -55,7 +56,7 @@ export class Logs {
     this.list.append(...fresh.filter((row) => this.chosen(row)).map(lineOf));
     while (this.list.childElementCount > MOST_LINES) this.list.firstChild.remove();
     put(this.told, `${number(this.rows.length)} lines`);
-    if (this.follow.checked) this.list.scrollTop = this.list.scrollHeight;
+    if (this.follow.checked) this.view.scrollTop = this.view.scrollHeight;
   }
 
   redraw() {

@@ -44,7 +44,7 @@ async def reader(browser: Browser) -> AsyncIterator[Reader]:
 def _note_faults(page: Page, reader: Reader) -> None:
     def asked(url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("data", "blob") and parts.netloc != urlsplit(reader.url).netloc:
+        if parts.scheme not in ("data", "about") and parts.netloc != urlsplit(reader.url).netloc:
             reader.faults.append(f"asked {url}")
 
     page.on("request", lambda request: asked(request.url))

@@ -34,8 +34,15 @@ class Reader:
         await self.page.goto(f"{url}/{path}")
 
     async def sees(self, text: str | Locator, timeout_s: float = 60.0) -> None:
-        found = self.page.get_by_text(text).first if isinstance(text, str) else text
+        found = self._shown(text) if isinstance(text, str) else text
         await expect(found).to_be_visible(timeout=timeout_s * 1000)
+
+    def _shown(self, text: str) -> Locator:
+        return self.page.get_by_text(text).locator("visible=true").first
+
+    async def leaves(self) -> None:
+        """Before what it looks at goes away."""
+        await self.page.goto("about:blank")
 
     def card(self, title: str) -> Locator:
         return self.page.get_by_role("region", name=title, exact=True).first

@@ -16,9 +16,10 @@ pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(400
 
 
 @pytest_asyncio.fixture(loop_scope="package")
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+async def cluster(tmp_path: Path, reader: Reader) -> AsyncIterator[Cluster]:
     async with started(3, tmp_path) as cluster:
         yield cluster
+        await reader.leaves()
 
 
 async def training(cluster: Cluster) -> Training:

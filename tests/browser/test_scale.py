@@ -23,9 +23,10 @@ def cluster() -> FakeCluster:
 
 
 @pytest_asyncio.fixture(loop_scope="package")
-async def url(cluster: FakeCluster) -> AsyncIterator[str]:
+async def url(cluster: FakeCluster, reader: Reader) -> AsyncIterator[str]:
     async with serving(cluster) as url:
         yield url
+        await reader.leaves()
 
 
 async def test_thousand_nodes_are_one_screen_and_a_click_leads_to_each(
@@ -34,7 +35,7 @@ async def test_thousand_nodes_are_one_screen_and_a_click_leads_to_each(
     await reader.opens(url)
     await reader.sees("1 to 50 of 1,000")
     await reader.sees("1,000 nodes: 100,000 primary, 100,000 backup")
-    await reader.sees("llm: 2 of 1000 workers straggle: node-0017.1, node-0467.1")
+    await reader.sees("llm: 3 of 1000 workers straggle: node-0017.1, node-0467.1")
     assert await reader.page.locator("tbody tr").count() < 100
     await reader.keeps("scale-overview")
 
@@ -190,7 +191,7 @@ async def test_token_is_asked_for_kept_in_the_tab_and_shown(reader: Reader) -> N
     reader.provokes("401")
     async with serving(cluster) as url:
         await reader.opens(url)
-        box = reader.page.get_by_label("Token")
+        box = reader.page.get_by_role("textbox", name="Token")
         await box.fill("eps_wrong")
         await reader.page.keyboard.press("Enter")
         await reader.sees("a token is needed")
@@ -200,6 +201,7 @@ async def test_token_is_asked_for_kept_in_the_tab_and_shown(reader: Reader) -> N
         await reader.page.reload()
         await reader.sees("4 nodes: 40 primary")
         kept = await reader.page.evaluate("[Object.values(localStorage), document.cookie]")
+        await reader.leaves()
     assert kept == [[], ""]
 
 
