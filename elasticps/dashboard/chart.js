@@ -32,7 +32,8 @@ export class Chart {
     set(this.svg, "width", width);
     set(this.svg, "viewBox", `0 0 ${width} ${HEIGHT}`);
     set(this.svg, "aria-label", this.told(values));
-    put(this.reading, nearest ? this.show(nearest.value) : "–");
+    put(this.reading, nearest ? this.show(nearest.value) : "no numbers yet");
+    set(this.reading, "data-empty", !nearest);
     this.svg.replaceChildren(
       ...ticks.flatMap((tick) => [
         svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) }),
@@ -69,9 +70,10 @@ export function nearestTo(rows, at) {
 }
 
 function vertical(values, log, { base, whole }) {
+  if (!values.length) return { y: () => TOP, ticks: [] };
   const shape = log ? Math.log10 : (value) => value;
-  let low = values.length ? Math.min(...values) : 0;
-  let high = values.length ? Math.max(...values) : 1;
+  let low = Math.min(...values);
+  let high = Math.max(...values);
   if (!log && low > 0 && (whole || low < high * 0.6)) low = 0;
   if (low === high) [low, high] = log ? [low / 2, high * 2] : [Math.min(0, low), high || 1];
   const position = scale([shape(low), shape(high)], [HEIGHT - BOTTOM, TOP]);

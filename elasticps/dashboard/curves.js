@@ -24,7 +24,7 @@ export class Curves {
       new Chart({ title: "Rounds a second", pick: (point) => point.rounds_per_s, show: rate }),
       ...(full
         ? [
-            new Chart({ title: "Pushed", pick: (point) => point.pushed_bytes_per_s, show: byteRate, base: 1024 }),
+            new Chart({ title: "Pushed", pick: (point) => point.pushed_bytes_per_s, show: byteRate, base: 1024, whole: true }),
             new Chart({ title: "Workers", pick: (point) => point.workers, whole: true }),
             new Chart({ title: "Staleness, rounds", pick: (point) => point.staleness, whole: true }),
           ]

@@ -110,7 +110,7 @@ function figures(job, points) {
     ["Strategy", job.strategy],
     ["Codec", job.codec],
     ["Consistency", job.consistency],
-    ["Script", job.script],
+    ["Script", job.script.split("/").at(-1)],
     job.owner ? ["Owner", job.owner] : null,
     ["Submitted", day(job.submitted_unix)],
     ["Took", duration(ended - job.submitted_unix)],

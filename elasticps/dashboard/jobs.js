@@ -41,5 +41,9 @@ export const running = (job) => job.workers.filter((worker) => worker.state === 
 export const speed = (job, points) => newest(points).rounds_per_s ?? (job.step_s ? 1 / job.step_s : null);
 
 /** Rounds between the first and the last of the workers that take part. */
-export const staleness = (job, points) =>
-  newest(points).staleness ?? Math.max(0, ...running(job).filter((worker) => worker.round !== null).map((worker) => lag(job, worker)));
+export function staleness(job, points) {
+  const told = newest(points).staleness;
+  if (told !== null && told !== undefined) return told;
+  if (job.consistency === "sync") return 0; // workers tell their rounds at different moments
+  return Math.max(0, ...running(job).filter((worker) => worker.round !== null).map((worker) => lag(job, worker)));
+}

@@ -212,13 +212,13 @@ async function sheetsOf(job, holders) {
 
 /** A sheet of squares a node, the largest squares that fit; of one line each where that is wide enough. */
 function layOut(nodes, blocks, width) {
-  for (let cell = 20; cell >= 3; cell -= 1) {
+  for (let cell = 24; cell >= 3; cell -= 1) {
     const lines = blocks * cell + BESIDE <= width;
     const columns = lines ? blocks : Math.max(1, Math.min(Math.floor(width / cell), Math.ceil(Math.sqrt(blocks * 3))));
     const [left, top] = lines ? [BESIDE, 0] : [0, TITLE];
     const wide = left + columns * cell;
     const tall = top + Math.ceil(blocks / columns) * cell + (lines ? 4 : 10);
-    const across = Math.max(1, Math.min(nodes.length, Math.floor((width + APART) / (wide + APART))));
+    const across = lines && nodes.length * tall <= TALLEST ? 1 : Math.max(1, Math.min(nodes.length, Math.floor((width + APART) / (wide + APART))));
     if (cell > 3 && Math.ceil(nodes.length / across) * tall > TALLEST) continue;
     if (cell > 10 && blocks * 10 + BESIDE <= width && !lines) continue;
     return nodes.map((row, index) => ({

@@ -36,10 +36,11 @@ async def test_kill_join_and_drain_are_seen_as_they_happen(
     await reader.opens(cluster.local.nodes["n1"].http or "")
     page = reader.page
     await reader.sees("All is well")
-    await reader.sees(page.locator("path.line[d]").first)
+    await job.goes_on(40)
+    await reader.sees(page.locator(".chart path.line[d^=M]").first)
     await page.evaluate("window.sameForAll = 1")
 
-    await cluster.local.kill("n3")
+    cluster.local.kill("n3")
     await reader.sees(page.locator(".events li", has_text="n3").first)
     await expect(page.get_by_role("link", name="n3", exact=True).nth(0)).to_be_visible()
     await expect(reader.card("Nodes").locator("tbody tr")).to_have_count(2)
@@ -49,6 +50,7 @@ async def test_kill_join_and_drain_are_seen_as_they_happen(
         ).first
     )
     await job.lies_on("n1", "n2")
+    await job.goes_on(40)
     await reader.sees("2 nodes:")
     await reader.keeps("live-after-a-kill")
 
@@ -80,6 +82,7 @@ async def test_job_is_followed_and_cancelled(reader: Reader, cluster: Cluster) -
     await expect(reader.card("Workers").locator("tbody tr")).to_have_count(3)
     await expect(page.get_by_role("img", name="Rounds a second")).to_be_visible()
     await reader.sees("3 nodes:")
+    await reader.sees(page.locator(".chart path.line[d^=M]").nth(1))
     await reader.keeps("live-job")
     assert await reader.severe_faults() == []
     await page.get_by_role("button", name="Cancel").click()

@@ -86,6 +86,28 @@ async def test_what_a_web_page_could_send_is_refused(
         await refused(answer, 403)
 
 
+async def test_dashboard_may_ask_what_other_pages_may_not(
+    api: aiohttp.ClientSession, shared_cluster: Cluster
+) -> None:
+    async with api.get("/") as answer:
+        assert answer.status == 200
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    own = {"Origin": shared_cluster.url}
+    async with api.get("/api/v1/whoami", headers=own) as answer:
+        assert await answer.json() == {"role": "admin", "name": None}
+    async with api.post("/api/v1/jobs", headers=own, data="{}") as answer:
+        await refused(answer, 400)  # for what it says, not for who says it
+    stranger, port = "http://127.0.0.1:1", shared_cluster.url.rpartition(":")[2]
+    for headers in (
+        {"Origin": stranger},
+        {"Origin": shared_cluster.url.replace("http:", "https:")},
+        {"Origin": "null"},
+        {"Origin": f"http://evil.example:{port}", "Host": f"evil.example:{port}"},
+    ):
+        async with api.post("/api/v1/jobs", headers=headers, data="{}") as answer:
+            await refused(answer, 403)
+
+
 async def test_near_name_is_told(api: aiohttp.ClientSession) -> None:
     async with api.post("/api/v1/nodes/n1x/drain") as answer:
         error = await refused(answer, 404)
