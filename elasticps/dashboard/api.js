@@ -36,7 +36,7 @@ export const keepToken = (token) => sessionStorage.setItem(KEY, token);
 
 async function errorOf(response) {
   try {
-    return (await response.json()).error;
+    return (await response.json()).error ?? { what: `the daemon answers ${response.status}` };
   } catch {
     return { what: `the daemon answers ${response.status}` };
   }

@@ -11,9 +11,9 @@ const HEIGHT = 132;
 const STEPS_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400];
 
 export class Chart {
-  /** `pick(point)` gives the number; `show(value)` writes it; its ticks are round in `base`. */
-  constructor({ title, pick, show = number, base = 10, whole = false }) {
-    Object.assign(this, { pick, show, base, whole });
+  /** `pick(point)` gives the number, `show(value)` writes it; ticks are round in `base`, or `whole`. */
+  constructor({ title, pick, show = number, base = 10, whole = false, fromZero = whole }) {
+    Object.assign(this, { pick, show, base, whole, fromZero });
     this.title = el("span", { class: "chart-title" }, title);
     this.reading = el("span", { class: "chart-value" });
     this.svg = svg("svg", { role: "img", height: HEIGHT, class: "chart" });
@@ -69,12 +69,12 @@ export function nearestTo(rows, at) {
     (best, row) => (!best || Math.abs(row.at - at) < Math.abs(best.at - at) ? row : best), undefined);
 }
 
-function vertical(values, log, { base, whole }) {
+function vertical(values, log, { base, whole, fromZero }) {
   if (!values.length) return { y: () => TOP, ticks: [] };
   const shape = log ? Math.log10 : (value) => value;
   let low = Math.min(...values);
   let high = Math.max(...values);
-  if (!log && low > 0 && (whole || low < high * 0.6)) low = 0;
+  if (!log && low > 0 && (fromZero || low < high * 0.6)) low = 0;
   if (low === high) [low, high] = log ? [low / 2, high * 2] : [Math.min(0, low), high || 1];
   const position = scale([shape(low), shape(high)], [HEIGHT - BOTTOM, TOP]);
   return { y: (value) => position(shape(value)), ticks: log ? decades(low, high) : round(low, high, base, whole) };

@@ -21,7 +21,7 @@ export class Curves {
     this.lanes = new Lanes();
     this.main = new Chart({ title: "Metric", pick: (point) => point.metrics?.[this.metric.value] });
     this.others = [
-      new Chart({ title: "Rounds a second", pick: (point) => point.rounds_per_s, show: rate }),
+      new Chart({ title: "Rounds a second", pick: (point) => point.rounds_per_s, show: rate, fromZero: true }),
       ...(full
         ? [
             new Chart({ title: "Pushed", pick: (point) => point.pushed_bytes_per_s, show: byteRate, base: 1024, whole: true }),

@@ -1,5 +1,7 @@
 // Whether all is well, and why not. Pure: a status in, findings out, worst first.
 
+import { number } from "./format.js";
+
 const STRAGGLING_S = 2;
 const RECENT_S = 3600;
 const ORDER = { error: 0, warning: 1, info: 2 };
@@ -67,17 +69,17 @@ function ofJob(job, nowS) {
   if (job.state === "PENDING") say("info", `waits: ${job.reason || "for its workers"}`);
   if (job.state !== "RUNNING") return found;
   if (job.under_replicated) {
-    say("warning", `${job.under_replicated} of ${job.blocks} blocks have fewer than ${job.replicas} copies`);
+    say("warning", `${number(job.under_replicated)} of ${number(job.blocks)} blocks have fewer than ${job.replicas} copies`);
   }
   const behind = stragglers(job);
   if (behind.length) {
     const names = behind.slice(0, 3).map((worker) => worker.uid).join(", ");
-    say("warning", `${behind.length} of ${job.workers.length} workers straggle: ${names}`);
+    say("warning", `${number(behind.length)} of ${number(job.workers.length)} workers straggle: ${names}`);
   }
   for (const [name, value] of Object.entries(job.metrics ?? {})) {
     if (value === null) say("error", `${name} is not a number`);
   }
   if (checkpoint?.error) say("warning", `the last checkpoint failed: ${checkpoint.error}`);
-  if (job.pending_moves) say("info", `${job.pending_moves} of ${job.blocks} blocks are moving`);
+  if (job.pending_moves) say("info", `${number(job.pending_moves)} of ${number(job.blocks)} blocks are moving`);
   return found;
 }

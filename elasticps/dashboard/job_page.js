@@ -70,6 +70,7 @@ export class JobPage {
     if (!this.logsAreRead) {
       this.logsAreRead = true;
       this.logs.read();
+      this.refresh().catch(() => {}); // what fails is tried again in a second
     }
   }
 

@@ -29,6 +29,7 @@ function show(first = false) {
   main.replaceChildren(page.node);
   document.title = name ? `${name} – elasticps` : "elasticps";
   page.update(state);
+  document.getElementById("alert").textContent = "";
   if (first) return;
   scrollTo(0, 0);
   main.querySelector("h1").focus();
@@ -65,15 +66,16 @@ async function past() {
 }
 
 async function listen() {
-  await meet();
   stream?.stop();
-  stream = new Stream("stream", { onMessage: take, onState: lamp });
+  const mine = new Stream("stream", { onMessage: take, onState: lamp });
+  stream = mine;
+  await meet();
   try {
-    stream.last = await past();
+    mine.last = await past();
   } catch (error) {
     lamp("lost", error.message); // the stream tells the timeline too, as far as it remembers
   }
-  stream.run();
+  mine.run(); // which ends at once where it was stopped meanwhile
 }
 
 function take({ event, data }) {

@@ -176,7 +176,7 @@ export class BlockMap {
     const all = { primary: sum("primary"), backup: sum("backup"), learner: sum("learner"), bytes: sum("bytes") };
     const told = ({ primary, backup, learner, bytes: held }) =>
       `${number(primary)} primary, ${number(backup)} backup, ${number(learner)} learner, ${bytes(held)}`;
-    const cluster = `${number(this.nodes.length)} nodes: ${told(all)}`;
+    const cluster = `${this.job ?? "All jobs"}, ${number(this.nodes.length)} nodes: ${told(all)}`;
     put(this.told, row ? `${row.node}: ${told(row)}` : this.nodes.length ? cluster : "No blocks yet.");
     set(this.canvas, "aria-label", `Blocks by node and role. ${cluster}`);
   }

@@ -9,7 +9,7 @@ import { nodesTable } from "./nodes.js";
 import { card, Changes, Facts, placesOf, repeat } from "./parts.js";
 import { toNode } from "./route.js";
 import { Series } from "./series.js";
-import { final, state } from "./store.js";
+import { final, jobNamed, state } from "./store.js";
 import { EventList } from "./timeline.js";
 import { Verdict } from "./verdict.js";
 
@@ -59,6 +59,8 @@ export class Overview {
     this.events.update(events);
     this.nodes.update(status.nodes);
     this.drawCurves();
+    if (!this.begun) this.refresh().catch(() => {}); // as soon as the jobs are known; what fails is tried again
+    this.begun = true;
     this.places.see(placesOf(status) + this.mapped);
   }
 
@@ -76,10 +78,10 @@ export class Overview {
     this.refresh();
   }
 
-  /** The job whose blocks are shown; all jobs' where several run. */
+  /** The job whose blocks are shown: the chosen one while it has any; null: all jobs'. */
   get mapped() {
-    const active = state.status.jobs.filter((job) => !final(job));
-    return active.length === 1 ? active[0].job : null;
+    const chosen = jobNamed(this.job.value);
+    return chosen && !final(chosen) ? chosen.job : null;
   }
 
   async refresh() {
@@ -95,7 +97,7 @@ export class Overview {
   }
 
   drawCurves() {
-    const job = state.status?.jobs.find((each) => each.job === this.job.value);
+    const job = jobNamed(this.job.value);
     const series = this.series.get(this.job.value);
     const events = state.events.filter((event) => !event.job || event.job === this.job.value);
     this.curves.update({ points: series?.points ?? [], metrics: series?.metrics ?? [], events, goesOn: Boolean(job && !final(job)) });

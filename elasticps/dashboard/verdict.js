@@ -3,8 +3,11 @@
 import { el, keyed, put, set } from "./dom.js";
 import { clock } from "./format.js";
 import { findings } from "./health.js";
+import { toNode } from "./route.js";
 
 const MOST = 12;
+const RECENT_S = 300;
+const MOST_RECENT = 3;
 
 export class Verdict {
   constructor() {
@@ -14,11 +17,12 @@ export class Verdict {
   }
 
   update(state) {
-    const found = state.status ? findings(state.status, Date.now() / 1000) : [];
+    const nowS = Date.now() / 1000;
+    const found = state.status ? [...recent(state.events, nowS), ...findings(state.status, nowS)] : [];
     if (state.live === "lost" && state.heard) {
       found.unshift({ severity: "error", text: `No word from this daemon since ${clock(state.heard / 1000)}: what you see is from then` });
     }
-    const worst = found[0]?.severity ?? "info";
+    const worst = ["error", "warning"].find((severity) => found.some((each) => each.severity === severity)) ?? "info";
     set(this.node, "data-severity", worst);
     put(this.line, state.status ? summary(found) : state.why || "Asking the daemon …");
     const shown = found.slice(0, MOST);
@@ -27,6 +31,13 @@ export class Verdict {
     this.list.hidden = !shown.length;
   }
 }
+
+/** What went wrong in the last minutes, even where the cluster has coped with it since. */
+const recent = (events, nowS) =>
+  events
+    .filter((event) => event.severity === "error" && nowS - event.unix_s < RECENT_S)
+    .slice(-MOST_RECENT)
+    .map((event) => ({ severity: "warning", text: `${clock(event.unix_s)} ${event.what}`, href: event.node && toNode(event.node) }));
 
 function summary(found) {
   const errors = found.filter((each) => each.severity === "error").length;

@@ -40,6 +40,7 @@ class FakeCluster:
         self.names = [f"node-{number:04}" for number in range(nodes)]
         self.homes = [self._home(block) for block in range(blocks)]
         self.nodes = {name: self._node(number) for number, name in enumerate(self.names)}
+        self.learners: dict[int, str] = {}
         self.events: list[Json] = []
         self.jobs = {"llm": self._job(nodes, blocks), "digits": _small_job(self.began)}
         self._changed = asyncio.Event()
@@ -85,6 +86,21 @@ class FakeCluster:
         self.jobs["llm"]["movement"]["blocks"] += 200
         self.tell("leave", name, f"node {name} left: killed", severity="warning")
         self.tell("failover", name, "backups lead its blocks", severity="warning", job="llm")
+
+    def moves(self, block: int, target: str) -> None:
+        """A learner of the block is on its way to a node."""
+        self.learners[block] = target
+        self._counted()
+
+    def arrives(self, block: int) -> None:
+        """The learner leads the block now; the old primary is dropped."""
+        self.homes[block] = (self.learners.pop(block), self.homes[block][1])
+        self._counted()
+
+    def _counted(self) -> None:
+        self.jobs["llm"]["pending_moves"] = len(self.learners)
+        self.jobs["llm"]["movement"]["blocks"] += 1
+        self._change()
 
     def _change(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -242,7 +258,7 @@ class FakeCluster:
                 "bytes": BLOCK_BYTES,
                 "primary": self.homes[block][0],
                 "backups": [self.homes[block][1]],
-                "learners": [],
+                "learners": [self.learners[block]] if block in self.learners else [],
                 "epoch": 1234,
             }
             for block in chosen[:limit]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,21 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Locator, Page, expect
 
 SEVERE = ("serious", "critical")
-REFUSED = "Failed to load resource"
+PATIENCE_S = 60.0
+COLOURED = """variable => {
+    const probe = document.createElement("span");
+    probe.style.color = `var(${variable})`;
+    document.body.append(probe);
+    const wanted = getComputedStyle(probe).color.match(/\\d+/g).map(Number);
+    probe.remove();
+    const map = document.querySelector("canvas.map");
+    const { data } = map.getContext("2d").getImageData(0, 0, map.width, map.height);
+    let found = 0;
+    for (let at = 0; at < data.length; at += 4) {
+        found += wanted.every((part, index) => data[at + index] === part);
+    }
+    return found;
+}"""
 
 
 class Reader:
@@ -43,6 +60,16 @@ class Reader:
     async def leaves(self) -> None:
         """Before what it looks at goes away."""
         await self.page.goto("about:blank")
+
+    async def coloured(self, variable: str) -> int:
+        """How many pixels of the block map have the colour that a CSS variable names."""
+        return int(await self.page.evaluate(COLOURED, variable))
+
+    async def until_coloured(self, variable: str, right: Callable[[int], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not right(pixels := await self.coloured(variable)):
+            assert time.monotonic() < deadline, f"{pixels} pixels of {variable}"
+            await asyncio.sleep(0.05)
 
     def card(self, title: str) -> Locator:
         return self.page.get_by_role("region", name=title, exact=True).first

@@ -52,6 +52,7 @@ async def test_kill_join_and_drain_are_seen_as_they_happen(
     await job.lies_on("n1", "n2")
     await job.goes_on(40)
     await reader.sees("2 nodes:")
+    await reader.sees("One thing needs a look")  # though all has its copies again
     await reader.keeps("live-after-a-kill")
 
     fourth = await cluster.add_node()
@@ -62,6 +63,7 @@ async def test_kill_join_and_drain_are_seen_as_they_happen(
 
     await reader.card("Nodes").get_by_role("link", name=fourth).click()
     await reader.sees(page.get_by_role("heading", name=fourth))
+    await reader.sees(reader.card("Blocks held").locator("tbody th").first)
     await page.get_by_role("button", name="Drain").click()
     await page.get_by_label("Keep the daemon").check()
     await page.get_by_role("button", name="Drain it").click()

@@ -35,7 +35,7 @@ async def test_thousand_nodes_are_one_screen_and_a_click_leads_to_each(
     await reader.opens(url)
     await reader.sees("1 to 50 of 1,000")
     await reader.sees("1,000 nodes: 100,000 primary, 100,000 backup")
-    await reader.sees("llm: 3 of 1000 workers straggle: node-0017.1, node-0467.1")
+    await reader.sees("llm: 3 of 1,000 workers straggle: node-0017.1, node-0467.1")
     assert await reader.page.locator("tbody tr").count() < 100
     await reader.keeps("scale-overview")
 
@@ -61,6 +61,25 @@ async def test_lost_node_is_told_without_reload(
     await reader.sees("node node-0042 left: killed")
     await reader.sees("999 nodes: 100,000 primary, 100,000 backup")
     await reader.sees("1 to 50 of 999")
+
+
+async def test_move_of_a_block_is_seen_as_it_happens(reader: Reader) -> None:
+    """Counted by the pixels of the map that have the colour of a role."""
+    cluster = FakeCluster(nodes=3, blocks=12)
+    reader.provokes("willReadFrequently")
+    async with serving(cluster) as url:
+        await reader.opens(url, "#/job/llm")
+        await reader.sees("llm, 3 nodes: 12 primary, 12 backup")
+        await reader.until_coloured("--learner", lambda pixels: pixels == 0)
+        square = await reader.coloured("--primary") // 12
+        assert square > 16
+        (target,) = set(cluster.names) - set(cluster.homes[0])
+        cluster.moves(0, target)
+        await reader.until_coloured("--learner", lambda pixels: pixels == square)
+        cluster.arrives(0)
+        await reader.until_coloured("--learner", lambda pixels: pixels == 0)
+        await reader.until_coloured("--primary", lambda pixels: pixels == 12 * square)
+        await reader.leaves()
 
 
 async def test_update_of_a_thousand_nodes_does_not_hold_up_the_reader(
