@@ -15,11 +15,15 @@ class Frame:
 
 
 class FrameParser:
-    """Feed it what is read, however it is cut. A comment or an id alone makes no frame."""
+    """Feed it what is read, however it is cut. A comment or an id alone makes no frame.
+
+    ``last_id`` is that of what has come whole.
+    """
 
     def __init__(self) -> None:
         self.last_id: str | None = None
         self._rest = b""
+        self._id: str | None = None
         self._event = ""
         self._data: list[str] = []
 
@@ -43,12 +47,12 @@ class FrameParser:
             case "data":
                 self._data.append(text)
             case "id":
-                self.last_id = text
+                self._id = text
         return None
 
     def _ended(self) -> Frame | None:
         event, lines = self._event, self._data
-        self._event, self._data = "", []
+        self._event, self._data, self.last_id = "", [], self._id
         if not lines:
             return None
         return Frame(event=event or "message", data="\n".join(lines), id=self.last_id)

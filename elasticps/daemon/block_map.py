@@ -5,14 +5,14 @@ The counting is the picture's; what is added up from it is kept until the view's
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import msgspec
 
-from elasticps.core.blocks import Model, partition
+from elasticps.core.blocks import DTYPE_BYTES, Model
 from elasticps.core.ids import LEDGER, BlockId, JobKey, JobName, NodeId, ServerId, node_of
 from elasticps.core.plan import PART_BLOCKS, Entry
 from elasticps.daemon.picture import Held, JobPicture, Picture, by_node
@@ -135,24 +135,27 @@ class BlockMap:
             return None
         known = self._names.get(job.key)
         if known is None or known[0] is not model:
-            known = self._names[job.key] = (model, _Names(model))
+            known = self._names[job.key] = (model, _Names(model, job.sizes))
         return known[1]
 
 
 class _Names:
-    """Which parameter a block is of: by the first block of each parameter."""
+    """Which parameter a block is of, by the last block of each: a block is never of two."""
 
-    def __init__(self, model: Model) -> None:
-        counts = [0] * len(model.parameters)
-        for block in partition(model):
-            counts[block.parameter] += 1
+    def __init__(self, model: Model, sizes: Sequence[int]) -> None:
         self._names = [parameter.name for parameter in model.parameters]
-        self._firsts = [1, *accumulate(counts, initial=1)][1:-1]
+        ends = accumulate(
+            parameter.numel * DTYPE_BYTES[parameter.dtype] for parameter in model.parameters
+        )
+        # Bytes of values before and with each block; the ledger, which is first, has none.
+        filled = list(accumulate(sizes[1:], initial=0))
+        self._last = [bisect_left(filled, end) for end in ends]
 
     def of(self, block: BlockId) -> str | None:
         if block == LEDGER:
             return "ledger"
-        return self._names[bisect_right(self._firsts, block) - 1]
+        index = bisect_left(self._last, block)
+        return self._names[index] if index < len(self._names) else None
 
 
 def _behind(job: JobPicture, node: NodeId | None, after: BlockId) -> Iterator[Entry]:
@@ -172,7 +175,7 @@ def _row(entry: Entry, job: JobPicture, names: _Names | None) -> BlockRow:
     return BlockRow(
         block=entry.block,
         name=names.of(entry.block) if names else None,
-        bytes=job.sizes[entry.block] if entry.block < len(job.sizes) else 0,
+        bytes=job.size_of(entry.block),
         primary=node_of(entry.primary),
         backups=tuple(node_of(server) for server in entry.in_sync),
         learners=tuple(node_of(server) for server in entry.learners),

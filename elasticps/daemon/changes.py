@@ -211,7 +211,7 @@ def _moved(name: JobName, before: JobPicture, after: JobPicture) -> str:
         for old, new in zip(base.entries, tally.part.entries, strict=False):
             fresh = set(new.holders) - set(old.holders)
             copies.update(node_of(server) for server in fresh)
-            size += len(fresh) * after.sizes[new.block]
+            size += len(fresh) * after.size_of(new.block)
             leads += old.primary != new.primary
     told = f"rebalance of {name} done: {_count(copies.total(), 'copy', 'copies')} made"
     if copies:

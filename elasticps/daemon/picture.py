@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from elasticps.core.ids import JobKey, JobName, NodeId, ServerId, node_of
+from elasticps.core.ids import BlockId, JobKey, JobName, NodeId, ServerId, node_of
 from elasticps.core.records import (
     DrainRecord,
     JobSpec,
@@ -76,6 +76,10 @@ class JobPicture:
         """The blocks that have a place."""
         return sum(len(tally.part.entries) for tally in self.tallies.values())
 
+    def size_of(self, block: BlockId) -> int:
+        """In bytes; 0 where the model cannot be read, or is another than the plan's."""
+        return self.sizes[block] if block < len(self.sizes) else 0
+
     def held(self, server: ServerId) -> Held:
         total = Held()
         for tally in self.tallies.values():
@@ -131,7 +135,7 @@ def take(view: ClusterView, before: Picture | None = None) -> Picture:
 def _job(job: JobView, spec: JobSpec, before: JobPicture | None) -> JobPicture:
     if before is not None and before.key != job.key:
         before = None  # another one of the same name
-    counted = before.tallies if before else {}
+    counted = before.tallies if before and before.sizes is job.sizes else {}
     tallies = {
         number: known
         if (known := counted.get(number)) is not None and known.part is part

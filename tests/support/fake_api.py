@@ -91,6 +91,8 @@ class FakeApi:
     ``drained_per_look``: blocks that leave a draining node whenever the nodes are asked for.
     ``career``: what becomes of a submitted job, one change each time the status is asked for.
     ``holding``: submissions are never answered.
+    ``events``: the timeline. ``streams``: what one stream after the other is sent before it ends;
+    there is no other: 503. ``resumed``: what each asked to resume from.
     ``errors``: by path, the status and body that are answered instead.
     """
 
@@ -106,6 +108,9 @@ class FakeApi:
         self.career: list[Json] = []
         self.holding = False
         self.errors: dict[str, tuple[int, Any]] = {}
+        self.events: list[Json] = []
+        self.streams: list[list[bytes]] = []
+        self.resumed: list[str | None] = []
         self.requests: list[tuple[str, str, Any]] = []
         self._stay: dict[str, bool] = {}
 
@@ -132,6 +137,8 @@ class FakeApi:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(middlewares=[self._note])
         app.router.add_get("/api/v1/status", self._status)
+        app.router.add_get("/api/v1/events", self._events)
+        app.router.add_get("/api/v1/stream", self._stream)
         app.router.add_get("/api/v1/nodes", self._nodes)
         app.router.add_post("/api/v1/nodes/{node}/drain", self._drain)
         app.router.add_delete("/api/v1/nodes/{node}/drain", self._undrain)
@@ -175,6 +182,20 @@ class FakeApi:
                 "from_the_future": 1,
             }
         )
+
+    async def _events(self, request: web.Request) -> web.Response:
+        found = self.events[-int(request.query["limit"]) :]
+        return web.json_response({"events": found, "next": "0123abcd-9", "missed": False})
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        self.resumed.append(request.headers.get("Last-Event-ID"))
+        if not self.streams:
+            return web.json_response({"error": {"what": "no more streams"}}, status=503)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for chunk in self.streams.pop(0):
+            await response.write(chunk)
+        return response
 
     async def _nodes(self, _: web.Request) -> web.Response:
         for each in list(self.nodes):

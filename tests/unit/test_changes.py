@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,9 @@ from elasticps.core.records import (
     JobState,
     JobStatus,
     MainNote,
+    NodeRecord,
     ReportRecord,
+    WorkerRecord,
     WorkerState,
 )
 from elasticps.daemon.changes import NOBODY, Change, FoundDead, Kind, changes
@@ -155,9 +159,7 @@ def test_restarted_shard_server_is_told_without_a_leave_of_its_node(cluster: Wat
     assert cluster.told() == [("join", "node c has a new shard server")]
 
 
-def _replaced(record: object, **fields: object) -> object:
-    import msgspec
-
+def _replaced(record: NodeRecord, **fields: Any) -> NodeRecord:
     return msgspec.structs.replace(record, **fields)
 
 
@@ -330,7 +332,7 @@ def test_a_picture_is_the_same_whether_or_not_an_earlier_one_is_known(seed: int)
 
 def _something(cluster: Watched, random: Random) -> None:
     """One change of the cluster, sensible or not."""
-    name, job = random.choice("abcd"), random.choice(["one", "two"])
+    name = random.choice("abcd")
     act = random.randrange(8)
     if act == 0:
         cluster.node(name, server=random.choice(["1", "2", None]))
@@ -340,21 +342,34 @@ def _something(cluster: Watched, random: Random) -> None:
         cluster.drain(name, stay=random.random() < 0.5)
     elif act == 3 and cluster.keys.drain(name) in cluster.items:
         cluster.delete(cluster.keys.drain(name))
-    elif act == 4 and cluster.keys.job_spec(job) not in cluster.items:
+    elif act > 3:
+        _something_of_a_job(cluster, random.choice(["one", "two"]), f"{name}.1", random)
+
+
+def _something_of_a_job(cluster: Watched, job: str, worker: str, random: Random) -> None:
+    act = random.randrange(6)
+    if cluster.keys.job_spec(job) not in cluster.items:
         cluster.described(cluster.job(job), 5)
-    elif act == 5 and cluster.keys.job_spec(job) in cluster.items:
+    elif act == 0 and random.random() < 0.3:
+        cluster.put(random.choice([cluster.keys.job_model(job), cluster.keys.job_spec(job)]), b"?")
+    elif act == 1 and random.random() < 0.3:
+        for key in [key for key in cluster.items if f"/jobs/{job}/" in key]:
+            cluster.delete(key)
+    elif act == 2:
         state = random.choice(list(JobState))
         cluster.put(cluster.keys.job_status(job), JobStatus(state=state, reason="so"))
-    elif act == 6 and cluster.keys.job_spec(job) in cluster.items:
+    elif act == 3:
+        record = WorkerRecord(node=NodeId("a"), state=random.choice(list(WorkerState)))
+        cluster.put(cluster.keys.worker(job, worker), record)
+    else:
         servers = random.sample([A, B, C, D], 3)
-        learners = (servers[2],) if random.random() < 0.5 else ()
         made = [
             Entry(
-                block=BlockId(block), primary=servers[0], in_sync=(servers[1],), learners=learners
+                block=BlockId(block),
+                primary=servers[0],
+                in_sync=(servers[1],),
+                learners=(servers[2],) if random.random() < 0.5 else (),
             )
-            for block in range(6)
+            for block in range(random.choice([6, 6, 9]))  # of another model, now and then
         ]
-        cluster.plan(cluster.view.jobs[job], made)
-    elif act == 7 and cluster.keys.job_spec(job) in cluster.items:
-        state = random.choice(list(WorkerState))
-        cluster.worker(cluster.view.jobs[job], f"{name}.{random.randrange(3)}", state=state)
+        cluster.put(cluster.keys.plan_part(job, 0), encode_part(made))

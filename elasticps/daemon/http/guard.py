@@ -23,6 +23,7 @@ OPEN_TO_ALL = ("/healthz", "/")
 OPEN_BELOW = "/static/"  # the dashboard's files: they have no data
 JOBS = "/api/v1/jobs"
 _CALLER = "caller"
+_ACCESS = "access"
 _HINT = "elasticps --token-file FILE or ELASTICPS_TOKEN_FILE; `elasticps token create` makes one"
 
 
@@ -46,7 +47,7 @@ def guard(access: NodeAccess) -> Middleware:
         if request.path not in OPEN_TO_ALL and not request.path.startswith(OPEN_BELOW):
             caller = _caller(access, request)
             _require(caller, request)
-            request[_CALLER] = caller
+            request[_CALLER], request[_ACCESS] = caller, access
         return await handler(request)
 
     return guarded
@@ -61,6 +62,18 @@ def owner(request: web.Request) -> str:
     """Whose a job is that this request submits; nobody's where nothing is proven."""
     caller = proven_caller(request)
     return caller.name if caller else ""
+
+
+def is_still_allowed(request: web.Request) -> bool:
+    """Whether a long answer may go on: its token may have been revoked, or expired, meanwhile."""
+    access: NodeAccess | None = request.get(_ACCESS)
+    if access is None:
+        return True
+    try:
+        _require(_caller(access, request), request)
+    except AccessDenied:
+        return False
+    return True
 
 
 def require_own(request: web.Request, job: JobView) -> None:

@@ -21,6 +21,7 @@ from elasticps.core.consistency import Consistency
 from elasticps.core.ids import JobKey, JobName, NodeId, Round
 from elasticps.core.records import NodeRecord
 from elasticps.daemon.access import asking
+from elasticps.daemon.http.background import running
 from elasticps.daemon.http.body import as_json, job_named
 from elasticps.daemon.node import Node
 from elasticps.daemon.series import Point, Series, merged
@@ -79,14 +80,8 @@ class SeriesRoutes:
 
     async def life(self, _: web.Application) -> AsyncIterator[None]:
         """Points are kept as long as the application lives: a cleanup context of aiohttp."""
-        tasks = [
-            asyncio.create_task(self._sample_all(), name="sample curves"),
-            asyncio.create_task(self._copy_all(), name="copy curves"),
-        ]
-        yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        async with running(sample_curves=self._sample_all(), copy_curves=self._copy_all()):
+            yield
 
     async def series(self, request: web.Request) -> web.Response:
         """The job's curves; with ``local=1`` what this node has of them."""
@@ -172,7 +167,9 @@ class SeriesRoutes:
 
     async def _copy(self, job: JobView) -> None:
         """A new keeper takes what the others have; later all but the first what the first has."""
-        names, me = self._keepers[job.key], self._node.name
+        names, me = self._keepers.get(job.key, ()), self._node.name
+        if not names:
+            return
         if job.key not in self._caught_up:
             asked, since = [name for name in names if name != me], 0.0
         elif names[0] != me:

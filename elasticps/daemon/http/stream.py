@@ -6,6 +6,7 @@ The format is that of the HTML standard, section 9.2.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -16,6 +17,8 @@ import msgspec
 from aiohttp import web
 
 from elasticps.core.ids import JobName
+from elasticps.daemon.http.background import running
+from elasticps.daemon.http.guard import is_still_allowed
 from elasticps.daemon.timeline import EVENT_ID, Event, Timeline
 from elasticps.errors import ElasticError
 
@@ -26,6 +29,8 @@ PENDING_EVENTS = 256
 """What one reader may lag behind by before it is dropped."""
 WRITE_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 15.0
+CHECK_S = 1.0
+"""How often it is looked if a reader is still there, and its token good."""
 STATUS_PERIOD_S = 0.5
 REST = 4.0
 """After asking for the status for so long, the producer rests for this many times as long."""
@@ -70,21 +75,23 @@ class Reader:
         self._ended = True
         self._news.set()
 
-    async def frames(self) -> AsyncIterator[bytes]:
-        """What there is to write, a comment now and then where there is nothing."""
-        while not self._ended:
-            if self._events:
-                yield self._events.popleft()
-            elif self._status is not None:
-                frame, self._status = self._status, None
-                yield frame
-            else:
-                self._news.clear()
-                try:
-                    async with asyncio.timeout(KEEP_ALIVE_S):
-                        await self._news.wait()
-                except TimeoutError:
-                    yield b": keep-alive\n\n"
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    async def frame(self, patience_s: float) -> bytes | None:
+        """The next one to write; None when there is none for so long, or the reader has ended."""
+        if not (self._events or self._status or self._ended):
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._news.wait()
+        if self._ended:
+            return None
+        if self._events:
+            return self._events.popleft()
+        frame, self._status = self._status, None
+        return frame
 
 
 class Broadcast:
@@ -175,10 +182,8 @@ class StreamRoutes:
 
     async def life(self, _: web.Application) -> AsyncIterator[None]:
         """The producer lives as long as the application: a cleanup context of aiohttp."""
-        producing = asyncio.create_task(self._broadcast.run(), name="stream")
-        yield
-        producing.cancel()
-        await asyncio.wait({producing})
+        async with running(stream=self._broadcast.run()):
+            yield
 
     async def stop(self, _: web.Application) -> None:
         """At the application's shutdown: no stream makes it wait."""
@@ -228,24 +233,39 @@ _MISSED = (
 async def _write(
     request: web.Request, response: web.StreamResponse, opening: bytes, reader: Reader
 ) -> None:
-    """Write until the reader is gone, slow, or the daemon stops."""
+    """Write until the reader is gone, slow, or not allowed any more, or the daemon stops."""
     transport = request.transport
-    sock = transport.get_extra_info("socket") if transport else None
-    if sock is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    if transport is None:
+        return
+    sock = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await response.write(opening)
-        async for frame in reader.frames():
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await response.write(frame)
+        await _written(response, opening)
+        heard = checked = time.monotonic()
+        while not (reader.ended or transport.is_closing()):
+            frame = await reader.frame(CHECK_S)
+            now = time.monotonic()
+            if now - checked > CHECK_S:
+                checked = now
+                if not is_still_allowed(request):
+                    break
+            if frame is None and now - heard > KEEP_ALIVE_S:
+                frame = b": keep-alive\n\n"
+            if frame is not None and not reader.ended:
+                await _written(response, frame)
+                heard = time.monotonic()
+        if not reader.is_slow:
+            await response.write_eof()
+            return
     except TimeoutError:
-        reader.is_slow = True
+        pass
     except ConnectionError:
         return
-    if reader.is_slow:
-        log.info("peer=%s its stream is dropped: it reads too slowly", request.remote)
-        if transport is not None:
-            transport.abort()
-        return
-    await response.write_eof()
+    log.info("peer=%s its stream is dropped: it reads too slowly", request.remote)
+    transport.abort()
+
+
+async def _written(response: web.StreamResponse, frame: bytes) -> None:
+    """Raises TimeoutError when the reader does not take it."""
+    async with asyncio.timeout(WRITE_TIMEOUT_S):
+        await response.write(frame)

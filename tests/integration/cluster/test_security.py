@@ -250,6 +250,34 @@ async def test_a_revoked_token_is_refused_at_once(cluster: SecuredCluster) -> No
             await api.nodes()
 
 
+async def test_a_stream_needs_a_token_and_ends_when_it_is_revoked(cluster: SecuredCluster) -> None:
+    async with cluster.api_of(None) as nobody:
+        with pytest.raises(AccessDenied, match="a token is needed"):
+            await anext(nobody.stream())
+    token = create_token(cluster.files.token_file, "viewer", Role.READ)
+    async with cluster.api_of(token) as viewer:
+        stream = viewer.stream()
+        assert (await anext(stream)).event == "status"
+        revoke_token(cluster.files.token_file, "viewer")
+        async with asyncio.timeout(WAIT_S):
+            async for _ in stream:
+                continue
+
+
+async def test_a_jobs_curve_is_fetched_from_the_node_that_keeps_it(
+    cluster: SecuredCluster, training: Training
+) -> None:
+    context = ssl.create_default_context(cafile=cluster.files.authority.ca)
+    proof = {"Authorization": f"Bearer {cluster.files.tokens[Role.READ]}"}
+    async with aiohttp.ClientSession(headers=proof) as session, asyncio.timeout(WAIT_S):
+        for node in cluster.local.nodes.values():
+            points: list[object] = []
+            while not points:
+                url = f"{node.http}/api/v1/jobs/{training.name}/series"
+                async with session.get(url, ssl=context) as response:
+                    points = (await response.json())["points"]
+
+
 async def test_the_command_line_reads_its_token_from_a_file(
     cluster: SecuredCluster, tmp_path: Path
 ) -> None:

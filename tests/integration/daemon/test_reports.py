@@ -8,12 +8,19 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from elasticps.core.blocks import Model, Parameter
-from elasticps.core.ids import JobKey, JobName, NodeId, WorkerId
-from elasticps.core.records import CaughtUpRow, JobSpec, ReportRecord, decode, encode
+from elasticps.core.ids import Generation, JobKey, JobName, NodeId, Round, WorkerId
+from elasticps.core.records import (
+    CaughtUpRow,
+    JobSpec,
+    MainNote,
+    ReportRecord,
+    decode,
+    encode,
+)
 from elasticps.daemon.reports import Reports
 from elasticps.daemon.workers import Life
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Describe, Promises, Rejected
+from elasticps.wire.messages import CheckpointReport, Describe, Progress, Promises, Rejected
 from tests.integration.daemon.mirror import Mirrored
 from tests.support.processes import until
 
@@ -36,7 +43,10 @@ class Reporting:
         return self.cluster.view.jobs[JobName("job")].key
 
     def described(self, uid: str, model: Model) -> None:
-        life = Life(
+        self.reports.described(self.life(uid), Describe(model))
+
+    def life(self, uid: str, progress: Progress | None = None) -> Life:
+        return Life(
             uid=uid,
             worker=WorkerId(1),
             job=self.job,
@@ -44,8 +54,14 @@ class Reporting:
             child=uid,
             block_bytes=4096,
             audit=False,
+            progress=progress,
         )
-        self.reports.described(life, Describe(model))
+
+    @property
+    def main(self) -> MainNote | None:
+        """Who etcd says is the main worker of the job on this node."""
+        report = self.cluster.view.jobs[JobName("job")].reports.get(NODE)
+        return report.main if report else None
 
     async def model(self) -> Model | None:
         key = self.cluster.keys.job_model("job")
@@ -139,3 +155,33 @@ async def test_empty_promise_writes_nothing_and_an_unknown_jobs_is_forgotten(
         await until(lambda: JobKey(10**9) not in reporting.reports._promises)
         await until(lambda: not reporting.reports._unwritten)
         assert await reporting.promised() is None
+
+
+def progress(rank: int, checkpoint: CheckpointReport | None = None) -> Progress:
+    return Progress(
+        round=Round(1), generation=Generation(1), rank=rank, world=2, checkpoint=checkpoint
+    )
+
+
+async def test_main_worker_is_noted_with_its_newest_checkpoint_and_beside_the_promises(
+    reporting: Reporting, store: Store
+) -> None:
+    reports = reporting.reports
+    async with Lease.grant(store, 60) as lease:
+        reports.under(lease)
+        reports.promised(Promises(reporting.job, (row(1),)))
+        reports.progressed(reporting.life("a.2", progress(1)))
+        reports.progressed(reporting.life("a.1", progress(0)))
+        await until(lambda: reporting.main == MainNote(worker="a.1"))
+        made = CheckpointReport(directory="/kept/7", round=Round(7))
+        noted = MainNote(worker="a.1", directory="/kept/7", round=7)
+
+        def goes_on() -> bool:  # as a worker does, a few times a second
+            reports.progressed(reporting.life("a.1", progress(0, made)))
+            return reporting.main == noted
+
+        await until(goes_on)
+        assert await reporting.promised() == (lease.id, (row(1),))
+        reports.progressed(reporting.life("a.1", progress(1)))
+        await until(lambda: reporting.main is None)
+        assert await reporting.promised() == (lease.id, (row(1),))
