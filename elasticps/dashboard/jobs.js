@@ -23,16 +23,21 @@ export function jobsTable(seriesOf) {
       { title: "State", cell: (job) => el("span", { class: "state", "data-state": job.state }, job.state.toLowerCase()), sort: (job) => job.state },
       { title: "Round", cell: (job) => number(job.round), sort: (job) => job.round ?? 0, numeric: true },
       { title: "Loss", cell: (job) => beside(spark(points(job).map(firstMetric)), lossOf(job.metrics)), numeric: true },
-      { title: "Rounds a second", cell: (job) => beside(spark(points(job).map((point) => point.rounds_per_s)), rate(final(job) ? null : speed(job, points(job)))), sort: (job) => speed(job, points(job)) ?? 0, numeric: true },
+      { title: "Rounds a second", cell: (job) => pace(job, points(job)), sort: (job) => speed(job, points(job)) ?? 0, numeric: true },
       { title: "Workers", cell: (job) => number(running(job).length), sort: (job) => running(job).length, numeric: true },
       { title: "Staleness", cell: (job) => (final(job) ? "–" : number(staleness(job, points(job)))), sort: (job) => staleness(job, points(job)), numeric: true },
       { title: "Stragglers", cell: (job) => (final(job) ? "–" : number(stragglers(job).length)), sort: (job) => stragglers(job).length, numeric: true },
-      { title: "Moving", cell: (job) => (job.pending_moves ? `${number(job.pending_moves)} of ${number(job.blocks)}` : "–"), sort: (job) => job.pending_moves, numeric: true },
+      { title: "Moving", cell: moving, sort: (job) => job.pending_moves, numeric: true },
     ],
   });
 }
 
 const beside = (picture, words) => el("span", { class: "with-spark" }, picture, el("span", {}, words));
+
+const pace = (job, points) =>
+  beside(spark(points.map((point) => point.rounds_per_s)), rate(final(job) ? null : speed(job, points)));
+
+const moving = (job) => (job.pending_moves ? `${number(job.pending_moves)} of ${number(job.blocks)}` : "–");
 
 const firstMetric = (point) => point.metrics?.loss ?? Object.values(point.metrics ?? {})[0] ?? null;
 

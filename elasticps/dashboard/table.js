@@ -70,13 +70,23 @@ export class Table {
     this.page = Math.min(Math.max(this.page, 0), pages - 1);
     const first = this.page * this.rows;
     const shown = rows.slice(first, first + this.rows);
-    keyed(this.body, shown.length ? shown : [null], (item) => (item ? this.key(item) : ""), (item) => this.row(item), (node, item) => item && this.fill(node, item));
-    const last = first + shown.length;
-    put(this.counted, rows.length > this.rows ? `${number(first + 1)} to ${number(last)} of ${number(rows.length)}` : rows.length === this.items.length ? "" : `${number(rows.length)} of ${number(this.items.length)}`);
+    keyed(
+      this.body,
+      shown.length ? shown : [null],
+      (item) => (item ? this.key(item) : ""),
+      (item) => this.row(item),
+      (node, item) => item && this.fill(node, item),
+    );
+    put(this.counted, this.told(rows.length, first, shown.length));
     for (const button of [this.back, this.next]) button.hidden = pages === 1;
     this.back.disabled = this.page === 0;
     this.next.disabled = this.page === pages - 1;
     this.pager.hidden = pages === 1 && (!this.filter || this.items.length < 8);
+  }
+
+  told(found, first, shown) {
+    if (found > this.rows) return `${number(first + 1)} to ${number(first + shown)} of ${number(found)}`;
+    return found === this.items.length ? "" : `${number(found)} of ${number(this.items.length)}`;
   }
 
   chosen() {
