@@ -12,6 +12,7 @@ from elasticps.core.records import Attempts, Failure, Movement
 from elasticps.daemon.block_map import BlockRow, NodeBlocks
 from elasticps.daemon.series import Point
 from elasticps.daemon.usage import Usage
+from elasticps.security.tokens import Role
 from elasticps.wire.messages import CheckpointReport, Progress, ServerLoad
 
 
@@ -119,6 +120,7 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     workers_asked: int | None
     workers_planned: int
     script: str
+    owner: str
     strategy: str
     codec: str
     replicas: int
@@ -200,6 +202,13 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     stream: str
     text: str
     unix_s: float | None = None
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """``role`` is what the caller may do, ``name`` whose jobs are its own; null: all are."""
+
+    role: Role
+    name: str | None
 
 
 class BlocksAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from aiohttp.typedefs import Handler
 from elasticps.daemon.block_map import BlockMap
 from elasticps.daemon.http.body import read_strictly
 from elasticps.daemon.http.checkpoints import CheckpointRoutes
+from elasticps.daemon.http.dashboard import DashboardRoutes
 from elasticps.daemon.http.doctor import DoctorRoutes
 from elasticps.daemon.http.events import EventRoutes
 from elasticps.daemon.http.guard import guard
@@ -79,7 +80,7 @@ def application(node: Node, client: aiohttp.ClientSession) -> web.Application:
     proven = guard(node.access) if node.access else _asked_by_address
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
-        middlewares=[errors_as_json, _no_pages, proven, read_strictly],
+        middlewares=[errors_as_json, _own_pages_alone, proven, read_strictly],
     )
     block_map = BlockMap(node.view, node.timeline)
     status, repeats = ClusterStatus(node, client, block_map), Repeats(node.store, node.keys)
@@ -95,6 +96,7 @@ def application(node: Node, client: aiohttp.ClientSession) -> web.Application:
         series,
         stream,
         DoctorRoutes(node),
+        DashboardRoutes(),
         OpenApiRoutes(app, guarded=node.access is not None),
     ):
         app.router.add_routes(part.routes())
@@ -111,11 +113,24 @@ def _protocol_log() -> logging.Logger:
 
 
 @web.middleware
-async def _no_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _own_pages_alone(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what another site's page could send: whoever submits a job runs code here."""
-    if "Origin" in request.headers:
-        raise AccessDenied("requests from web pages are refused", field="Origin", limit="none")
+    origin = request.headers.get("Origin")
+    if origin is not None and not is_own(origin, request.scheme, request.host):
+        raise AccessDenied(
+            "requests from the web pages of others are refused",
+            field="Origin",
+            limit=f"{request.scheme}://{request.host}, or none",
+        )
     return await handler(request)
+
+
+def is_own(origin: str, scheme: str, host: str) -> bool:
+    """Whether a page's origin is what was asked: the dashboard's, served from here.
+
+    A name that was made to point here is its own origin too: that is what the Host check is for.
+    """
+    return origin.lower() == f"{scheme}://{host}".lower()
 
 
 @web.middleware

@@ -21,7 +21,8 @@ from elasticps.security.tokens import Role
 
 log = logging.getLogger(__name__)
 
-OPEN_TO_ALL = ("/healthz", "/readyz")
+OPEN_TO_ALL = ("/healthz", "/readyz", "/")
+OPEN_BELOW = "/static/"  # the dashboard's files: they have no data
 JOBS = "/api/v1/jobs"
 _CALLER = "caller"
 _ACCESS = "access"
@@ -41,7 +42,7 @@ def guard(access: NodeAccess) -> Middleware:
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in OPEN_TO_ALL:
+        if request.path not in OPEN_TO_ALL and not request.path.startswith(OPEN_BELOW):
             caller = _caller(access, request)
             _require(caller, request)
             request[_CALLER], request[_ACCESS] = caller, access
@@ -50,9 +51,14 @@ def guard(access: NodeAccess) -> Middleware:
     return guarded
 
 
+def proven_caller(request: web.Request) -> Caller | None:
+    """Who asks; None where nothing is to be proven, and all may do all."""
+    return request.get(_CALLER)
+
+
 def owner(request: web.Request) -> str:
     """Whose a job is that this request submits; nobody's where nothing is proven."""
-    caller: Caller | None = request.get(_CALLER)
+    caller = proven_caller(request)
     return caller.name if caller else ""
 
 
@@ -70,7 +76,7 @@ def is_still_allowed(request: web.Request) -> bool:
 
 def require_own(request: web.Request, job: JobView) -> None:
     """Raises AccessDenied when another's job is to be changed by who is no admin."""
-    caller: Caller | None = request.get(_CALLER)
+    caller = proven_caller(request)
     if caller is None or caller.role is Role.ADMIN:
         return
     if job.spec is None or job.spec.owner != caller.name:

@@ -220,6 +220,7 @@ class ClusterStatus:
             workers_asked=status.asked if status else None,
             workers_planned=sum(status.workers.values()) if status else 0,
             script=spec.argv[0],
+            owner=spec.owner,
             strategy=spec.strategy,
             codec=spec.codec,
             replicas=spec.replicas,

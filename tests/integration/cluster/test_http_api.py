@@ -278,3 +278,26 @@ async def test_the_examples_of_the_page_work_when_pasted(
     assert process.returncode == 0, text
     assert text.count('"job":"my-first-job"') >= 2, text
     assert '"state":"CANCELLED"' in text, text
+
+
+async def test_dashboard_may_ask_what_other_pages_may_not(
+    api: aiohttp.ClientSession, shared_cluster: Cluster
+) -> None:
+    url = shared_cluster.url
+    async with api.get(f"{url}/") as answer:
+        assert answer.status == 200
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    own = {"Origin": url, "Content-Type": "application/json"}
+    async with api.get(f"{url}/api/v1/whoami", headers=own) as answer:
+        assert await answer.json() == {"role": "admin", "name": None}
+    async with api.post(f"{url}/api/v1/jobs", headers=own, data="{}") as answer:
+        assert answer.status == 400  # for what it says, not for who says it
+    port = url.rpartition(":")[2]
+    for headers in (
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": url.replace("http:", "https:")},
+        {"Origin": "null"},
+        {"Origin": f"http://evil.example:{port}", "Host": f"evil.example:{port}"},
+    ):
+        async with api.post(f"{url}/api/v1/jobs", headers=own | headers, data="{}") as answer:
+            assert answer.status == 403

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
+import re
 import shutil
 import ssl
 import sys
@@ -223,6 +225,23 @@ async def test_metrics_are_told_to_who_may_read(
     }
     assert received["tls"] > 0
     assert received["tcp"] == 0
+
+
+async def test_dashboard_is_open_and_says_nothing_until_it_has_a_token(
+    cluster: SecuredCluster, training: Training
+) -> None:
+    status, page = await answer(cluster, "GET", "/")
+    assert status == 200
+    assert training.name not in page
+    found = re.search(r"static/[0-9a-f]+/main.js", page)
+    assert found
+    assert (await answer(cluster, "GET", f"/{found[0]}"))[0] == 200
+    for path in ("/api/v1/whoami", "/api/v1/stream", "/static/../api/v1/status"):
+        assert (await answer(cluster, "GET", path))[0] == 401
+    for role, token in cluster.files.tokens.items():
+        proof = {"Authorization": f"Bearer {token}"}
+        status, text = await answer(cluster, "GET", "/api/v1/whoami", headers=proof)
+        assert (status, json.loads(text)) == (200, {"role": role.value, "name": role.value})
 
 
 async def test_each_role_may_do_what_it_is_for(cluster: SecuredCluster, training: Training) -> None:
