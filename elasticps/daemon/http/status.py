@@ -207,8 +207,10 @@ class ClusterStatus:
         self, job: JobView, spec: JobSpec, locals_: Mapping[NodeId, LocalStatus]
     ) -> JobRow:
         progress = _progress_of(job, locals_)
-        newest = max(progress.values(), key=lambda item: (item.round, -item.rank), default=None)
         status = job.status
+        newest = None
+        if status is None or not status.state.final:  # whoever is still to stop has no say
+            newest = max(progress.values(), key=lambda item: (item.round, -item.rank), default=None)
         leads = Counter(node_of(entry.primary) for entry in job.entries)
         alive = {server.server for server in self._node.view.servers}
         tallies = _tallies(job, progress)
