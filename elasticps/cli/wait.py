@@ -63,6 +63,12 @@ def wait(
     Example:
       elasticps wait --nodes 3 --timeout 60
       elasticps wait --nodes 2 --copies --round mnist=200
+
+    \b
+    Exit codes:
+      0    it is so
+      1    a job ended before its round, or --timeout passed
+      2    nothing to wait for, or not JOB=N
     """
     wanted: list[Missing] = []
     if nodes is not None:

@@ -56,6 +56,11 @@ def events(settings: Settings, follow: bool, last: int, job: str | None, as_json
       elasticps events
       elasticps events -f --job mnist
       elasticps events --json | jq 'select(.severity == "error")'
+
+    \b
+    Exit codes:
+      0    printed
+      1    the cluster cannot be reached, or its stream was lost for 30 s
     """
 
     async def show() -> None:

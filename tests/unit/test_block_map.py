@@ -43,7 +43,7 @@ class Mapped(Contents):
                     primary=homes[0],
                     in_sync=(homes[1],),
                     learners=(homes[2],) if random.random() < 0.1 else (),
-                    epoch=PlanEpoch(9),
+                    epoch=PlanEpoch(3),
                 )
             )
         for part, stored in parts(entries).items():

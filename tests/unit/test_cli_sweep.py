@@ -27,6 +27,7 @@ LEAVES = [(path, each) for path, each in commands() if not isinstance(each, clic
 WITHOUT_JSON = {
     ("completion",): "what it prints is a shell's script",
     ("daemon",): "it runs, and answers nothing",
+    ("wait",): "it answers by its exit code",
     ("service", "install"): "it says what a root's shell would do, for a person to agree to",
     ("service", "uninstall"): "it says what a root's shell would do, for a person to agree to",
 }

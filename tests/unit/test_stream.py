@@ -15,6 +15,7 @@ from aiohttp import web
 from elasticps.cli.frames import Frame, FrameParser
 from elasticps.core.ids import NodeId
 from elasticps.daemon.http import stream as stream_module
+from elasticps.daemon.http.body import read_strictly
 from elasticps.daemon.http.stream import Broadcast, Reader, StreamRoutes, TooManyReaders
 from elasticps.daemon.timeline import Timeline
 from elasticps.testing.waiting import eventually
@@ -55,7 +56,7 @@ class Served(Contents):
             except TooManyReaders as error:
                 return web.json_response({"hint": error.hint}, status=503)
 
-        app = web.Application(middlewares=[refused])
+        app = web.Application(middlewares=[refused, read_strictly])
         routes = StreamRoutes(self.timeline, self.broadcast)
         app.router.add_routes(routes.routes())
         app.cleanup_ctx.append(routes.life)

@@ -22,6 +22,7 @@ MOST_EVENTS = 1000
 MOST_ROWS = 1000
 MOST_BLOCKS = 2**31
 DEFAULT_ROWS = 100
+BEFORE_ALL = -1
 
 
 class EventsQuery(Query, frozen=True):
@@ -41,12 +42,11 @@ class BlocksQuery(Query, frozen=True):
     job: Annotated[str | None, msgspec.Meta(description="Of this job alone.")] = None
     node: Annotated[str | None, msgspec.Meta(description="Rows of what this node holds.")] = None
     after: Annotated[
-        int | None,
-        msgspec.Meta(ge=-1, le=MOST_BLOCKS, description="The `next` of the page before."),
-    ] = None
+        int, msgspec.Meta(ge=-1, le=MOST_BLOCKS, description="The `next` of the page before.")
+    ] = BEFORE_ALL
     limit: Annotated[
-        int | None, msgspec.Meta(ge=1, le=MOST_ROWS, description="How many rows at most; 100.")
-    ] = None
+        int, msgspec.Meta(ge=0, le=MOST_ROWS, description="How many rows at most; 0: 100.")
+    ] = 0
 
 
 class EventRoutes:
@@ -90,7 +90,7 @@ class EventRoutes:
         name = JobName(asked.job) if asked.job is not None else None
         if name is not None:
             job_called(self._node.view, name)
-        if asked.node is None and asked.after is None and asked.limit is None:
+        if asked == BlocksQuery(job=asked.job):
             body = self._aggregates(name)
             return web.Response(body=body, content_type="application/json")
         if name is None:
@@ -98,7 +98,7 @@ class EventRoutes:
         rows, last = self._map.rows(
             name,
             NodeId(asked.node) if asked.node is not None else None,
-            BlockId(-1 if asked.after is None else asked.after),
+            BlockId(asked.after),
             asked.limit or DEFAULT_ROWS,
         )
         nodes, blocks = self._map.nodes(name), self._map.blocks(name)
