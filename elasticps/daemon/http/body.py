@@ -13,7 +13,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from elasticps.core.ids import JobName, NodeId
-from elasticps.daemon.http.contract import JSON, Query, operation_of
+from elasticps.daemon.http.contract import JSON, Query, operation_of, request_key
 from elasticps.daemon.http.decoding import from_json, from_query
 from elasticps.daemon.http.refusals import MAX_BODY_BYTES, NotFound, Refused, TooSlow, WrongType
 from elasticps.daemon.view import ClusterView, JobView
@@ -24,7 +24,7 @@ Asked = TypeVar("Asked", bound=Query)
 BODY_TIMEOUT_S = 10.0
 """How long a body of at most 1 MiB may take to arrive."""
 MAX_NAMES = 20
-_QUERY = "query"
+_QUERY = request_key("query", Query)
 
 
 class _Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -85,6 +85,12 @@ def operation(
         return handle
 
     return declare
+
+
+def request_key(name: str, kind: type) -> Any:
+    """The key under which something is kept with a request; aiohttp before 3.14 takes a text."""
+    made = getattr(web, "RequestKey", None)
+    return made(name, kind) if made else name
 
 
 def operation_of(handle: object) -> Operation | None:

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from elasticps.daemon.access import NodeAccess
-from elasticps.daemon.http.contract import operation_of
+from elasticps.daemon.http.contract import operation_of, request_key
 from elasticps.daemon.http.refusals import Unproven
 from elasticps.daemon.view import JobView
 from elasticps.errors import AccessDenied
@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 OPEN_TO_ALL = ("/healthz", "/readyz", "/")
 OPEN_BELOW = "/static/"  # the dashboard's files: they have no data
 JOBS = "/api/v1/jobs"
-_CALLER = "caller"
-_ACCESS = "access"
 _HINT = "elasticps --token-file FILE or ELASTICPS_TOKEN_FILE; `elasticps token create` makes one"
 
 
@@ -35,6 +33,10 @@ class Caller:
 
     name: str
     role: Role
+
+
+_CALLER = request_key("caller", Caller)
+_ACCESS = request_key("access", NodeAccess)
 
 
 def guard(access: NodeAccess) -> Middleware:
