@@ -14,6 +14,7 @@ Value = bool | int | float | str
 
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
 _WORDS: Mapping[str, Value] = {"true": True, "false": False}
+_MOST = 2**63 - 1  # what a message can carry
 _SYNTAX = "NAME or NAME:KEY=VALUE,KEY=VALUE"
 
 
@@ -41,7 +42,7 @@ def parse_choice(text: str, what: str) -> Choice:
             raise UsageError(f"{item!r} in {text!r} is no option", field=what, limit=_SYNTAX)
         if key in options:
             raise UsageError(f"{text!r} gives {key} twice", field=what, limit=_SYNTAX)
-        options[key] = _value(value)
+        options[key] = _value(value, item, what)
     return Choice(name=name, options=MappingProxyType(options))
 
 
@@ -59,12 +60,16 @@ def load_choice(group: str, text: str, contract: type[Contract], what: str) -> C
     return load(group, choice.name, contract, choice.options)
 
 
-def _value(text: str) -> Value:
+def _value(text: str, item: str, what: str) -> Value:
     if text in _WORDS:
         return _WORDS[text]
-    for kind in (int, float):
+    try:
+        number = int(text)
+    except ValueError:
         try:
-            return kind(text)
+            return float(text)
         except ValueError:
-            continue
-    return text
+            return text
+    if abs(number) > _MOST:
+        raise UsageError(f"the number in {item!r}", field=what, limit=f"-{_MOST} to {_MOST}")
+    return number

@@ -57,7 +57,16 @@ class ChosenStrategy(Strategy):
         self, chosen: ServedOptimizer, names: Sequence[str]
     ) -> Mapping[str, ServedOptimizer]:
         with self._named("served_optimizers()"):
-            return self._plugin.served_optimizers(chosen, names)
+            served = dict(self._plugin.served_optimizers(chosen, names))
+        for name in names:
+            if not isinstance(served.get(name), ServedOptimizer):
+                raise PluginError(
+                    f"serves {name} by {served.get(name)!r}",
+                    where=self._where,
+                    field="served_optimizer",
+                    limit="a ServedOptimizer",
+                )
+        return served
 
     def applied_at_once(self, names: Sequence[str]) -> Collection[str]:
         with self._named("applied_at_once()"):

@@ -22,6 +22,15 @@ GROUPS = (OPTIMIZERS, STRATEGIES, CODECS, DATA_POLICIES, PLACEMENTS)
 
 Contract = TypeVar("Contract")
 
+_FITS: Mapping[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "None": (),
+}
+_SPELLED = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:
@@ -104,7 +113,9 @@ def _made(target: object, options: Mapping[str, Any], plugin: Plugin) -> object:
     if not isinstance(target, type):
         _refuse_options(options, {}, plugin)
         return target
-    _refuse_options(options, inspect.signature(target).parameters, plugin)
+    parameters = inspect.signature(target).parameters
+    _refuse_options(options, parameters, plugin)
+    _refuse_types(options, parameters, plugin)
     try:
         return target(**options)
     except (Exception, SystemExit) as error:  # as above
@@ -124,6 +135,31 @@ def _refuse_options(
             field=unknown[0],
             limit=", ".join(parameters) or "it has no options",
         )
+
+
+def _refuse_types(
+    options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], plugin: Plugin
+) -> None:
+    """An option that its class's annotation wants to be a plain number or bool must be one."""
+    for name, value in options.items():
+        if name not in parameters:  # one that ``**options`` takes
+            continue
+        wanted = _words(parameters[name].annotation)
+        if not wanted or not wanted <= _FITS.keys() or "str" in wanted:
+            continue
+        if not any(type(value) in _FITS[word] for word in wanted):
+            raise PluginError(
+                f"{name} of {value!r}",
+                where=plugin.where,
+                field=name,
+                limit=" or ".join(_SPELLED[word] for word in _SPELLED if word in wanted),
+            )
+
+
+def _words(annotation: object) -> set[str]:
+    """The types that an annotation names: ``float | None`` names float and None."""
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return {word.strip() for word in text.split("|")}
 
 
 def _checked(made: object, plugin: Plugin, contract: type[Contract]) -> Contract:

@@ -175,6 +175,10 @@ class Worker(Protocol):
     def backup_workers(self) -> int:
         """How many of the slowest a round does not wait for."""
 
+    @property
+    def codec(self) -> str:
+        """What pushes are coded with, as the user spelled it; ``none``: they go as they are."""
+
     def exchange(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
         """One round, from the push to the pull: on return ``parameters`` are what the shards hold.
 

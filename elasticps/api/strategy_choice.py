@@ -13,6 +13,8 @@ from elasticps.api.strategy import Strategy
 from elasticps.errors import UsageError
 
 BY_NAME = "by-name"
+FOR_ALL = (BY_NAME, "auto")
+"""Strategies of a whole model: none of them can have a part of it."""
 SEPARATOR = ";"
 _SYNTAX = "PATTERN=STRATEGY; PATTERN=STRATEGY; ..."
 
@@ -44,9 +46,10 @@ def _part(text: str) -> PartChoice:
         raise UsageError(
             f"{text!r} gives no strategy to a pattern", field="strategy", limit=_SYNTAX
         )
-    if parse_choice(strategy, "strategy").name == BY_NAME:
+    name = parse_choice(strategy, "strategy").name
+    if name in FOR_ALL:
         raise UsageError(
-            f"{BY_NAME} as the strategy of {pattern}", field="strategy", limit="any other strategy"
+            f"{name} as the strategy of {pattern}", field="strategy", limit="any other strategy"
         )
     return PartChoice(pattern=pattern, strategy=strategy)
 

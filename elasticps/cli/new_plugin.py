@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from elasticps.api.groups import group_named
+from elasticps.api.plugins import discover
 from elasticps.cli.options import json_option
 from elasticps.cli.output import print_json
 from elasticps.errors import UsageError
@@ -55,13 +56,21 @@ def new_plugin(name: str, kind: str, directory: Path | None, as_json: bool) -> N
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a plugin", field="name", limit=NAME.pattern)
+    group = group_named(kind)
+    for plugin in discover(group.name):
+        if plugin.name == name:
+            raise UsageError(
+                f"{name} is taken by {plugin.where}",
+                field="name",
+                limit="a new name: two plugins of one name are both refused",
+            )
     target = directory or Path(f"elasticps-{name}")
     if target.exists() and any(target.iterdir()):
         raise UsageError(f"{target} is not empty", field="directory", limit="a new folder")
     cls = "".join(part.capitalize() for part in name.split("-"))
     words = {
         "name": name,
-        "group": group_named(kind).name,
+        "group": group.name,
         "entry": ENTRY_OF[kind].format(cls=cls),
         "distribution": f"elasticps-{name}",
         "module": f"elasticps_{name.replace('-', '_')}",

@@ -236,12 +236,16 @@ class _Lines:
                 click.echo(f"warning: node {node.node} is gone, its lines end here", err=True)
 
 
+TOLD = ("waiting", "fewer than", "is not heard")
+"""What in a running job's reason its user should see: it waits, lacks copies, or its placement."""
+
+
 def _progress(job: Job, status: Status, furthest: int | None) -> str:
     ready = sum(node.state == "ready" and node.reachable for node in status.nodes)
     parts = [f"{job.job} {job.state.lower()}"]
     if furthest is not None:
         parts += [f"round {furthest}", output.metric(job.metrics)]
-    if furthest is None or "waiting" in job.reason or "fewer than" in job.reason:
+    if furthest is None or any(word in job.reason for word in TOLD):
         parts.append(output.printable(job.reason))
     parts.append(f"{ready} of {len(status.nodes)} nodes ready")
     if job.pending_moves:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -144,6 +145,7 @@ async def _measuring(api: Api, name: str, progress: Progress) -> tuple[Job, int]
     """The job once it has measured, or has ended, and how many nodes there are."""
     from elasticps.cli.client import watch
 
+    began = asyncio.get_running_loop().time()
     async with aclosing(watch(api.status, period_s=LOOK_S)) as statuses:
         async for status in statuses:
             job = next((each for each in status.jobs if each.job == name), None)
@@ -151,8 +153,16 @@ async def _measuring(api: Api, name: str, progress: Progress) -> tuple[Job, int]
                 continue
             if job.final or job.metrics.get(DONE):
                 return job, sum(node.state == "ready" for node in status.nodes)
-            progress.show(f"trying the script out: {output.printable(job.reason)}")
+            waited = asyncio.get_running_loop().time() - began
+            progress.show(trying(job.reason, waited, stepped=bool(job.round)))
     raise AssertionError("a watch ends by an error alone")
+
+
+def trying(reason: str, waited_s: float, *, stepped: bool) -> str:
+    """How far a trial is; after each 10 s also that its script has taken no step yet."""
+    tens = int(waited_s) // 10 * 10
+    stuck = f"; no step in the first {tens} s" if tens and not stepped else ""
+    return f"trying the script out: {output.printable(reason)}{stuck}"
 
 
 def _unmeasured(job: Job) -> JobFailed:

@@ -94,7 +94,11 @@ def check_model(model: Model) -> None:
                 limit=", ".join(DTYPE_BYTES),
             )
         if min(parameter.shape, default=1) < 1:
-            raise UsageError(f"parameter {parameter.name} has no elements", field="shape")
+            raise UsageError(
+                f"parameter {parameter.name} has no elements",
+                field="shape",
+                hint="requires_grad_(False) leaves it out",
+            )
         if not 0 <= parameter.group < len(model.groups):
             raise UsageError(f"parameter {parameter.name} names no param group", field="group")
         if parameter.name in names:

@@ -11,6 +11,7 @@ from abc import abstractmethod
 
 import torch
 
+from elasticps.api.codec_choice import NONE
 from elasticps.api.strategy import ServedOptimizer, Strategy, Worker
 from elasticps.errors import MembershipChanged, PeerUnavailable, UsageError
 from elasticps.strategies.member_state import packed, unpack
@@ -45,6 +46,12 @@ class AmongPeers(Strategy):
                 "workers that exchange among themselves do so in whole rounds",
                 field="consistency",
                 limit="sync consistency without backup workers",
+            )
+        if worker.codec != NONE:  # what is published are values: coded ones would be other values
+            raise UsageError(
+                "workers that exchange among themselves push values, not gradients",
+                field="codec",
+                limit=NONE,
             )
         while not self._has_met(worker, takes_state=True):
             worker.regroup()

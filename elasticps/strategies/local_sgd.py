@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -135,11 +136,14 @@ def _outer(outer: str, lr: float | None, momentum: float | None) -> ServedOptimi
     if outer == "average" and not lr is momentum is None:
         raise ValueError("outer=average has neither outer_lr nor outer_momentum: take outer=sgd")
     default_lr, default_momentum = defaults[outer]
-    options = {
-        "lr": float(default_lr if lr is None else lr),
-        "momentum": float(default_momentum if momentum is None else momentum),
-        "nesterov": outer == "nesterov",
-    }
+    lr = float(default_lr if lr is None else lr)
+    momentum = float(default_momentum if momentum is None else momentum)
+    if not 0 < lr < math.inf:
+        raise ValueError(f"outer_lr={lr}: above 0, finite")
+    if not 0 <= momentum < 1 or (outer == "nesterov" and momentum == 0):
+        above = "above" if outer == "nesterov" else "at least"
+        raise ValueError(f"outer_momentum={momentum}: {above} 0, below 1")
+    options = {"lr": lr, "momentum": momentum, "nesterov": outer == "nesterov"}
     return ServedOptimizer(name="sgd", options=options)
 
 

@@ -159,6 +159,10 @@ class PartWorker:
     def backup_workers(self) -> int:
         return self._whole.backup_workers
 
+    @property
+    def codec(self) -> str:
+        return self._whole.codec
+
     # -- what a strategy does -------------------------------------------------------------------
 
     def exchange(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:

@@ -128,7 +128,12 @@ def _check(name: str, tensor: torch.Tensor) -> None:
             limit="cpu",
         )
     if not (tensor.is_contiguous() or is_absent(tensor)):
-        raise UsageError(f"parameter {name} is not contiguous in memory", field="stride")
+        raise UsageError(
+            f"parameter {name} is not contiguous in memory",
+            field="stride",
+            limit="torch.contiguous_format",
+            hint="model.to(memory_format=torch.contiguous_format), before run.optimizer",
+        )
 
 
 def plain(group: ParamGroup) -> Hyperparameters:

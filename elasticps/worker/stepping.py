@@ -161,6 +161,10 @@ class Stepping:
         return self._job.backup_workers
 
     @property
+    def codec(self) -> str:
+        return self._job.codec
+
+    @property
     def is_published(self) -> bool:
         """Have the shards all that counts of the last round, as far as the strategy knows?"""
         return self._strategy.is_published

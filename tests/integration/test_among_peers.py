@@ -248,6 +248,7 @@ async def test_gossips_mixing_is_that_of_its_weights() -> None:
             "consistency",
         ),
         ("gossip", {"backup_workers": 1}, "consistency"),
+        ("all-reduce", {"codec": "top-k:ratio=0.01"}, "codec"),
     ],
 )
 async def test_what_cannot_be_is_refused_by_name(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 import time
@@ -330,6 +331,10 @@ def test_options_that_cannot_be_are_refused_before_anything_is_trained() -> None
         ({"mix": 1.0}, "mix"),
         ({"outer": "adam"}, "average, sgd, nesterov"),
         ({"outer_lr": 0.5}, "outer=sgd"),
+        ({"outer": "sgd", "outer_lr": math.nan}, "outer_lr=nan"),
+        ({"outer": "sgd", "outer_lr": -1.0}, "outer_lr=-1"),
+        ({"outer": "sgd", "outer_momentum": 1.0}, "outer_momentum=1"),
+        ({"outer": "nesterov", "outer_momentum": 0.0}, "outer_momentum=0"),
     ]:
         with pytest.raises(ValueError, match=reason):
             LocalSGD(**options)  # type: ignore[arg-type]

@@ -24,12 +24,17 @@ STRATEGY = """
         def step(self, worker):
             raise RuntimeError
 
+    class Typed(Paced):
+        def __init__(self, h: int = 1, rate: "float | None" = None, eager: bool = False,
+                     outer: str = "sgd", odd: "Odd" = None, **more: int):
+            self.made_with = (h, rate, eager, outer, odd, more)
+
     instance = Paced()
 """
 
 
 def paced(text: str, install: Install) -> Strategy:
-    entries = {"paced": "acme:Paced", "made": "acme:instance"}
+    entries = {"paced": "acme:Paced", "typed": "acme:Typed", "made": "acme:instance"}
     install("acme-paced", "acme", STRATEGY, {STRATEGIES: entries})
     return load_choice(STRATEGIES, text, Strategy, "strategy")  # type: ignore[type-abstract]
 
@@ -68,11 +73,28 @@ def test_plugin_is_made_with_its_options(install: Install) -> None:
     assert vars(paced("paced:h=4", install)) == {"made_with": (4, "sgd")}
 
 
+def test_options_of_the_annotated_types_are_taken(install: Install) -> None:
+    made = paced("typed:h=4,rate=1,eager=true,outer=2,odd=x,extra=0.5", install)
+    assert vars(made) == {"made_with": (4, 1, True, 2, "x", {"extra": 0.5})}
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63), 10**400])
+def test_number_that_no_message_can_carry_is_refused(number: int) -> None:
+    with pytest.raises(UsageError, match="the number in 'h=") as caught:
+        parse_choice(f"x:h={number}", "strategy")
+    assert caught.value.field == "strategy"
+
+
 @pytest.mark.parametrize(
     ("text", "reason", "field", "limit"),
     [
         ("paced:pace=4", "has no option 'pace'", "pace", "h, outer"),
         ("made:h=4", "has no option 'h'", "h", "it has no options"),
+        ("typed:h=much", "h of 'much'", "h", "a whole number"),
+        ("typed:h=2.0", "h of 2.0", "h", "a whole number"),
+        ("typed:h=true", "h of True", "h", "a whole number"),
+        ("typed:rate=true", "rate of True", "rate", "a number"),
+        ("typed:eager=1", "eager of 1", "eager", "true or false"),
         ("paced:h=0", "ValueError: h counts steps", None, None),
         ("paced:h=much", "TypeError: '<' not supported", None, None),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from elasticps.cli.main import main
+from elasticps.cli.trial import trying
 from elasticps.core.measured import DONE, CodecSpeed, Measured, to_metrics
 from tests.support.fake_api import FakeApi
 
@@ -170,3 +171,10 @@ def test_a_script_that_ends_before_it_has_stepped_is_told_of(api, elasticps):
     code, _, err = elasticps("plan", "--on-cluster", 2, "train.py")
     assert code == 1
     assert "ended before a step was measured" in err
+
+
+def test_script_that_takes_no_step_is_waited_for_and_that_is_said():
+    assert trying("2 workers", 9.9, stepped=False) == "trying the script out: 2 workers"
+    told = "trying the script out: 2 workers; no step in the first 40 s"
+    assert trying("2 workers", 47.0, stepped=False) == told
+    assert trying("2 workers", 47.0, stepped=True) == "trying the script out: 2 workers"

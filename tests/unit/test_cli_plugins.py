@@ -212,3 +212,14 @@ def test_new_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["plugins", "new", "x", "--kind", "optimizer", "--directory", str(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert [item.name for item in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_new_refuses_a_name_whose_package_would_break_an_installed_plugin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = tmp_path / "new"
+    asked = ["plugins", "new", "int8", "--directory", str(where), "--kind"]
+    assert main([*asked, "codec"]) == 2
+    assert "int8 is taken by plugin int8 of elasticps" in capsys.readouterr().err
+    assert not where.exists()
+    assert main([*asked, "optimizer"]) == 0

@@ -280,6 +280,17 @@ async def test_progress_never_goes_back_to_an_earlier_round(api):
     assert rounds == [[], ["63"], ["63"], ["63"], ["64"]]
 
 
+async def test_progress_tells_that_the_placement_is_not_heard(api):
+    shown = Kept()
+    reason = "2 workers; placement near is not heard, balanced is used meanwhile: no such zone"
+    api.career = [{"state": "RUNNING", "round": 9, "reason": reason}, {"state": "SUCCEEDED"}]
+    async with Api(api.url) as client:
+        wanted = Submission(argv=("/train.py",), cwd="/", start_workers=1)
+        submitted = await client.submit(wanted)
+        await _follow(client, submitted.job, shown)
+    assert reason in shown.texts[0]
+
+
 class Kept(Progress):
     """Remembers what it was to show."""
 

@@ -50,7 +50,7 @@ class FakeWorker:
     rank, world, generation, round = 0, 2, 1, 0
     leaving = ends_data = False
     weight = 3.0
-    consistency, backup_workers = "sync", 0
+    consistency, backup_workers, codec = "sync", 0, "none"
 
     def __init__(self, **options: Any) -> None:
         torch.manual_seed(0)

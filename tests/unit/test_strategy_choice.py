@@ -39,6 +39,7 @@ def test_one_strategy_for_all_names_no_parameters(text: str) -> None:
         "a=",
         "a=local-sgd:h",
         "a=by-name",
+        "a=data-parallel; *=auto:approximate=true",
         "a=data-parallel; b:c=data-parallel",
     ],
 )

@@ -38,7 +38,8 @@ class Operation:
     """What a route is for, what it takes, and what it answers.
 
     ``answer`` may be several structs: one of them. ``content_type`` is the answer's; of one that
-    is not JSON ``answer`` is a line, or None. ``keyed``: it heeds an Idempotency-Key.
+    is not JSON ``answer`` is a line, or None. ``keyed``: it heeds an Idempotency-Key. ``names``: its
+    query or body names something that may not exist.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Operation:
     status: int
     content_type: str
     keyed: bool
+    names: bool
 
 
 def operation(
@@ -65,6 +67,7 @@ def operation(
     body: type[msgspec.Struct] | None = None,
     content_type: str = JSON,
     keyed: bool = False,
+    names: bool = False,
 ) -> Callable[[Handle], Handle]:
     """Declare the handler of a route; ``routes_of`` registers it. See ``Operation``."""
     declared = Operation(
@@ -78,6 +81,7 @@ def operation(
         status=status,
         content_type=content_type,
         keyed=keyed,
+        names=names,
     )
 
     def declare(handle: Handle) -> Handle:

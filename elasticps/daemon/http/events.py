@@ -84,6 +84,7 @@ class EventRoutes:
         role=Role.READ,
         query=BlocksQuery,
         answer=(BlocksAnswer, BlockRows),
+        names=True,
     )
     async def blocks(self, request: web.Request) -> web.Response:
         asked = query_of(request, BlocksQuery)

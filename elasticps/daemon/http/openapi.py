@@ -131,7 +131,7 @@ def _operation(declared: Operation, named: tuple[str, str]) -> Json:
     writes = declared.method != "GET"
     statuses = [
         *ALWAYS,
-        *([404] if "{" in declared.path else []),
+        *([404] if declared.names or "{" in declared.path else []),
         *([408, 409] if writes else []),
     ]
     made: Json = {

@@ -63,8 +63,8 @@ async def test_measuring_disturbs_no_training(shared_cluster: Cluster) -> None:
         ({"bytes": 1 << 40}, "bytes"),
         ({"to": ["n9"]}, "to"),
         ({"to": ["n1", "n2"]}, "to"),
-        ({"too": []}, "body"),
-        ({"to": "n2"}, "body"),
+        ({"too": []}, "too"),
+        ({"to": "n2"}, "to"),
     ],
 )
 async def test_what_cannot_be_measured_is_refused(

@@ -349,6 +349,7 @@ async def test_a_killed_leader_is_a_failover_that_the_next_leader_counts(
     before = {node: await metrics.scrape(node) for node in others}
 
     metrics.cluster.local.kill(first)
+    await metrics.cluster.local.wait(first)
 
     second = await metrics.cluster.until(
         lambda status: next(
