@@ -59,6 +59,7 @@ async def test_the_documented_codec_trains() -> None:
             await together(*(member.step(SGD.random(number)) for member in members))
 
 
+@pytest.mark.long
 def test_coded_digits_are_learned_and_the_bytes_are_told(tmp_path: Path) -> None:
     command = [ELASTICPS, "run", "--nodes", "2", "--codec", "ef+top-k:ratio=0.05+int8", "--json"]
     ran = subprocess.run(

@@ -62,6 +62,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield run
 
 
+@pytest.mark.long
 def test_the_checkpoint_commands_work_when_pasted_in_their_order(
     start: Start, tmp_path: Path
 ) -> None:

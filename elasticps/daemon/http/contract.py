@@ -38,8 +38,8 @@ class Operation:
     """What a route is for, what it takes, and what it answers.
 
     ``answer`` may be several structs: one of them. ``content_type`` is the answer's; of one that
-    is not JSON ``answer`` is a line, or None. ``keyed``: it heeds an Idempotency-Key. ``names``: its
-    query or body names something that may not exist.
+    is not JSON ``answer`` is a line, or None. ``keyed``: it heeds an Idempotency-Key. ``names``:
+    its query or body names something that may not exist.
     """
 
     method: str

@@ -124,6 +124,7 @@ def check_losses(noted: Notes, gone: str, width: int = placed.WIDTH) -> None:
         optimizer.step()
 
 
+@pytest.mark.long
 async def test_blocks_follow_their_stages_when_a_node_is_killed_and_when_one_joins(
     tmp_path: Path,
 ) -> None:
@@ -155,6 +156,7 @@ async def test_blocks_follow_their_stages_when_a_node_is_killed_and_when_one_joi
     check_losses(notes(job.directory), gone)
 
 
+@pytest.mark.long
 async def test_stages_that_one_node_has_no_room_for_wait_until_another_joins(
     tmp_path: Path,
 ) -> None:
@@ -200,7 +202,7 @@ async def foreign_bytes(job: Training, world: int) -> float:
     return sum(row["foreign"] for row in counted) / (until - since)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.long), 2])
 async def test_what_stages_exchange_with_shards_stays_on_their_nodes(
     tmp_path: Path, replicas: int, record_property: Callable[[str, object], None]
 ) -> None:

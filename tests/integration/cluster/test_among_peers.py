@@ -115,7 +115,7 @@ async def test_a_killed_worker_costs_the_others_no_step_and_its_successor_takes_
     "strategy",
     [
         pytest.param("all-reduce", marks=pytest.mark.long),
-        "gossip:topology=exponential",
+        pytest.param("gossip:topology=exponential", marks=pytest.mark.long),
         pytest.param(BY_NAME, marks=pytest.mark.long),
     ],
 )

@@ -31,6 +31,7 @@ SOURCE = """
 ENTRIES = {name: f"acme_odd:{name}" for name in ("exits", "raises")}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 async def test_optimizer_that_would_end_the_shard_servers_ends_its_job_alone(
     tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch

@@ -116,6 +116,7 @@ async def test_a_job_without_a_directory_has_no_list_and_one_that_is_not_there_s
     await job.ended()
 
 
+@pytest.mark.long
 async def test_every_checkpoint_there_is_is_whole_when_the_main_worker_is_killed_again_and_again(
     shared_cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ async def test_every_checkpoint_there_is_is_whole_when_the_main_worker_is_killed
     assert (ended.state, ended.verdict.lost, ended.verdict.duplicated) == ("SUCCEEDED", 0, 0)
 
 
+@pytest.mark.long
 async def test_a_second_job_does_not_get_the_directory_of_one_that_trains(
     shared_cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -337,6 +337,7 @@ async def test_a_killed_node_is_a_failover_that_the_leader_times(
     assert after.get("lost_pushes", job_name=job.name) == 0
 
 
+@pytest.mark.long
 async def test_a_killed_leader_is_a_failover_that_the_next_leader_counts(
     metrics: Scraper, job: Training
 ) -> None:

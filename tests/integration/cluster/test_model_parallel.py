@@ -130,6 +130,7 @@ async def test_a_killed_stage_is_cut_anew_over_the_others_and_its_successor_gets
     assert [world for world, _ in itertools.groupby(worlds)] == [3, 2, 3]
 
 
+@pytest.mark.long
 async def test_a_node_that_drains_and_one_that_joins_cost_no_sample(
     three_nodes: Cluster, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def trained_here() -> float:
     return float(model.weight.detach().sum())
 
 
+@pytest.mark.long
 def test_auto_trains_the_script_by_what_it_chose_to_the_same_result(directory: Path) -> None:
     command = [ELASTICPS, "run", "--nodes", 2, "--json", "--strategy", "auto", "train.py"]
     ran = lines(command, directory)

@@ -84,6 +84,7 @@ async def test_digits_are_learned_by_local_sgd_as_a_user_runs_it() -> None:
     assert "0 lost, 0 duplicated" in ran.stdout + ran.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_the_two_parts_that_the_docs_show_train_when_pasted(tmp_path: Path) -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "strategies.md").read_text()
