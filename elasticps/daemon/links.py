@@ -223,9 +223,10 @@ class Links:
 
     def _refusal(self, link: _Link, job: JobView) -> str | None:
         """Why the shard server must not serve the job; None: it hears of it once that is known."""
-        if link.job is not None or job.model is None:
+        if link.job is not None or job.model is None or job.spec is None:
             return ""
-        return self._rehearsals.verdict(job.key, job.model)
+        spec = job.spec
+        return self._rehearsals.verdict(job.key, job.model, spec.codec, spec.data_policy)
 
     def _sync_alive(self, link: _Link, job: JobView) -> None:
         alive = tuple(life.worker for life in job.running)

@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import msgspec
 
 from elasticps.api.choice import parse_choice
-from elasticps.api.plugins import OPTIMIZERS, discover
+from elasticps.api.codec_choice import NONE, parse_codec
+from elasticps.api.plugins import CODECS, DATA_POLICIES, OPTIMIZERS, discover
 from elasticps.api.trial import Row
 from elasticps.core.blocks import Model
 from elasticps.core.rehearsal import in_small
@@ -43,11 +45,44 @@ async def check_plugin(group: str, text: str, *, limit_s: float = CASE_LIMIT_S) 
     return await _tried(("elasticps.testing.check", group, text), where, limit_s)
 
 
-async def rehearse(model: Model, *, limit_s: float = CASE_LIMIT_S) -> Findings:
-    """Try a job's optimizer on its model in small; raises as ``check_plugin``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What of a job a shard server would run: of a group the ``plugins``, as ``choice`` has them.
+
+    An optimizer's ``choice`` is its model in small, in hexadecimal digits.
+    """
+
+    group: str
+    plugins: tuple[str, ...]
+    choice: str
+
+    @property
+    def owners(self) -> set[str]:
+        """The distributions of the plugins."""
+        known = discover(self.group)
+        return {plugin.distribution for plugin in known if plugin.name in self.plugins}
+
+
+def optimizer_trial(model: Model) -> Trial:
     digits = msgspec.msgpack.encode(in_small(model)).hex()
-    where = _where(OPTIMIZERS, model.optimizer)
-    return await _tried(("elasticps.server.rehearsal", digits), where, limit_s)
+    return Trial(group=OPTIMIZERS, plugins=(model.optimizer,), choice=digits)
+
+
+def codec_trial(codec: str) -> Trial:
+    names = tuple(parse_choice(part, "codec").name for part in parse_codec(codec).parts)
+    return Trial(group=CODECS, plugins=names or (NONE,), choice=codec)
+
+
+def data_policy_trial(data_policy: str) -> Trial:
+    name = parse_choice(data_policy, "data_policy").name
+    return Trial(group=DATA_POLICIES, plugins=(name,), choice=data_policy)
+
+
+async def rehearse(trial: Trial, *, limit_s: float = CASE_LIMIT_S) -> Findings:
+    """Try what a shard server would run; raises as ``check_plugin``."""
+    where = " and ".join(_where(trial.group, name) for name in trial.plugins)
+    module = ("elasticps.server.rehearsal", trial.group, trial.choice)
+    return await _tried(module, where, limit_s)
 
 
 def _where(group: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Which optimizers may run in this node's shard server: a stranger's is tried elsewhere first."""
+"""Which plugins may run in this node's shard server: a stranger's is tried elsewhere first."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 
-import msgspec
-
-from elasticps.api.plugins import OPTIMIZERS, discover
+from elasticps.api.codec_choice import NONE
 from elasticps.core.blocks import Model
 from elasticps.core.ids import JobKey
-from elasticps.core.rehearsal import in_small
-from elasticps.daemon.plugin_check import rehearse
+from elasticps.core.lending import DYNAMIC
+from elasticps.daemon.plugin_check import (
+    Trial,
+    codec_trial,
+    data_policy_trial,
+    optimizer_trial,
+    rehearse,
+)
 
 log = logging.getLogger(__name__)
 
@@ -20,25 +24,31 @@ OURS = "elasticps"
 
 
 class Rehearsals:
-    """A shard server hosts other jobs' blocks, and an optimizer that hangs or exits is their end.
+    """A shard server hosts other jobs' blocks, and a plugin that hangs or exits is their end.
 
-    So the daemon tells it of a job once the job's optimizer has stepped in another process. The
-    built-in ones need no rehearsal, and another's is not repeated once it has passed.
+    So the daemon tells it of a job once the job's optimizer, codec and data policy have worked in
+    other processes. The built-in ones need no rehearsal, and another's is not repeated once it has
+    passed.
     """
 
     def __init__(self, on_verdict: Callable[[], None]) -> None:
         self._on_verdict = on_verdict
         self._verdicts: dict[JobKey, str | None] = {}
-        self._passed: set[bytes] = set()
-        self._wanted: asyncio.Queue[tuple[JobKey, Model]] = asyncio.Queue()
+        self._passed: set[Trial] = set()
+        self._wanted: asyncio.Queue[tuple[JobKey, tuple[Trial, ...]]] = asyncio.Queue()
 
-    def verdict(self, job: JobKey, model: Model) -> str | None:
+    def verdict(
+        self, job: JobKey, model: Model, codec: str = NONE, data_policy: str = DYNAMIC
+    ) -> str | None:
         """Why the job must not be served here; empty: nothing is wrong; None: not known yet."""
         if job not in self._verdicts:
-            known = _is_ours(model.optimizer) or _trial(model) in self._passed
-            self._verdicts[job] = "" if known else None
-            if not known:
-                self._wanted.put_nowait((job, model))
+            trials = (optimizer_trial(model), codec_trial(codec), data_policy_trial(data_policy))
+            unknown = tuple(
+                trial for trial in trials if trial.owners != {OURS} and trial not in self._passed
+            )
+            self._verdicts[job] = None if unknown else ""
+            if unknown:
+                self._wanted.put_nowait((job, unknown))
         return self._verdicts[job]
 
     def keep_only(self, jobs: Collection[JobKey]) -> None:
@@ -49,26 +59,23 @@ class Rehearsals:
         """Rehearse as it is asked for, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                tasks.create_task(self._rehearse(*await self._wanted.get()))
+                tasks.create_task(self._rehearse_all(*await self._wanted.get()))
 
-    async def _rehearse(self, job: JobKey, model: Model) -> None:
-        try:
-            reason = (await rehearse(model)).reason
-        except OSError as error:
-            reason = f"optimizer {model.optimizer} could not be tried: {error}"
+    async def _rehearse_all(self, job: JobKey, trials: tuple[Trial, ...]) -> None:
+        reason = ""
+        for trial in trials:
+            reason = reason or await self._reason(trial)
         if reason:
             log.error("job=%s is not served here: %s", job, reason)
         else:
-            self._passed.add(_trial(model))
+            self._passed.update(trials)
         if job in self._verdicts:
             self._verdicts[job] = reason
         self._on_verdict()
 
-
-def _is_ours(name: str) -> bool:
-    owners = {plugin.distribution for plugin in discover(OPTIMIZERS) if plugin.name == name}
-    return owners == {OURS}
-
-
-def _trial(model: Model) -> bytes:
-    return msgspec.msgpack.encode(in_small(model))
+    async def _reason(self, trial: Trial) -> str:
+        """Why a shard server must not run it, or nothing."""
+        try:
+            return (await rehearse(trial)).reason
+        except OSError as error:
+            return f"{' and '.join(trial.plugins)} could not be tried: {error}"

@@ -1,7 +1,8 @@
-"""Does a job's optimizer step, and can its state move? ``python -m elasticps.server.rehearsal``.
+"""Can a shard server run a job's plugin? ``python -m elasticps.server.rehearsal GROUP CHOICE``.
 
 A process of its own, because a plugin may hang or end it, and a shard server has other jobs'
-blocks; the daemon starts it with the model in small (msgpack, as hexadecimal digits), and hears.
+blocks. An optimizer is chosen by its model in small (msgpack, as hexadecimal digits), a codec and a
+data policy by their texts.
 """
 
 from __future__ import annotations
@@ -11,20 +12,59 @@ from collections.abc import Callable
 
 import torch
 
+from elasticps.api.choice import load_choice
+from elasticps.api.data_policy import DataPolicy
+from elasticps.api.job_codec import load_codec
 from elasticps.api.optimizer import Optimizer
-from elasticps.api.plugins import OPTIMIZERS, load
+from elasticps.api.plugins import CODECS, DATA_POLICIES, OPTIMIZERS, load
 from elasticps.api.trial import Row, telling
 from elasticps.core.blocks import Block, Model, partition
+from elasticps.core.ids import WorkerId
+from elasticps.core.lending import Lending, settled
+from elasticps.core.ranges import Range, Supply
 from elasticps.errors import ElasticError, PluginError
 from elasticps.server.main import warm_up
 from elasticps.server.tensor_block import VALUE, TensorBlock
 from elasticps.wire.messages import StateMeta, decode, encode
 
 STEPS = 3
+NUMBERS = (1, 67, 4097)
+"""Elements of the gradients that a codec is tried on."""
 
 
-def rehearse(model: Model, say: Callable[[Row], None]) -> None:
+def rehearse_codec(text: str, say: Callable[[Row], None]) -> None:
+    """Raise PluginError or whatever the codec raises."""
+    say(Row(begins="import"))
+    codec = load_codec(text)
+    assert codec is not None
+    random = torch.Generator().manual_seed(7)
+    for numel in NUMBERS:
+        say(Row(begins=f"{numel} numbers there and back"))
+        gradient = torch.randn(numel, generator=random)
+        codec.decode(codec.encode(gradient, 7), numel)
+
+
+def rehearse_data_policy(text: str, say: Callable[[Row], None]) -> None:
+    """Raise PluginError or whatever the policy raises."""
+    say(Row(begins="import"))
+    policy = load_choice(
+        DATA_POLICIES,
+        text,
+        DataPolicy,  # type: ignore[type-abstract]
+        "data_policy",
+    )
+    for count in (1, 3):
+        say(Row(begins=f"samples for {count} workers"))
+        members = tuple(WorkerId(number) for number in range(1, count + 1))
+        asked = Lending(
+            size=100, members=members, borrowers=members, wanted=10, unread=(Range(0, 100),)
+        )
+        settled(asked, policy.lend(asked), Supply())
+
+
+def rehearse_optimizer(digits: str, say: Callable[[Row], None]) -> None:
     """Raise PluginError or whatever the optimizer raises."""
+    model = decode(bytes.fromhex(digits), Model)
     say(Row(begins="import"))
     plugin = load(OPTIMIZERS, model.optimizer, Optimizer)  # type: ignore[type-abstract]
     for block in partition(model):
@@ -60,14 +100,21 @@ def _check_value(model: Model, block: Block, meta: StateMeta) -> None:
             )
 
 
-def main(digits: str) -> None:
+REHEARSALS = {
+    OPTIMIZERS: rehearse_optimizer,
+    CODECS: rehearse_codec,
+    DATA_POLICIES: rehearse_data_policy,
+}
+
+
+def main(group: str, choice: str) -> None:
     with telling() as say:
         try:
             warm_up()
-            rehearse(decode(bytes.fromhex(digits), Model), say)
+            REHEARSALS[group](choice, say)
         except ElasticError as error:
             say(Row(broken=str(error)))
-        except Exception as error:  # an optimizer may raise anything
+        except Exception as error:  # a plugin may raise anything
             say(Row(broken=f"{type(error).__name__}: {error}"))
         else:
             say(Row(passed=True))

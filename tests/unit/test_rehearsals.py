@@ -1,4 +1,4 @@
-"""An optimizer is tried in another process before a shard server, which others share, runs it."""
+"""A plugin is tried in another process before a shard server, which others share, runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from elasticps.api.plugins import OPTIMIZERS
 from elasticps.core.blocks import Model, Parameter, check_model
 from elasticps.core.ids import JobKey
 from elasticps.core.rehearsal import in_small
-from elasticps.daemon.plugin_check import rehearse
+from elasticps.daemon.plugin_check import (
+    Trial,
+    codec_trial,
+    data_policy_trial,
+    optimizer_trial,
+    rehearse,
+)
 from elasticps.daemon.rehearsals import Rehearsals
 from tests.support.distributions import Install, install
 
@@ -64,7 +70,7 @@ async def test_optimizer_that_steps_passes(name: str) -> None:
     if name == "lion":
         groups = ({"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0, "maximize": False},)
         chosen = Model(parameters=chosen.parameters, optimizer=name, options={}, groups=groups)
-    assert (await rehearse(chosen)).reason == ""
+    assert (await rehearse(optimizer_trial(chosen))).reason == ""
 
 
 def broken(install: Install, monkeypatch: pytest.MonkeyPatch, body: str) -> Path:
@@ -92,9 +98,68 @@ async def test_optimizer_that_would_harm_a_server_is_refused_with_its_name(
     install: Install, monkeypatch: pytest.MonkeyPatch, body: str, reason: str
 ) -> None:
     broken(install, monkeypatch, body)
-    said = (await rehearse(model("odd"), limit_s=3)).reason
+    said = (await rehearse(optimizer_trial(model("odd")), limit_s=3)).reason
     assert reason in said
     assert "plugin odd of acme-odd 1.0 (acme_odd:plugin)" in said
+
+
+CODEC = """
+    import os, time, torch
+    from elasticps.api.codec import Codec, tensor_from
+
+    class Odd(Codec):
+        def max_nbytes(self, numel):
+            return 4 * numel
+
+        def encode(self, gradient, seed):
+            return gradient.numpy().tobytes()
+
+        def decode(self, payload, numel):
+            BODY
+"""
+POLICY = """
+    import os, time
+    from elasticps.api.data_policy import DataPolicy
+
+    class Odd(DataPolicy):
+        def lend(self, asked):
+            BODY
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "trial"),
+    [(CODEC, codec_trial("ef+odd")), (POLICY, data_policy_trial("odd"))],
+    ids=["codec", "data policy"],
+)
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("os._exit(0)", "its process exited with code 0"),
+        ("time.sleep(1e6)", "did not end within 3 s"),
+        ("raise KeyError('x')", "KeyError"),
+    ],
+    ids=["exits", "hangs", "raises"],
+)
+async def test_codec_or_policy_that_would_harm_a_server_is_refused_with_its_name(
+    install: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    trial: Trial,
+    body: str,
+    reason: str,
+) -> None:
+    made = source.replace("BODY", body)
+    site = install("acme-odd", "acme_odd", made, {trial.group: {"odd": "acme_odd:Odd"}})
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    said = (await rehearse(trial, limit_s=3)).reason
+    assert reason in said
+    assert "plugin odd of acme-odd 1.0 (acme_odd:Odd)" in said
+
+
+async def test_codecs_and_policies_that_work_pass() -> None:
+    for trial in (codec_trial("ef+top-k:ratio=0.1+int8"), data_policy_trial("static")):
+        assert (await rehearse(trial)).reason == ""
 
 
 async def test_verdict_is_told_when_it_is_known_and_a_job_that_comes_again_is_tried_again(
@@ -108,6 +173,7 @@ async def test_verdict_is_told_when_it_is_known_and_a_job_that_comes_again_is_tr
     life = asyncio.create_task(rehearsals.run())
     await asyncio.wait_for(told.wait(), 60)
     assert "KeyError" in (rehearsals.verdict(JobKey(2), model("odd")) or "")
+    assert rehearsals.verdict(JobKey(4), model("sgd"), "ef+dct") is None  # not of ours
     rehearsals.keep_only({JobKey(1)})
     assert rehearsals.verdict(JobKey(3), model("odd")) is None
     life.cancel()

@@ -25,6 +25,7 @@ from elasticps.security.tokens import Role
 
 _ATTRIBUTE = "elasticps_operation"
 JSON = "application/json"
+EVENTS = "text/event-stream"
 
 Handle = TypeVar("Handle", bound=Callable[..., Awaitable[web.StreamResponse]])
 

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from elasticps.daemon.http.body import as_json
 from elasticps.daemon.http.contract import (
+    EVENTS,
     JSON,
     Operation,
     Query,
@@ -159,9 +160,12 @@ def _operation(declared: Operation, named: tuple[str, str]) -> Json:
 
 
 def _success(declared: Operation) -> Json:
-    if declared.content_type != JSON:
+    content: Json
+    if declared.content_type == EVENTS:  # a schema would be that of each event, of several kinds
+        content = {}
+    elif declared.content_type != JSON:
         lines = [_schema(kind) for kind in declared.answer]
-        content: Json = {"schema": {"type": "string"}, **({"x-line": lines[0]} if lines else {})}
+        content = {"schema": {"type": "string"}, **({"x-line": lines[0]} if lines else {})}
     else:
         schemas = [_schema(kind) for kind in declared.answer]
         content = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}

@@ -20,7 +20,7 @@ from aiohttp import web
 from elasticps.core.ids import JobName
 from elasticps.daemon.http.background import running
 from elasticps.daemon.http.body import query_of
-from elasticps.daemon.http.contract import Query, operation, routes_of
+from elasticps.daemon.http.contract import EVENTS, Query, operation, routes_of
 from elasticps.daemon.http.guard import is_still_allowed
 from elasticps.daemon.http.refusals import TooManyReaders
 from elasticps.daemon.timeline import EVENT_ID, Event, Timeline
@@ -202,7 +202,7 @@ class StreamRoutes:
         "Server-sent events: the status as it changes, and the timeline as it happens",
         role=Role.READ,
         query=StreamQuery,
-        content_type="text/event-stream",
+        content_type=EVENTS,
     )
     async def stream(self, request: web.Request) -> web.StreamResponse:
         asked = query_of(request, StreamQuery)
@@ -215,7 +215,7 @@ class StreamRoutes:
             opening = self._opening(seen, job)
             response = web.StreamResponse(
                 headers={
-                    "Content-Type": "text/event-stream",
+                    "Content-Type": EVENTS,
                     "Cache-Control": "no-store",
                     "X-Accel-Buffering": "no",
                 }

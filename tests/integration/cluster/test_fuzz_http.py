@@ -111,8 +111,12 @@ def has_input(operation: Any) -> bool:
     return any(len(part) for part in parts)
 
 
-STOPS = ("POST /api/v1/nodes/{node}/restart", "POST /api/v1/nodes/{node}/drain")
-"""Whose good requests would end the daemon, were the node's name guessed."""
+STOPS = (
+    "POST /api/v1/nodes/{node}/restart",
+    "POST /api/v1/nodes/{node}/drain",
+    "GET /api/v1/stream",
+)
+"""Whose good requests would end the daemon, were the node's name guessed; or have no end."""
 
 
 async def test_what_the_document_generates_is_answered_as_it_says(
