@@ -63,8 +63,14 @@ def reference() -> str:
 
 
 def _section(path: tuple[str, ...], command: click.Command) -> str:
+    # As it is called: below the root, whose settings a command inherits.
+    context = click.Context(
+        cli, info_name="elasticps", terminal_width=WIDTH, **cli.context_settings
+    )
+    if path:
+        own = {"terminal_width": WIDTH, **command.context_settings}
+        context = click.Context(command, info_name=" ".join(path), parent=context, **own)
     words = " ".join(("elasticps", *path))
-    context = click.Context(command, info_name=words, terminal_width=WIDTH)
     return f"## {words}\n\n```text\n{command.get_help(context)}\n```\n"
 
 

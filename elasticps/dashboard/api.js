@@ -13,11 +13,13 @@ export class Refused extends Error {
 /** A response whose body is still to be read. Raises Refused, or TypeError where nobody answers. */
 export async function ask(path, { method = "GET", body, headers = {}, signal } = {}) {
   const token = sessionStorage.getItem(KEY);
+  const type = body === undefined ? {} : { "Content-Type": "application/json" };
+  const proof = token ? { Authorization: `Bearer ${token}` } : {};
   const response = await fetch(new URL(`api/v1/${path}`, BASE), {
     method,
     signal,
     body: body === undefined ? undefined : JSON.stringify(body),
-    headers: token ? { ...headers, Authorization: `Bearer ${token}` } : headers,
+    headers: { ...headers, ...type, ...proof },
     cache: "no-store",
     credentials: "omit",
     redirect: "error",

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from elasticps.api.plugins import OPTIMIZERS, discover
 from elasticps.api.refused import REFUSED
 
@@ -24,6 +26,7 @@ def test_the_page_names_every_optimizer_that_there_is_and_that_there_is_not() ->
         assert f"- `{name}`" in refused
 
 
+@pytest.mark.long
 def test_the_complete_example_trains_on_two_nodes_when_pasted(tmp_path: Path) -> None:
     text = PAGE.read_text()
     (script,) = re.findall(r"```python\n# tuned\.py\n(.*?)```", text, re.DOTALL)

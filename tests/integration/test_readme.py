@@ -103,6 +103,7 @@ def loss_in(printed: str) -> str:
     return loss
 
 
+@pytest.mark.long
 def test_the_character_model_learns(tmp_path: Path) -> None:
     script = README.parent / "examples" / "charlm.py"
     ran = subprocess.run(

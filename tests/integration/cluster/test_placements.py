@@ -93,6 +93,7 @@ async def hot_led(cluster: Cluster) -> dict[str, int]:
     return {node: sum(seconds > longest / 4 for seconds in each) for node, each in times.items()}
 
 
+@pytest.mark.long
 async def test_hot_blocks_move_to_the_server_that_has_time_while_the_job_trains(
     tmp_path, install: Install, monkeypatch: pytest.MonkeyPatch, script: Script
 ) -> None:

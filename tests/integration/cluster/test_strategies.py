@@ -66,6 +66,7 @@ async def test_a_worker_that_dies_or_joins_within_a_period_costs_the_other_no_st
     assert {row["world"] for row in rows[survivor]} == {1, 2}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_digits_are_learned_by_local_sgd_as_a_user_runs_it() -> None:
     ran = await asyncio.to_thread(
