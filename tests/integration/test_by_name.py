@@ -21,6 +21,7 @@ from elasticps.errors import JobFailed, PluginError, UsageError
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.strategies.fiber import FIBERS
 from elasticps.testing.rig import Rig
+from elasticps.testing.waiting import eventually
 from tests.support.distributions import Install, install
 from tests.support.processes import wait_until
 from tests.support.scripts import (
@@ -202,6 +203,7 @@ async def test_a_part_that_averages_seldom_steps_beside_one_that_is_in_step() ->
     """With one worker local SGD's average is what it has: the run is the local one."""
     async with Rig(strategy="0.*=local-sgd:h=4; *=data-parallel", audit=True) as rig:
         model = await as_worker(rig, trained("sgd", epochs=2))
+        await eventually(lambda: len(rig.finished) == 1)
         (finished,) = rig.finished.values()
     assert finished.verdict is not None
     assert (finished.verdict.lost, finished.verdict.duplicated) == (0, 0)
@@ -522,6 +524,7 @@ ASYNC_REST = "0.*=all-reduce:publish_every=5; *=data-parallel:consistency=async"
 async def test_one_workers_async_part_is_the_local_run(strategy: str) -> None:
     async with Rig(strategy=strategy, audit=True) as rig:
         model = await as_worker(rig, trained("sgd", epochs=2))
+        await eventually(lambda: len(rig.finished) == 1)
         (finished,) = rig.finished.values()
     verdict = finished.verdict
     assert verdict is not None
