@@ -52,6 +52,7 @@ async def test_killed_worker_is_started_again_as_another_life(
     await job.goes_on()
 
 
+@pytest.mark.long
 async def test_killed_shard_server_is_followed_by_its_backups(
     fragile_cluster: Cluster, job: Training
 ) -> None:

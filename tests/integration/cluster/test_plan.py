@@ -81,6 +81,7 @@ def test_auto_trains_the_script_by_what_it_chose_to_the_same_result(directory: P
     assert one == pytest.approx(trained_here(), abs=1e-4)
 
 
+@pytest.mark.long
 def test_plan_prints_what_it_measured_and_stops_the_script(directory: Path) -> None:
     ran = lines([ELASTICPS, "plan", "--json", "--link", "1Mbit,5ms", "train.py"], directory)
     plan = json.loads(ran.stdout)

@@ -377,6 +377,7 @@ async def test_certificates_are_renewed_and_a_killed_server_replaced_while_a_job
         assert ssl.PEM_cert_to_DER_cert(shown) == ssl.PEM_cert_to_DER_cert(files.cert.read_text())
 
 
+@pytest.mark.long
 async def test_a_killed_daemon_is_noticed_by_its_refused_connection(
     cluster: SecuredCluster, training: Training
 ) -> None:
