@@ -68,7 +68,7 @@ def test_the_checkpoint_commands_work_when_pasted_in_their_order(
 ) -> None:
     section = README.read_text().partition("### Checkpoints")[2]
     commands = [shlex.split(line, comments=True) for line in section.split("```")[1].splitlines()]
-    first, now, resume = (command[1:] for command in commands if command)
+    first, now, look, export, resume = (command[1:] for command in commands if command)
     put_script(tmp_path)
     running = start(*first)
     assert running.stderr is not None
@@ -85,11 +85,19 @@ def test_the_checkpoint_commands_work_when_pasted_in_their_order(
             break
     assert asking.returncode == 0, error
     assert re.fullmatch(r".*/saved/round-\d{8}\n", out)
+    looking = start(*look, env=environment)
+    listed, error = looking.communicate(timeout=110)
+    assert looking.returncode == 0, error
+    assert "complete" in listed
     out, error = running.communicate(timeout=110)
     assert running.returncode == 0, error
     assert re.search(r"loss \d\.\d+ after 400 rounds on 3 workers", out), out
     newest = max((tmp_path / "saved").glob("round-*"))
     assert newest.name == "round-00000400"
+    exporting = start(*export)
+    _, error = exporting.communicate(timeout=110)
+    assert exporting.returncode == 0, error
+    assert (tmp_path / "weights.safetensors").is_file()
     resumed = start(*resume)
     again, error = resumed.communicate(timeout=110)
     assert resumed.returncode == 0, error
