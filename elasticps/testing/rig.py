@@ -17,6 +17,7 @@ from typing import Any, Self, cast
 
 import uvloop
 
+from elasticps.core.audit import Verdict
 from elasticps.core.blocks import LEDGER_BYTES, Model, partition
 from elasticps.core.chosen import DEFAULT_STRATEGY
 from elasticps.core.ids import (
@@ -302,6 +303,13 @@ class Rig:
     def retire(self, uid: str) -> None:
         worker = next(worker for name, worker in self._runs.values() if name == uid)
         self._children[worker].tell(Retire("the test says so"))
+
+    async def verdicts(self, workers: int) -> list[Verdict]:
+        """What the first ``workers`` workers that end have found, once they have said so."""
+        await eventually(lambda: len(self.finished) >= workers)
+        verdicts = [finished.verdict for finished in self.finished.values()]
+        assert None not in verdicts, "a worker has held nothing against what was applied"
+        return [verdict for verdict in verdicts if verdict is not None]
 
     def _on_message(self, conn: Connection, message: Control) -> None:
         match message:

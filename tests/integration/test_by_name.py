@@ -71,11 +71,11 @@ def alone(name: str, epochs: int) -> nn.Module:
 async def test_all_reduce_and_data_parallel_equal_the_local_run(name: str, count: int) -> None:
     async with Rig(start_workers=count, strategy=DENSE_AND_REST, audit=True) as rig:
         models = await as_workers(rig, count, trained(name, epochs=2))
-        verdicts = [finished.verdict for finished in rig.finished.values()]
+        verdicts = await rig.verdicts(count)
     for model in models:
         assert_equal(model, alone(name, epochs=2), exactly=False)
         assert_equal(model, models[0])
-    assert all(verdict and (verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
+    assert all((verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
 
 
 Used = dict[int, list[int]]
@@ -311,10 +311,10 @@ async def test_a_worker_without_samples_in_a_round_loses_no_progress() -> None:
     strategy = "0.*=local-sgd:h=2; *=data-parallel"
     async with Rig(start_workers=3, strategy=strategy, audit=True) as rig:
         models = await as_workers(rig, 3, script)
-        verdicts = [finished.verdict for finished in rig.finished.values()]
+        verdicts = await rig.verdicts(3)
     for model in models:
         assert_equal(model, models[0])
-    assert all(verdict and (verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
+    assert all((verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
 
 
 # -- what a part may be, and what a script sees -------------------------------------------------
@@ -576,10 +576,9 @@ async def test_no_async_push_is_lost_or_doubled_when_a_worker_and_a_server_die(c
         models = [await task for task in staying]
         with pytest.raises(JobFailed):
             await dying
-        verdicts = [finished.verdict for finished in rig.finished.values()]
+        verdicts = await rig.verdicts(2)
     assert len(verdicts) == 2
     for verdict in verdicts:
-        assert verdict is not None
         assert (verdict.lost, verdict.duplicated) == (0, 0)
     assert recorded.counts() == Counter(dict.fromkeys(range(60), 8))
     assert_equal(models[0], models[1])

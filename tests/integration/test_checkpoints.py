@@ -147,8 +147,8 @@ async def test_two_workers_resume_to_the_bit(tmp_path: Path) -> None:
         await as_workers(rig, 2, lambda run: Training(name="adam", stop_at=7)(run))
     async with CheckpointRig(resume=str(tmp_path), start_workers=2, servers=3) as rig:
         resumed = await as_workers(rig, 2, lambda run: Training(name="adam")(run))
-        verdicts = [finished.verdict for finished in rig.finished.values()]
-        assert all(verdict is not None and verdict.lost == 0 for verdict in verdicts)
+        verdicts = await rig.verdicts(2)
+        assert all(verdict.lost == 0 for verdict in verdicts)
     for one in resumed:
         assert one.began_at == 7
         assert_equal(one.model, straight.model)

@@ -50,12 +50,12 @@ def trained(run: elasticps.Run, epochs: int = 2) -> nn.Module:
 async def test_a_period_of_one_step_is_synchronous_data_parallelism(count: int) -> None:
     async with Rig(start_workers=count, strategy="local-sgd:h=1,outer=sgd", audit=True) as rig:
         models = await as_workers(rig, count, trained)
-        verdicts = [finished.verdict for finished in rig.finished.values()]
+        verdicts = await rig.verdicts(count)
     local = network()
     train(local, optim.SGD(local.parameters(), lr=0.01), batches(epochs=2))
     for model in models:
         assert_equal(model, local, exactly=False)
-    assert all(verdict and (verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
+    assert all((verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
 
 
 async def test_a_schedule_drives_the_optimizer_of_each_worker() -> None:
@@ -224,9 +224,9 @@ async def test_every_sample_is_read_once_while_workers_come_and_go(shape: str) -
         rig.retire("w2")
         assert isinstance(await second, elasticps.WorkerRetired)
         await first
-        verdicts = [finished.verdict for finished in rig.finished.values()]
+        verdicts = await rig.verdicts(2)
     assert read == Counter(dict.fromkeys(range(100), 2))
-    assert all(verdict and (verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
+    assert all((verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
 
 
 MODES: dict[str, dict[str, Any]] = {
@@ -256,8 +256,8 @@ async def test_workers_learn_and_end_equal_in_rounds(mode: str, shape: str) -> N
         start_workers=3, audit=True, strategy=f"local-sgd:{shape}", **MODES[mode]
     ) as rig:
         models = await as_workers(rig, 3, script)
-        verdicts = [finished.verdict for finished in rig.finished.values()]
-    assert all(verdict and (verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
+        verdicts = await rig.verdicts(3)
+    assert all((verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
     inputs, targets = dataset().tensors
     with torch.no_grad():
         losses = [float(loss_of(model(inputs), targets)) for model in [network(), *models]]
@@ -284,8 +284,8 @@ async def test_a_slow_workers_period_is_read_again_by_others() -> None:
 
     async with Rig(start_workers=3, audit=True, strategy="local-sgd:h=2", backup_workers=1) as rig:
         await as_workers(rig, 3, script)
-        verdicts = [finished.verdict for finished in rig.finished.values()]
-    assert all(verdict and (verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
+        verdicts = await rig.verdicts(3)
+    assert all((verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
 
 
 # -- deaths -------------------------------------------------------------------------------------

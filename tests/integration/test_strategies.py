@@ -99,10 +99,10 @@ async def test_a_round_of_no_updates_commits_and_moves_no_tensors(install: Insta
     body = "def step(self, worker): worker.start_exchange({}).wait()"
     async with Rig(start_workers=2, strategy=installed(install, body), audit=True) as rig:
         results = await as_workers(rig, 2, script)
-        verdicts = [finished.verdict for finished in rig.finished.values()]
+        verdicts = await rig.verdicts(2)
     for found, rounds, pushed in results:
         assert (found.tolist(), rounds, pushed) == ([0.0] * 5, 4, 0)
-    assert all(verdict and (verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
+    assert all((verdict.lost, verdict.duplicated) == (0, 0) for verdict in verdicts)
 
 
 async def test_a_worker_hears_who_is_left_when_a_peer_is_lost(install: Install) -> None:

@@ -56,7 +56,7 @@ async def test_a_script_comes_to_what_its_local_run_comes_to(name: str, count: i
         assert_equal(model, local, exactly=count == 1)
         assert_equal(model, models[0])
     rounds = len(list(batches(epochs=2)))
-    verdicts = [finished.verdict for finished in rig.finished.values()]
+    verdicts = await rig.verdicts(count)
     assert verdicts == [Verdict(blocks * rounds)] * count
 
 
@@ -152,9 +152,8 @@ async def test_a_script_need_not_know_how_its_job_is_kept_consistent(mode: str) 
 
     async with Rig(start_workers=3, audit=True, **MODES[mode]) as rig:
         models = await as_workers(rig, 3, script)
-        verdicts = [finished.verdict for finished in rig.finished.values()]
+        verdicts = await rig.verdicts(3)
     for verdict in verdicts:
-        assert verdict is not None
         assert (verdict.lost, verdict.duplicated) == (0, 0)
     inputs, targets = dataset().tensors
     with torch.no_grad():

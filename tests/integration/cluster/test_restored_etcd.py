@@ -87,7 +87,8 @@ async def test_daemons_end_when_etcd_is_put_back_and_started_again_offer_the_las
             stored = (await store.list(keys.job(job.name))).items
             # A report may be the write that tells its daemon; it goes with the daemon's lease.
             kept = [item for item in stored if not item.lease]
-            assert kept and all(item.mod_revision <= known for item in kept)
+            assert kept
+            assert all(item.mod_revision <= known for item in kept)
             # Registrations come back too, of daemons that are dead; their leases run out.
             while any([await store.get(keys.node(node)) for node in NODES]):
                 await asyncio.sleep(LOOK_S)
