@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
@@ -139,30 +140,30 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
 
     # -- what each kind of ledger adds ----------------------------------------------------------
 
-    def _ready(self, ready: Ready) -> Answers:
-        raise NotImplementedError
+    @abstractmethod
+    def _ready(self, ready: Ready) -> Answers: ...
 
-    def _vote(self, vote: Vote) -> Answers:
-        raise NotImplementedError
+    @abstractmethod
+    def _vote(self, vote: Vote) -> Answers: ...
 
+    @abstractmethod
     def _may_seat(self) -> bool:
         """May workers be seated now, or only when the round under way is over?"""
-        raise NotImplementedError
 
+    @abstractmethod
     def _seated(self, joiners: list[WorkerId]) -> None:
         """``joiners`` have just become members: give them what they need."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _went(self, gone: list[WorkerId]) -> Answers:
         """Members that stay are told what ``gone``, no members any more, mean to them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _lend(self) -> None:
         """Lend samples to those who are to have some."""
-        raise NotImplementedError
 
-    def _next_round(self, worker: WorkerId) -> Round:
-        raise NotImplementedError
+    @abstractmethod
+    def _next_round(self, worker: WorkerId) -> Round: ...
 
     @property
     def _able(self) -> list[WorkerId]:
@@ -412,6 +413,6 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
         return ""
 
     @property
+    @abstractmethod
     def _stepped(self) -> bool:
         """Has a worker taken a step already?"""
-        raise NotImplementedError
