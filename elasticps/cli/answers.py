@@ -9,6 +9,7 @@ import msgspec
 from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.core.consistency import Guarantees
 from elasticps.core.records import Attempts
+from elasticps.core.step_profile import StepProfile
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
 
@@ -302,3 +303,10 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
 
 class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorBody
+
+
+class Profiled(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recording says; ``missing``: nodes that did not answer, and why."""
+
+    profile: StepProfile
+    missing: dict[str, str]

@@ -29,6 +29,7 @@ from elasticps.cli.answers import (
     Node,
     NodesPage,
     NodeState,
+    Profiled,
     Status,
     StoredCheckpoints,
     Submission,
@@ -137,6 +138,22 @@ class Api:
 
     async def checkpoint(self, job: str) -> CheckpointAsked:
         return await self._once(f"jobs/{_part(job)}/checkpoint", CheckpointAsked)
+
+    async def profile(self, job: str, *, steps: int, wait_s: int) -> tuple[Profiled, bytes]:
+        """Record so many steps: what they say, and the whole answer, which is a trace."""
+        url = f"{self.url}/api/v1/jobs/{_part(job)}/profile"
+        headers = self._proof(url) | {"Content-Type": "application/json"}
+        body = msgspec.json.encode({"steps": steps, "wait_s": wait_s})
+        patience = aiohttp.ClientTimeout(
+            total=wait_s + 4 * ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S
+        )
+        with _plain_errors(url):
+            async with self._session.post(
+                url, data=body, headers=headers, timeout=patience, allow_redirects=False
+            ) as response:
+                await _check(response, url)
+                document = await response.read()
+        return _decoded(document, Profiled, url), document
 
     async def machine(self, node: Node) -> MachineFacts:
         """What the node's own daemon says of its machine."""

@@ -22,6 +22,7 @@ from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
 from elasticps.cli.plan import plan
 from elasticps.cli.plugins import plugins
+from elasticps.cli.profile import profile
 from elasticps.cli.restart import restart
 from elasticps.cli.run import run
 from elasticps.cli.scale import scale
@@ -96,6 +97,7 @@ for command in (
     top,
     logs,
     events,
+    profile,
     cancel,
     scale,
     checkpoint,

@@ -27,6 +27,7 @@ from elasticps.wire.messages import (
     Prefer,
     Progress,
     Promises,
+    RecordedSpans,
     Retire,
     ServerHello,
     ServerLoad,
@@ -58,6 +59,8 @@ class Children(Protocol):
     def retired(self, uid: str) -> Retire | None: ...
 
     def described(self, uid: str, describe: Describe) -> None: ...
+
+    def recorded(self, uid: str, part: RecordedSpans) -> None: ...
 
     def progressed(self, uid: str, progress: Progress) -> None: ...
 
@@ -121,6 +124,11 @@ class Links:
             if link.uid == uid:
                 link.tell(message)
 
+    def tell_server(self, message: Control) -> None:
+        """Send to the shard server, if it has said hello."""
+        for link in self._server_links():
+            link.tell(message)
+
     def renew_access(self) -> None:
         """Give each worker a pass anew, before the one that it has is over."""
         for link in self._links.values():
@@ -176,6 +184,8 @@ class Links:
                 self._children.promised(message)
             case ServerLoad():
                 self._children.loaded(message)
+            case RecordedSpans():
+                self._children.recorded("", message)
             case _:
                 log.error("a %s is not for a shard server to say", type(message).__name__)
 
@@ -187,6 +197,8 @@ class Links:
                 self._children.progressed(uid, message)
             case Prefer():
                 self._children.preferred(uid, message)
+            case RecordedSpans():
+                self._children.recorded(uid, message)
             case Finished():
                 self._children.finished(uid, message)
             case _:

@@ -25,6 +25,7 @@ from elasticps.daemon.membership import Membership
 from elasticps.daemon.metrics.measured import Measured
 from elasticps.daemon.notify import Notifier
 from elasticps.daemon.readiness import Condition, Readiness
+from elasticps.daemon.recordings import Recordings
 from elasticps.daemon.rehearsals import Rehearsals
 from elasticps.daemon.reload import Reload
 from elasticps.daemon.reports import Reports
@@ -49,6 +50,7 @@ from elasticps.wire.messages import (
     Prefer,
     Progress,
     Promises,
+    RecordedSpans,
     Retire,
     ServerLoad,
     Welcome,
@@ -97,6 +99,7 @@ class Node:
         self._nudge = asyncio.Event()
         self._rehearsals = Rehearsals(lambda: self._links.sync())
         self._links = Links(self.view, self.machine, self, self._rehearsals)
+        self.recordings = Recordings(self._links.tell_worker, self._links.tell_server)
         self._reports = Reports(store, self.view, self.name, self._links.tell_worker)
         self._leader = Leader(store, self.view, self._changed, config.lost_after_s, self.access)
         self.membership = Membership(
@@ -331,6 +334,7 @@ class Node:
         return True
 
     def server_gone(self) -> None:
+        self.recordings.gone("")
         if self.server.record is not None:
             self.measured.tallies.server_ended(self.server.record.server)
         self.server.gone()
@@ -373,6 +377,9 @@ class Node:
         if life is not None:
             self._reports.described(life, describe)
 
+    def recorded(self, uid: str, part: RecordedSpans) -> None:
+        self.recordings.recorded(uid, part)
+
     def progressed(self, uid: str, progress: Progress) -> None:
         life = self.workers.lives.get(uid)
         if life is not None:
@@ -392,6 +399,7 @@ class Node:
 
     def worker_gone(self, uid: str) -> None:
         self.measured.tallies.worker_ended(uid)
+        self.recordings.gone(uid)
         life = self.workers.lives.get(uid)
         if life is not None:
             life.hung_up.set()

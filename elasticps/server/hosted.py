@@ -26,6 +26,7 @@ from elasticps.errors import ElasticError, PeerUnavailable
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import OpMeta, RefusalMeta, SnapshotMeta, encode
+from elasticps.wire.spans import Spans
 from elasticps.wire.tallies import JobCounts
 
 log = logging.getLogger(__name__)
@@ -73,12 +74,16 @@ class Streams(Protocol):
 
 
 class Hosted(ABC):
-    """One replica on this server: the shell around its ``Replication``. It adds to ``counts``."""
+    """One replica on this server: the shell around its ``Replication``.
+
+    It adds to ``counts``, and to ``spans`` while its job is profiled.
+    """
 
     def __init__(self, job: JobKey, block: BlockId, streams: Streams, counts: JobCounts) -> None:
         self.job = job
         self.id = block
         self.counts = counts
+        self.spans = Spans()
         self.snapshot_bytes: dict[ServerId, int] = {}
         self._streams = streams
 

@@ -34,6 +34,7 @@ from elasticps.wire.messages import (
     JobInfo,
     PlanUpdate,
     Promises,
+    RecordSpans,
     ServerHello,
     ServerLoad,
     Servers,
@@ -81,6 +82,9 @@ class ShardServer:
                 self.table.plan_update(message)
             case AliveWorkers():
                 self.table.alive_workers(message)
+            case RecordSpans():
+                for part in self.table.record_spans(message):
+                    tell(conn, part)
             case DropJob():
                 self.table.drop_job(message.job)
             case Stop():

@@ -75,6 +75,7 @@ class ParameterBlock(Hosted):
         self._prepared = PreparedGradient(None, {})
         self._answers: dict[Request, tuple[bytes, bytes | None]] = {}
         self._broken = ""
+        self._first_push_ns = 0
 
     @property
     def replication(self) -> Replication:
@@ -109,9 +110,11 @@ class ParameterBlock(Hosted):
         header = request.header
         if not self._is_up_to(request, meta.commit):
             return
+        began_ns = self.spans.begin()
         try:
             self._check(meta)
             staged = self._staged(request, meta, payload)
+            self.spans.end("stage", began_ns, block=self.id, round_=header.round)
         except (CodecError, WireError) as error:
             _refuse(request, str(error))
             return
@@ -139,6 +142,8 @@ class ParameterBlock(Hosted):
             case PushOutcome.STAGE | PushOutcome.PREPARE:
                 self._staging.hold(header.worker, request)
                 self._count(header)
+                is_first = not self._staging.gradients
+                self._first_push_ns = self.spans.begin() if is_first else self._first_push_ns
                 self._staging.take(header.worker, staged)
                 if outcome is PushOutcome.PREPARE:
                     self._prepare()
@@ -266,9 +271,12 @@ class ParameterBlock(Hosted):
 
     def _prepare(self) -> None:
         """The round's last gradient has come: hold their mean here and at every replica."""
+        self.spans.end("wait", self._first_push_ns, block=self.id)
+        began_ns = self.spans.begin()
         mean, waiting = self._staging.taken()
         prepared = PreparedGradient(self._tensor.gradient_of(mean.gradient), mean.hyper)
         self._finite.note(prepared.gradient)
+        self.spans.end("stage", began_ns, block=self.id)
         self._publish(self._replica.staged_round(), prepared)
         for request in waiting:
             self.perform(self.replication.answer_when_durable(request))
@@ -313,8 +321,10 @@ class ParameterBlock(Hosted):
 
     def _step(self, gradient: torch.Tensor | None, hyper: dict[str, object]) -> None:
         began_s = time.monotonic()
+        began_ns = self.spans.begin()
         try:
             self._tensor.step(gradient, hyper)
+            self.spans.end("apply", began_ns, block=self.id, round_=self._replica.round)
             spent_s = time.monotonic() - began_s
             self.meter.apply_s += spent_s
             self.counts.apply_s += spent_s

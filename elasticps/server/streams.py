@@ -75,7 +75,16 @@ class _Stream:
         if self._order.due() is not Due.OP:
             raise _Broken("the peer fell behind")
         op, payload = self._order.take()
+        began_ns, number = self._hosted.spans.begin(), op.op.round if op.op else 0
         await self._deliver(connection, Kind.OP, encode(op), payload)
+        self._hosted.spans.end(
+            "replicate",
+            began_ns,
+            block=self._hosted.id,
+            nbytes=payload.nbytes if payload else 0,
+            via=self._peer,
+            round_=number,
+        )
         self._hosted.counts.ops += 1
         self._hosted.counts.op_bytes += len(op.command) + (payload.nbytes if payload else 0)
         self._hosted.acked(self._peer, op.version)

@@ -32,9 +32,13 @@ from elasticps.wire.messages import (
     JobInfo,
     PlanUpdate,
     Promises,
+    RecordedSpans,
+    RecordSpans,
     ServerLoad,
 )
 from elasticps.wire.pool import ConnectionPool
+from elasticps.wire.recorded import recorded
+from elasticps.wire.spans import Spans
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ class _Job:
     codec: JobCodec | None = None
     broken: str = ""
     alive: AliveWorkers | None = None
+    spans: Spans = field(default_factory=Spans)
     hosted: dict[BlockId, Hosted] = field(default_factory=dict)
 
 
@@ -120,6 +125,7 @@ class Table:
                 job.broken = f"{type(error).__name__}: {error}"
                 log.exception("job=%s block=%s cannot be made", job.info.name, entry.block)
                 return
+            hosted.spans = job.spans
         hosted.adopt(entry)
         if hosted.replication.role is Role.NONE:
             del job.hosted[entry.block]
@@ -163,6 +169,15 @@ class Table:
             return
         for hosted in job.hosted.values():
             hosted.drop()
+
+    def record_spans(self, asked: RecordSpans) -> Iterable[RecordedSpans]:
+        """Begin to record what blocks of a job do; or end it, and say what they did."""
+        job = self._jobs.get(asked.job)
+        spans = job.spans if job else Spans()
+        if asked.steps:
+            spans.start(asked.most, asked.seconds)
+            return ()
+        return recorded(asked.job, spans)
 
     # -- look-up for sessions -------------------------------------------------------------------
 

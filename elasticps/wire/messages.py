@@ -31,6 +31,7 @@ from elasticps.core.lending import DYNAMIC
 from elasticps.core.proposal import Load
 from elasticps.core.records import Attempts, CaughtUpRow, ServerRecord
 from elasticps.core.replica import Applied, Commit, RoundOp
+from elasticps.core.spans import Span as TimeSpan
 from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import WireError
 from elasticps.wire.tallies import ServerTally
@@ -389,6 +390,27 @@ class Prefer(msgspec.Struct, frozen=True, tag=True):
     blocks: Annotated[tuple[Span, ...], msgspec.Meta(max_length=MAX_SPANS)]
 
 
+class RecordSpans(msgspec.Struct, frozen=True, tag=True):
+    """To a child: record spans of the job, of so many of a worker's steps, the newest ``most``.
+
+    It ends by itself after ``seconds``. With 0 steps: hand in what there is, now.
+    """
+
+    job: JobKey
+    steps: int = 0
+    seconds: float = 0.0
+    most: int = 0
+
+
+class RecordedSpans(msgspec.Struct, frozen=True, tag=True):
+    """From a child: what it has recorded, in several messages. ``left_out``: for want of room."""
+
+    job: JobKey
+    spans: tuple[TimeSpan, ...]
+    left_out: int
+    last: bool
+
+
 class Finished(msgspec.Struct, frozen=True, tag=True):
     """From a worker: how its life ended. ``left``: it was asked to retire."""
 
@@ -415,6 +437,8 @@ Control = (
     | Rejected
     | Progress
     | Prefer
+    | RecordSpans
+    | RecordedSpans
     | Finished
 )
 

@@ -24,6 +24,8 @@ from elasticps.wire.messages import (
     PlanUpdate,
     Prefer,
     Progress,
+    RecordedSpans,
+    RecordSpans,
     Rejected,
     Retire,
     Servers,
@@ -31,6 +33,7 @@ from elasticps.wire.messages import (
     WorkerHello,
 )
 from elasticps.wire.pool import addresses_of
+from elasticps.wire.spans import Spans
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -43,7 +46,9 @@ class Agent:
     ``host`` is where other machines reach this one, ``directory`` the one of the daemon's sockets.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spans: Spans | None = None) -> None:
+        self.spans = spans or Spans()
+        self.on_record: Callable[[RecordSpans], None] = self._nothing_recorded
         self.welcome: Welcome | None = None
         self.access: Access | None = None
         self.job: JobInfo | None = None
@@ -96,6 +101,12 @@ class Agent:
 
     def finished(self, finished: Finished) -> None:
         self._tell(finished)
+
+    def recorded(self, part: RecordedSpans) -> None:
+        self._tell(part)
+
+    def _nothing_recorded(self, asked: RecordSpans) -> None:
+        self._tell(RecordedSpans(asked.job, (), 0, last=True))
 
     def current_access(self) -> Access:
         """The newest; only for who was welcomed with one."""
@@ -153,6 +164,8 @@ class Agent:
                 self.on_servers()
             case Retire():
                 self.retiring = message.reason
+            case RecordSpans():
+                self.on_record(message)
             case Rejected():
                 self._rejection = message.reason
         self._changed.set()

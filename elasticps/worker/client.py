@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from elasticps.core.commands import Answer, Command, Question, Refused
+from elasticps.core.commands import Answer, Attend, Command, Question, Refused
 from elasticps.core.ids import LEDGER, BlockId, JobKey, Round, Seq, ServerId, WorkerId
 from elasticps.errors import BlockUnavailable, JobFailed, PeerUnavailable
 from elasticps.wire.frame import Header, Kind, Status
@@ -58,6 +58,7 @@ class Client:
         self._agent = agent
         self.worker = worker
         self._job = job
+        self._spans = agent.spans
         credentials = ToServers(agent.current_access) if agent.access else None
         self._pool = ConnectionPool(cluster, str(worker), agent.address, credentials)
         # What waits for a server that is gone learns it at once, not when its time is up.
@@ -138,6 +139,7 @@ class Client:
         )
         try:
             connection = await self._pool.connection(row.primary)
+            began_ns = self._spans.begin()
             reply = await connection.request(
                 header,
                 call.meta,
@@ -148,6 +150,12 @@ class Client:
             )
         except PeerUnavailable as error:
             return str(error), None
+        if began_ns and call.kind is not Kind.LEDGER:
+            name, sent = call.kind.name.lower(), call.payload or call.into or b""
+            via, number = connection.where.transport, call.round
+            self._spans.end(
+                name, began_ns, block=call.block, nbytes=len(sent), via=via, round_=number
+            )
         return f"{row.primary} answered {reply.header.status.name}", reply
 
     async def ledger(self, make: Callable[[WorkerId], Command | Question]) -> Answer:
@@ -155,11 +163,15 @@ class Client:
 
         Raises JobFailed when the ledger refuses.
         """
-        body = msgspec.msgpack.encode(make(self.worker))
+        command = make(self.worker)
+        body = msgspec.msgpack.encode(command)
+        began_ns = self._spans.begin()
         call = Call(
             kind=Kind.LEDGER, block=LEDGER, meta=body, deadline_s=None, timeout_s=HELD_TIMEOUT_S
         )
         reply = await self.call(call)
+        if not isinstance(command, Attend):  # which waits for what may never come
+            self._spans.end(type(command).__name__.lower(), began_ns)
         answer: Answer = _answers.decode(reply.meta)
         if isinstance(answer, Refused):
             raise JobFailed(answer.reason, where="the job's ledger")

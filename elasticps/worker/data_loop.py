@@ -11,14 +11,19 @@ from typing import Any, TypeVar
 import uvloop
 
 from elasticps.errors import UsageError
+from elasticps.wire.spans import Spans
 
 Result = TypeVar("Result")
 
 
 class DataLoop:
-    """An event loop on a thread of its own; the script's thread hands it coroutines."""
+    """An event loop on a thread of its own; the script's thread hands it coroutines.
 
-    def __init__(self) -> None:
+    ``spans`` gets the script's waits.
+    """
+
+    def __init__(self, spans: Spans | None = None) -> None:
+        self.spans = spans or Spans()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="elasticps-data", daemon=True)
         self._thread.start()
@@ -32,12 +37,18 @@ class DataLoop:
 
         Raises UsageError once the loop is closed.
         """
-        future = self.start(coroutine)
+        return self.result_of(self.start(coroutine))
+
+    def result_of(self, future: Future[Result]) -> Result:
+        """Wait for what was started; a Ctrl-C here cancels it there."""
+        began_ns = self.spans.begin()
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+        finally:
+            self.spans.end("wait", began_ns)
 
     def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
         """Run ``coroutine`` there. Raises UsageError once the loop is closed."""

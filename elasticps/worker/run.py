@@ -21,6 +21,7 @@ from elasticps.core.ranges import DataSpec
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Prefer, Progress, StateMeta, Welcome
+from elasticps.wire.spans import Spans
 from elasticps.worker.agent import Agent
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
@@ -31,6 +32,7 @@ from elasticps.worker.membership import Membership
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.parameters import BlockMemory, ParamGroup, memory_of
 from elasticps.worker.served_model import ServedModel
+from elasticps.worker.step_recorder import StepRecorder
 from elasticps.worker.stepping import Stepping
 
 AGENT_VARIABLE = "ELASTICPS_AGENT"
@@ -56,6 +58,7 @@ class Run:
         self._agent = agent
         self._welcome = welcome
         self._membership = Membership(loop, agent, welcome)
+        self._recorder = StepRecorder(loop, agent)
         self._stepping: Stepping | None = None
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -173,6 +176,7 @@ class Run:
             pipeline=pipeline,
         )
         member.begin()
+        self._recorder.model = whole
         if pipeline is not None:
             pipeline.computed_by(self.forward_backward)
         self._stepped_at = time.monotonic()
@@ -281,7 +285,11 @@ class Run:
         member = self._member
         before, round_ = member.generation, member.round
         self._compute_s = time.monotonic() - self._stepped_at
+        began_ns = self._agent.spans.begin()
         act()
+        self._agent.spans.end("optimizer.step", began_ns)
+        if self._recorder.is_asked:
+            self._recorder.stepped(member.round)
         if member.round != round_:
             self._keep_checkpoints(member)
         self._tell_progress()
@@ -358,6 +366,7 @@ class Run:
                 failed = True
                 self._stepping.end()
                 failed = False
+                self._recorder.close()
         finally:
             try:
                 self._loop.call(self._depart(failed=failed))
@@ -400,7 +409,8 @@ def join(environment: Mapping[str, str] | None = None) -> Run:
             hint="start the script with: elasticps run SCRIPT",
         )
     place = Address.parse(address)
-    loop, agent = DataLoop(), Agent()
+    spans = Spans()
+    loop, agent = DataLoop(spans), Agent(spans)
 
     async def enter() -> Welcome:
         welcome = await agent.connect(place, uid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -203,7 +202,7 @@ class Stepping:
             self._model.install(fresh)
             self._settle(counted=counted)
 
-        self._ticket = _Ticket(work, take_in)
+        self._ticket = _Ticket(lambda: self._loop.result_of(work), work.done, take_in)
         return self._ticket
 
     def push(self, updates: Tensors | None = None) -> None:
@@ -436,21 +435,20 @@ class Stepping:
 class _Ticket:
     """A round in the background; what it brought is taken in by the script's own thread."""
 
-    def __init__(self, work: Future[bool], take_in: Callable[..., None]) -> None:
-        self._work = work
+    def __init__(
+        self, result: Callable[[], bool], is_done: Callable[[], bool], take_in: Callable[..., None]
+    ) -> None:
+        self._result = result
+        self._is_done = is_done
         self._take_in = take_in
         self._is_taken_in = False
 
     @property
     def done(self) -> bool:
-        return self._work.done()
+        return self._is_done()
 
     def wait(self) -> bool:
-        try:
-            counted = self._work.result()
-        except BaseException:
-            self._work.cancel()
-            raise
+        counted = self._result()
         if not self._is_taken_in:
             self._is_taken_in = True
             self._take_in(counted=counted)

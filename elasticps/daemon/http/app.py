@@ -24,6 +24,7 @@ from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.metrics import MetricRoutes
 from elasticps.daemon.http.nodes import NodeRoutes
 from elasticps.daemon.http.openapi import OpenApiRoutes
+from elasticps.daemon.http.profile import ProfileRoutes
 from elasticps.daemon.http.refusals import MAX_BODY_BYTES, PlainRefusals, errors_as_json
 from elasticps.daemon.http.repeats import Repeats
 from elasticps.daemon.http.scale import ScaleRoutes
@@ -92,6 +93,7 @@ def application(node: Node, client: aiohttp.ClientSession) -> web.Application:
         JobRoutes(node, status, repeats, client),
         ScaleRoutes(node, status),
         CheckpointRoutes(node, repeats, client),
+        ProfileRoutes(node, client),
         EventRoutes(node, block_map),
         series,
         stream,
