@@ -6,17 +6,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import msgspec
 
 from elasticps.checkpoint.disk import OS_DISK
 from elasticps.checkpoint.integrity import CHUNK_BYTES, LENGTH_BYTES, check_header, check_whole
 from elasticps.checkpoint.manifest import Manifest
+from elasticps.core.blocks import DTYPE_BYTES
 from elasticps.errors import CheckpointError, UsageError
 
 SUFFIX = ".safetensors"
+VALUE = "value"
+_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,12 +70,11 @@ def _written(directory: Path, manifest: Manifest, out: Path, force: bool) -> Exp
 
     def hashed() -> Iterator[bytes]:
         nonlocal size, tensors
-        with (directory / manifest.values.name).open("rb") as source:
-            header, tensors = _header(source, manifest, out)
-            for part in _parts(header, source):
-                digest.update(part)
-                size += len(part)
-                yield part
+        parts, tensors = _content(directory, manifest, out)
+        for part in parts:
+            digest.update(part)
+            size += len(part)
+            yield part
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -90,11 +93,54 @@ def _written(directory: Path, manifest: Manifest, out: Path, force: bool) -> Exp
     )
 
 
-def _header(source: BinaryIO, manifest: Manifest, out: Path) -> tuple[bytes, int]:
-    """The file's header with what it is of, and how many tensors it has; what follows stays."""
-    length = int.from_bytes(source.read(LENGTH_BYTES), "little")
-    rows = json.loads(source.read(length))
+def _content(directory: Path, manifest: Manifest, out: Path) -> tuple[Iterator[bytes], int]:
+    """The new file's bytes, and how many tensors it has."""
+    if manifest.values is None:
+        return _of_blocks(directory, manifest, out), len(manifest.model.parameters)
+    path = directory / manifest.values.name
+    rows, start = _rows(path)
+    header = _header(rows, manifest, out)
+    return chain([header], _bytes(path, start, manifest.values.size)), len(rows)
+
+
+def _of_blocks(directory: Path, manifest: Manifest, out: Path) -> Iterator[bytes]:
+    """Every parameter's blocks in order, the wider dtypes first: all are aligned then."""
+    parameters = sorted(
+        manifest.model.parameters, key=lambda row: (-DTYPE_BYTES[row.dtype], row.name)
+    )
+    rows: dict[str, Any] = {}
+    offset = 0
+    for row in parameters:
+        end = offset + row.numel * DTYPE_BYTES[row.dtype]
+        rows[row.name] = {
+            "dtype": _NAMES[row.dtype],
+            "shape": list(row.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    yield _header(rows, manifest, out)
+    for row in parameters:
+        blocks = (block for block in manifest.blocks if block.parameter == row.name)
+        for block in sorted(blocks, key=lambda block: block.start):
+            yield from _value_of(directory / block.file.name)
+
+
+def _value_of(path: Path) -> Iterator[bytes]:
+    rows, start = _rows(path)
+    first, last = rows[VALUE]["data_offsets"]
+    return _bytes(path, start + first, start + last)
+
+
+def _rows(path: Path) -> tuple[dict[str, Any], int]:
+    """A file's tensors, and where their bytes begin."""
+    with path.open("rb") as source:
+        length = int.from_bytes(source.read(LENGTH_BYTES), "little")
+        rows = json.loads(source.read(length))
     rows.pop("__metadata__", None)
+    return rows, LENGTH_BYTES + length
+
+
+def _header(rows: dict[str, Any], manifest: Manifest, out: Path) -> bytes:
     # Readers take "format" for the library whose tensors these are.
     about = {
         "format": "pt",
@@ -105,13 +151,14 @@ def _header(source: BinaryIO, manifest: Manifest, out: Path) -> tuple[bytes, int
     body = json.dumps({"__metadata__": about, **rows}, separators=(",", ":")).encode()
     body += b" " * (-len(body) % LENGTH_BYTES)
     check_header(len(body), out)
-    return len(body).to_bytes(LENGTH_BYTES, "little") + body, len(rows)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body
 
 
-def _parts(header: bytes, source: BinaryIO) -> Iterator[bytes]:
-    yield header
-    while part := source.read(CHUNK_BYTES):
-        yield part
+def _bytes(path: Path, start: int, stop: int) -> Iterator[bytes]:
+    with path.open("rb") as source:
+        source.seek(start)
+        while part := source.read(min(CHUNK_BYTES, stop - source.tell())):
+            yield part
 
 
 def _put(temporary: Path, out: Path, force: bool) -> None:

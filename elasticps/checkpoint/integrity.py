@@ -20,8 +20,20 @@ CHUNK_BYTES = 1 << 20
 def check_whole(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
     """The manifest of a checkpoint all of whose files are what it says. Raises CheckpointError."""
     manifest = read_manifest(directory, disk=disk)
-    for field, entry in (("values", manifest.values), ("optimizer", manifest.optimizer)):
+    for field, entry in manifest.files:
         check_file(directory / entry.name, entry, field, disk=disk)
+    return manifest
+
+
+def check_sizes(directory: Path) -> Manifest:
+    """The manifest, whose files are there and as long as they should be. Raises CheckpointError."""
+    manifest = read_manifest(directory)
+    for _, entry in manifest.files:
+        path = directory / entry.name
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry.size:
+            there = "is missing" if size is None else f"has {size} bytes, not {entry.size}"
+            raise CheckpointError(f"{entry.name} {there}", where=str(path), field=entry.name)
     return manifest
 
 

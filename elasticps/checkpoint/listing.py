@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from elasticps.checkpoint.directory import LEFTOVER, NAME
-from elasticps.checkpoint.integrity import check_whole
-from elasticps.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from elasticps.checkpoint.integrity import check_sizes, check_whole
+from elasticps.checkpoint.manifest import MANIFEST
 from elasticps.errors import CheckpointError
 
 MOST = 1000
@@ -62,24 +62,12 @@ def _listed(path: Path, number: int, verify: bool) -> Listed:
         why = "unfinished: it is being written or removed, or who did that died"
         return msgspec.structs.replace(row, problem=why)
     try:
-        manifest = check_whole(path) if verify else _sized(path)
+        manifest = check_whole(path) if verify else check_sizes(path)
     except CheckpointError as error:
         return msgspec.structs.replace(row, problem=_why(error, path))
     return msgspec.structs.replace(
         row, round=manifest.round, created_unix=manifest.created_unix, job=manifest.job
     )
-
-
-def _sized(directory: Path) -> Manifest:
-    """The manifest, whose files are there and as long as they should be. Raises CheckpointError."""
-    manifest = read_manifest(directory)
-    for entry in (manifest.values, manifest.optimizer):
-        path = directory / entry.name
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry.size:
-            there = "is missing" if size is None else f"has {size} bytes, not {entry.size}"
-            raise CheckpointError(f"{entry.name} {there}", where=str(path), field=entry.name)
-    return manifest
 
 
 def _why(error: CheckpointError, path: Path) -> str:

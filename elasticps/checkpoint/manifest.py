@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+from enum import StrEnum
 from itertools import zip_longest
 from pathlib import Path
 from typing import Self
@@ -18,7 +19,10 @@ from elasticps.core.ranges import DataSpec, Range, Supply
 from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import CheckpointError
 
-FORMAT = 2
+BY_PARAMETER = 2
+"""The format with all values in one file and all optimizer state in another."""
+FORMAT = 3
+"""The format with a file for each block, as the shard servers write them."""
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 100_000_000
 PICKLE_STARTS = (b"\x80", b"PK\x03\x04")
@@ -42,6 +46,31 @@ class StateEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     tensors: tuple[str, ...] = ()
     scalars: dict[str, Scalar] = {}
+
+
+class BlockEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Elements ``start`` to ``stop`` of a parameter: their value and optimizer state, in a file.
+
+    ``round`` is what the block was at; ``version`` counts the ops on it in the job's life. A state
+    tensor has an element for each of the block's, or is the same in all blocks of the parameter.
+    """
+
+    parameter: str
+    start: int
+    stop: int
+    round: Round
+    version: int
+    file: FileEntry
+    scalars: dict[str, Scalar] = {}
+
+
+class CutKind(StrEnum):
+    """Of what a checkpoint is whole."""
+
+    ROUND = "round"
+    """Every block is as it was after the same round."""
+    BLOCK = "block"
+    """Each block is as it was at one moment, another one for each."""
 
 
 class DataPosition(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,9 +109,12 @@ class DataPosition(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Written last: a directory without one is no checkpoint.
 
-    ``owner`` is the identity of the ``job``, which no other job of any cluster has. ``state`` is by
-    parameter name. ``data`` is None for a job that reads no ``run.data``.
-    ``digest`` is the SHA-256 of the file, taken with zeros in place of the digest.
+    ``owner`` is the identity of the ``job``, which no other job of any cluster has. ``data`` is
+    None for a job that reads no ``run.data``. ``torch`` and ``plugins`` are the versions of those
+    that made it. ``digest`` is the SHA-256 of the file, taken with zeros in place of the digest.
+
+    What the job holds is in ``blocks``, or, in format 2, in the files ``values`` and ``optimizer``
+    with ``state`` by parameter name.
     """
 
     format: int
@@ -93,10 +125,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     round: Round
     model: Model
-    state: dict[str, StateEntry]
     data: DataPosition | None
-    values: FileEntry
-    optimizer: FileEntry
+    cut: CutKind = CutKind.ROUND
+    torch: str = ""
+    plugins: dict[str, str] = {}
+    blocks: tuple[BlockEntry, ...] = ()
+    state: dict[str, StateEntry] = {}
+    values: FileEntry | None = None
+    optimizer: FileEntry | None = None
+
+    @property
+    def files(self) -> list[tuple[str, FileEntry]]:
+        """Every file beside this one, by its part in the manifest."""
+        whole = [("values", self.values), ("optimizer", self.optimizer)]
+        found = [(field, entry) for field, entry in whole if entry is not None]
+        return found + [(f"blocks[{i}].file", row.file) for i, row in enumerate(self.blocks)]
 
 
 class _Format(msgspec.Struct, frozen=True):
@@ -109,8 +152,10 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 def encoded(manifest: Manifest) -> bytes:
     """The file's bytes, sealed. Raises CheckpointError for a number that JSON cannot hold."""
-    for name, entry in manifest.state.items():
-        for key, item in entry.scalars.items():
+    scalars = [(name, entry.scalars) for name, entry in manifest.state.items()]
+    scalars += [(row.parameter, row.scalars) for row in manifest.blocks]
+    for name, items in scalars:
+        for key, item in items.items():
             if isinstance(item, float) and not math.isfinite(item):
                 raise CheckpointError(
                     f"the optimizer state {key} of {name} is {item}", field=key, limit="finite"
@@ -141,12 +186,12 @@ def read_manifest(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
 
 
 def _check_format(format_: int, path: Path) -> None:
-    if format_ != FORMAT:
+    if format_ not in (BY_PARAMETER, FORMAT):
         raise CheckpointError(
             f"the checkpoint has format {format_}",
             where=str(path),
             field="format",
-            limit=str(FORMAT),
+            limit=f"{BY_PARAMETER} or {FORMAT}",
             hint="resume it with the elasticps version that wrote it",
         )
 
@@ -201,7 +246,11 @@ def refuse_pickle(start: bytes, path: Path, field: str) -> None:
 
 def _check(manifest: Manifest, path: Path) -> None:
     """What the types do not say."""
-    for field, entry in (("values", manifest.values), ("optimizer", manifest.optimizer)):
+    if manifest.format == BY_PARAMETER and None in (manifest.values, manifest.optimizer):
+        raise CheckpointError(
+            f"format {BY_PARAMETER} without its two files", where=str(path), field="values"
+        )
+    for field, entry in manifest.files:
         if entry.name in ("", ".", "..", MANIFEST) or not set(entry.name).isdisjoint("/\\\0"):
             raise CheckpointError(
                 f"{entry.name!r} is not the name of a file in the checkpoint's directory",
@@ -213,6 +262,8 @@ def _check(manifest: Manifest, path: Path) -> None:
         raise CheckpointError(
             f"round {manifest.round}", where=str(path), field="round", limit=">= 0"
         )
+    if manifest.format != BY_PARAMETER:
+        _check_blocks(manifest, path)
     known = {parameter.name for parameter in manifest.model.parameters}
     for name in manifest.state.keys() - known:
         raise CheckpointError(
@@ -222,6 +273,32 @@ def _check(manifest: Manifest, path: Path) -> None:
         raise CheckpointError(
             "the data position lies outside the data", where=str(path), field="data"
         )
+
+
+def _check_blocks(manifest: Manifest, path: Path) -> None:
+    """Raise CheckpointError unless the blocks are every parameter's elements, each once."""
+    parts: dict[str, list[tuple[int, int]]] = {row.name: [] for row in manifest.model.parameters}
+    sizes = dict.fromkeys(parts, 0)
+    for row in manifest.blocks:
+        if row.parameter not in parts:
+            raise CheckpointError(
+                f"a block of {row.parameter}, which is no parameter of the model",
+                where=str(path),
+                field="blocks",
+            )
+        parts[row.parameter].append((row.start, row.stop))
+        sizes[row.parameter] += row.file.size
+    for parameter in manifest.model.parameters:
+        reached: float = 0
+        for start, stop in sorted(parts[parameter.name]):
+            reached = stop if start == reached <= stop else math.nan
+        if reached != parameter.numel or sizes[parameter.name] < parameter.numel:
+            raise CheckpointError(
+                f"the blocks of {parameter.name} are not its {parameter.numel} elements",
+                where=str(path),
+                field="blocks",
+                limit="each element once",
+            )
 
 
 def _is_possible(data: DataPosition) -> bool:

@@ -6,20 +6,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from elasticps.checkpoint.directory import make_root, path_of, remove_leftovers, temporary_path_of
 from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.draft import Draft
 from elasticps.checkpoint.manifest import (
-    FORMAT,
-    MANIFEST,
+    BY_PARAMETER,
+    BlockEntry,
     DataPosition,
     FileEntry,
     Manifest,
     Scalar,
     StateEntry,
-    encoded,
     read_manifest,
 )
 from elasticps.checkpoint.tensor_file import read_tensors, write_tensors
@@ -29,6 +29,8 @@ from elasticps.errors import CheckpointError
 
 VALUES = "values.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+VALUE = "value"
+"""The tensor of a block's file that is no optimizer state."""
 
 State = Mapping[str, torch.Tensor | Scalar]
 """One parameter's optimizer state as torch keeps it: tensors and plain numbers by key."""
@@ -55,36 +57,31 @@ def write(root: Path, snapshot: Snapshot, *, version: str, disk: Disk = OS_DISK)
 
     ``version`` is that of elasticps. Raises CheckpointError: what was there before is as it was.
     """
-    place = path_of(root, snapshot.round)
-    temporary = temporary_path_of(root, snapshot.round)
+    draft = Draft(root, snapshot.round, disk=disk)
     try:
-        make_root(root, disk=disk)
-        remove_leftovers(root, disk=disk)
-        if disk.exists(place):
-            raise CheckpointError("there is one already", where=str(place), field="checkpoint_dir")
-        disk.make_directory(temporary)
-        _fill(temporary, snapshot, version, disk)
-        disk.rename(temporary, place)
-        disk.sync_directory(root)
+        draft.begin()
+        draft.commit(_filled(draft.directory, snapshot, version, disk))
     except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint could not be written: {error.strerror}",
-            where=str(place),
-            field="checkpoint_dir",
-            hint="the checkpoints before it are whole",
-        ) from error
+        raise not_written(error, draft.place) from error
     finally:
-        disk.remove_tree(temporary, ignore_errors=True)
-    return place
+        draft.drop()
+    return draft.place
 
 
-def _fill(directory: Path, snapshot: Snapshot, version: str, disk: Disk) -> None:
-    """Make all files, the manifest last, each on the disk before what speaks of it."""
+def not_written(error: OSError, place: Path) -> CheckpointError:
+    """What to raise where the checkpoint that is to be in ``place`` could not be made."""
+    return CheckpointError(
+        f"the checkpoint could not be written: {error.strerror}",
+        where=str(place),
+        field="checkpoint_dir",
+        hint="the checkpoints before it are whole",
+    )
+
+
+def _filled(directory: Path, snapshot: Snapshot, version: str, disk: Disk) -> Manifest:
     values = write_tensors(directory / VALUES, snapshot.values, disk=disk)
     optimizer = write_tensors(directory / OPTIMIZER, _state_tensors(snapshot), disk=disk)
-    manifest = _manifest(snapshot, version, values, optimizer)
-    disk.create(directory / MANIFEST, [encoded(manifest)])
-    disk.sync_directory(directory)
+    return _manifest(snapshot, version, values, optimizer)
 
 
 def _state_tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
@@ -104,7 +101,7 @@ def _manifest(
     snapshot: Snapshot, version: str, values: FileEntry, optimizer: FileEntry
 ) -> Manifest:
     return Manifest(
-        format=FORMAT,
+        format=BY_PARAMETER,
         elasticps=version,
         created_unix=time.time(),
         job=snapshot.job,
@@ -130,8 +127,11 @@ def read(directory: Path) -> Snapshot:
     Raises CheckpointError, naming the field, for one that is damaged or not what it says.
     """
     manifest = read_manifest(directory)
-    values = read_tensors(directory, manifest.values, "values")
-    tensors = read_tensors(directory, manifest.optimizer, "optimizer")
+    values, state = _read_whole(directory, manifest) if manifest.values else ({}, {})
+    shapes = {row.name: row.shape for row in manifest.model.parameters}
+    for index, entry in enumerate(manifest.blocks):
+        tensors = read_tensors(directory, entry.file, f"blocks[{index}].file")
+        _put(values, state, shapes[entry.parameter], entry, tensors, directory)
     _check_values(directory, manifest, values)
     return Snapshot(
         job=manifest.job,
@@ -140,10 +140,51 @@ def read(directory: Path) -> Snapshot:
         model=manifest.model,
         data=manifest.data,
         values=values,
-        state={
-            name: _state(directory, name, entry, tensors) for name, entry in manifest.state.items()
-        },
+        state=state,
     )
+
+
+def _read_whole(directory: Path, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
+    assert manifest.values is not None
+    assert manifest.optimizer is not None
+    values = read_tensors(directory, manifest.values, "values")
+    tensors = read_tensors(directory, manifest.optimizer, "optimizer")
+    return values, {
+        name: _state(directory, name, entry, tensors) for name, entry in manifest.state.items()
+    }
+
+
+def _put(
+    values: dict[str, torch.Tensor],
+    state: dict[str, dict[str, torch.Tensor | Scalar]],
+    shape: tuple[int, ...],
+    entry: BlockEntry,
+    tensors: dict[str, torch.Tensor],
+    directory: Path,
+) -> None:
+    """Put what a block's file holds in its place within the parameter's tensors."""
+    numel = entry.stop - entry.start
+    value = tensors.pop(VALUE, None)
+    if value is None or value.numel() != numel:
+        raise CheckpointError(
+            f"a part of the value of {entry.parameter} is missing",
+            where=str(directory / entry.file.name),
+            field=entry.parameter,
+            limit=f"{numel} elements",
+        )
+    whole = values.setdefault(entry.parameter, torch.empty(shape, dtype=value.dtype))
+    whole.view(-1)[entry.start : entry.stop] = value.view(-1)
+    if not (tensors or entry.scalars):
+        return
+    its = state.setdefault(entry.parameter, {})
+    its.update(entry.scalars)
+    for key, tensor in tensors.items():
+        if tensor.dim() > 0 and tensor.numel() == numel:
+            full = its.setdefault(key, torch.empty(shape, dtype=tensor.dtype))
+            assert isinstance(full, torch.Tensor)
+            full.view(-1)[entry.start : entry.stop] = tensor.view(-1)
+        else:
+            its[key] = tensor
 
 
 def _check_values(directory: Path, manifest: Manifest, values: Mapping[str, torch.Tensor]) -> None:
@@ -154,7 +195,7 @@ def _check_values(directory: Path, manifest: Manifest, values: Mapping[str, torc
         if there != wanted:
             raise CheckpointError(
                 f"the value of {parameter.name} is {there}",
-                where=str(directory / manifest.values.name),
+                where=str(directory),
                 field=parameter.name,
                 limit=wanted,
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -35,15 +36,34 @@ def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], *, disk: Disk = OS_DISK
 ) -> FileEntry:
     """Write CPU ``tensors`` to a new file and fsync it. Raises OSError, CheckpointError."""
+    rows = [
+        Row(name, tensor.dtype, tuple(tensor.shape), _bytes_of(tensor))
+        for name, tensor in tensors.items()
+    ]
+    return write_rows(path, rows, disk=disk)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A tensor to be written, and its bytes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    part: memoryview
+
+
+def write_rows(path: Path, rows: Iterable[Row], *, disk: Disk = OS_DISK) -> FileEntry:
+    """Write tensors to a new file and fsync it. Raises OSError, CheckpointError."""
     # Wider ones first: every tensor is then aligned for its dtype.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
     digest = hashlib.sha256()
     size = 0
 
     def hashed() -> Iterator[bytes | memoryview]:
         nonlocal size
         parts: Iterator[bytes | memoryview] = chain(
-            [_header(path, ordered)], (_bytes_of(tensor) for _, tensor in ordered)
+            [_header(path, ordered)], (row.part for row in ordered)
         )
         for part in parts:
             digest.update(part)
@@ -54,22 +74,23 @@ def write_tensors(
     return FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
 
 
-def _header(path: Path, ordered: list[tuple[str, torch.Tensor]]) -> bytes:
+def _header(path: Path, ordered: Sequence[Row]) -> bytes:
     rows: dict[str, object] = {}
     offset = 0
-    for name, tensor in ordered:
-        if tensor.dtype not in _NAMES or name == "__metadata__":
+    for row in ordered:
+        if row.dtype not in _NAMES or row.name == "__metadata__":
             raise CheckpointError(
-                f"{name} of dtype {tensor.dtype} cannot be in a checkpoint",
+                f"{row.name} of dtype {row.dtype} cannot be in a checkpoint",
                 where=str(path),
-                field=name,
+                field=row.name,
             )
-        rows[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
+        end = offset + len(row.part)
+        rows[row.name] = {
+            "dtype": _NAMES[row.dtype],
+            "shape": list(row.shape),
+            "data_offsets": [offset, end],
         }
-        offset += tensor.nbytes
+        offset = end
     body = json.dumps(rows, separators=(",", ":")).encode()
     body += b" " * (-len(body) % LENGTH_BYTES)
     check_header(len(body), path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import field
 
-from elasticps.core.commands import Answers, Committed, Floor, Ready, Refused, Vote
+from elasticps.core.commands import Answers, Committed, Cut, Floor, Ready, Refused, Vote
 from elasticps.core.ids import Round, Seq, WorkerId
 from elasticps.core.ranges import count_of
 from elasticps.core.replica import Commit
@@ -27,6 +27,12 @@ class ClockLedger(Roster, kw_only=True):
     clocks: dict[WorkerId, Round] = field(default_factory=dict)
     seqs: dict[WorkerId, Seq] = field(default_factory=dict)
     waiting: list[WorkerId] = field(default_factory=list)
+
+    def cut(self) -> Cut:
+        """Where the job stands: what no vote has said to be read and pushed counts as not read."""
+        open_ = [*self.leases.values(), *self.kept.values()]
+        supply = self.supply.returned(tuple(part for parts in open_ for part in parts))
+        return Cut(self.round, self.data, supply)
 
     def _ready(self, ready: Ready) -> Answers:
         reason = "only synchronous rounds are called together"

@@ -85,14 +85,6 @@ def check_guarantees(wanted: Guarantees, start_workers: int) -> None:
             field="backup_workers",
             limit="0 unless the consistency is sync",
         )
-    in_step = wanted.consistency is Consistency.SYNC and not wanted.backup_workers
-    for field in ("checkpoint_dir", "resume"):
-        if getattr(wanted, field) and not in_step:
-            raise UsageError(
-                f"{field}: only rounds that wait for every worker can be cut between two of them",
-                field=field,
-                limit="sync consistency without backup workers",
-            )
     in_range("checkpoint_every", wanted.checkpoint_every, 0, MAX_ROUNDS)
     if wanted.checkpoint_every and not wanted.checkpoint_dir:
         raise UsageError(

@@ -6,13 +6,14 @@ import logging
 import math
 import time
 import zlib
+from collections.abc import Callable
 
 import msgspec
 import torch
 
 from elasticps.api.job_codec import JobCodec
 from elasticps.core.audit import Tally, mix
-from elasticps.core.ids import ServerId, WorkerId
+from elasticps.core.ids import Round, ServerId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
@@ -20,6 +21,7 @@ from elasticps.errors import CodecError, PluginError, WireError
 from elasticps.server.finite import FiniteWatch, SpotCheck
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.server.meter import Meter
+from elasticps.server.saving import Save, Saver
 from elasticps.server.staging import PreparedGradient, Staged, Staging
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Header, Kind, Status
@@ -32,6 +34,8 @@ from elasticps.wire.messages import (
     PullMeta,
     PushMeta,
     RefusalMeta,
+    SavedMeta,
+    SaveMeta,
     SnapshotMeta,
     StateMeta,
     ValueMeta,
@@ -56,6 +60,7 @@ class ParameterBlock(Hosted):
         spot_check: SpotCheck,
         codec: JobCodec | None = None,
         *,
+        saver: Saver | None = None,
         in_rounds: bool = True,
     ) -> None:
         super().__init__(info.job, tensor.block.id, streams, counts)
@@ -76,6 +81,8 @@ class ParameterBlock(Hosted):
         self._answers: dict[Request, tuple[bytes, bytes | None]] = {}
         self._broken = ""
         self._first_push_ns = 0
+        self._saver = saver
+        self._save: Save | None = None
 
     @property
     def replication(self) -> Replication:
@@ -107,6 +114,8 @@ class ParameterBlock(Hosted):
         It is answered when every counted replica holds it: in synchronous rounds as part of the
         round's mean, otherwise applied.
         """
+        if self._must_wait(request, meta.commit, lambda: self.push(request, meta, payload)):
+            return
         header = request.header
         if not self._is_up_to(request, meta.commit):
             return
@@ -178,6 +187,8 @@ class ParameterBlock(Hosted):
 
     def read(self, request: Request, meta: PullMeta) -> None:
         """Answer with the value, the state or the tally, no older than what the request proves."""
+        if self._must_wait(request, meta.commit, lambda: self.read(request, meta)):
+            return
         if not self._is_up_to(request, meta.commit):
             return
         if not (self._replica.initialized and self._replica.has(meta.floor)):
@@ -206,6 +217,61 @@ class ParameterBlock(Hosted):
         self._streams.publish(self, OpMeta(version=version, initial=meta), payload)
         self.perform(self.replication.answer_when_durable(request))
 
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def save(self, request: Request, meta: SaveMeta) -> None:
+        """Have the block written for a checkpoint, unless that was asked for before."""
+        if self._saver is None:
+            _refuse(request, "this server writes no checkpoints")
+            return
+        if self._save is None or self._save.draft != meta.draft:
+            if not self._is_up_to(request, meta.proof.commit):
+                return
+            replica, commit = self._replica, meta.proof.commit
+            if not (replica.initialized and replica.has(meta.proof.floor)):
+                request.answer(Status.BEHIND)
+                return
+            exact = meta.exact and replica.in_rounds
+            if exact and commit is not None and replica.round != commit.round:
+                request.answer(Status.CONFLICT)
+                return
+            self._begin_save(meta.draft, replica.round if exact else None)
+        assert self._save is not None
+        if meta.written:
+            self._save.ask(request)
+        else:
+            request.answer(Status.OK)
+
+    def _begin_save(self, draft: str, limit: Round | None) -> None:
+        assert self._saver is not None
+        if self._save is not None:
+            self._save.give_up()
+        self._save = Save(draft, self.id, limit, self._copied, self._answer_saved)
+        self._saver.add(self._save)
+
+    def _copied(self) -> tuple[StateMeta, int, bytes]:
+        if self._broken:
+            raise PluginError(self._broken)
+        state, payload = self._state()
+        return state, self.replication.version, payload
+
+    def _answer_saved(self, request: Request, saved: SavedMeta) -> None:
+        # What is applied at once may be lost yet, and a checkpoint must not know of it then.
+        self._answers[request] = encode(saved), None
+        self.perform(self.replication.answer_when_durable(request))
+
+    def _must_wait(
+        self, request: Request, commit: Commit | None, go_on: Callable[[], None]
+    ) -> bool:
+        """Hold a request that would carry the block past a round that is yet to be copied."""
+        save = self._save
+        if save is None or commit is None or not save.holds(commit.round):
+            return False
+        assert self._saver is not None
+        save.held.append((request, go_on))
+        self._saver.hurry(save)
+        return True
+
     def _answer(self, request: Request) -> tuple[bytes, bytes | None]:
         match request.header.kind:
             case Kind.PULL:
@@ -224,7 +290,7 @@ class ParameterBlock(Hosted):
                 return encode(AuditMeta(self._tally_of(request.header.worker))), None
 
     def answer_durable(self, request: Request) -> None:
-        if request.header.kind in (Kind.PULL, Kind.STATE, Kind.STATUS):
+        if request.header.kind in (Kind.PULL, Kind.STATE, Kind.STATUS, Kind.SAVE):
             answer = self._answers.pop(request, None)
             request.answer(Status.OK, *(answer or self._answer(request)))
         elif request.header.flags & FLAG_MEASURE and self._replica.prepared is not None:
@@ -432,6 +498,9 @@ class ParameterBlock(Hosted):
 
     def refuse_waiting(self) -> None:
         self._answers.clear()
+        if self._save is not None:
+            self._save.give_up()
+            self._save = None
         self._replica.drop_staged()
         self._staging.refuse(Status.FENCED)
 

@@ -22,6 +22,7 @@ from elasticps.wire.messages import (
     PullMeta,
     PushMeta,
     RefusalMeta,
+    SaveMeta,
     SnapshotMeta,
     StateMeta,
     VersionMeta,
@@ -32,7 +33,9 @@ from elasticps.wire.tensors import bytes_of
 
 STATE_SLACK = 64 * 1024
 _PAYLOAD_KINDS = frozenset({Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP, Kind.PROBE})
-_CLIENT_KINDS = frozenset({Kind.PUSH, Kind.PULL, Kind.INIT, Kind.LEDGER, Kind.STATE, Kind.STATUS})
+_CLIENT_KINDS = frozenset(
+    {Kind.PUSH, Kind.PULL, Kind.INIT, Kind.LEDGER, Kind.STATE, Kind.STATUS, Kind.SAVE}
+)
 
 
 class Lease:
@@ -181,6 +184,8 @@ class Session:
             if payload is None:
                 raise WireError("an initial value without its numbers", field="payload_length")
             block.initialize(request, decode(meta, StateMeta), payload)
+        elif kind is Kind.SAVE:
+            block.save(request, decode(meta, SaveMeta))
         else:
             block.read(request, decode(meta, PullMeta))
 

@@ -23,6 +23,7 @@ from elasticps.server.finite import SpotCheck
 from elasticps.server.hosted import Hosted
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
+from elasticps.server.saving import Saver
 from elasticps.server.streams import ReplicaStreams
 from elasticps.server.tally import Tallies
 from elasticps.server.tensor_block import TensorBlock
@@ -54,6 +55,7 @@ class _Job:
     blocks: tuple[Block, ...] = ()
     plugin: Optimizer | None = None
     codec: JobCodec | None = None
+    saver: Saver | None = None
     broken: str = ""
     alive: AliveWorkers | None = None
     spans: Spans = field(default_factory=Spans)
@@ -74,6 +76,7 @@ class Table:
         self._spot_check = SpotCheck()
         self._me = me
         self._outbox = outbox
+        self._tasks = tasks
         self._streams = ReplicaStreams(tasks, peers, self._promises_changed)
         self._jobs: dict[JobKey, _Job] = {}
         self._stale_promises: set[JobKey] = set()
@@ -92,6 +95,7 @@ class Table:
         try:
             job.plugin = load(OPTIMIZERS, info.model.optimizer, Optimizer)  # type: ignore[type-abstract]
             job.codec = load_codec(info.codec)
+            job.saver = Saver(self._tasks, info.checkpoint_dir)
         except ElasticError as error:
             job.broken = str(error)
             log.error("job=%s plugin: %s", info.name, error)
@@ -151,6 +155,7 @@ class Table:
             counts,
             self._spot_check,
             job.codec,
+            saver=job.saver,
             in_rounds=in_rounds,
         )
 

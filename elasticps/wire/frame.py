@@ -69,6 +69,8 @@ class Kind(IntEnum):
     """A read of a tensor that another worker holds ready, or a part of it."""
     PROBE = 12
     """Bytes by which a node measures its link: dropped, and answered once all are here."""
+    SAVE = 13
+    """A block is to be written for a checkpoint, as it is after the round that the worker knows."""
 
 
 class Status(IntEnum):

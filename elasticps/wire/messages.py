@@ -77,6 +77,30 @@ class PullMeta(msgspec.Struct, frozen=True, array_like=True):
     floor: Floor = {}
 
 
+class SaveMeta(msgspec.Struct, frozen=True, array_like=True):
+    """Write a block into the directory named ``draft`` beside the job's checkpoints.
+
+    ``exact``: as it is after the round that ``proof`` proves, and after no later one; what asks for
+    a later one waits until it is copied. ``written``: to be answered when it is, else at once.
+    """
+
+    proof: PullMeta
+    draft: str
+    exact: bool
+    written: bool
+
+
+class SavedMeta(msgspec.Struct, frozen=True, array_like=True):
+    """A block's file, and what of its state is not in it. ``version`` counts the block's ops."""
+
+    name: str
+    size: int
+    sha256: str
+    round: Round
+    version: int
+    scalars: dict[str, float | int | bool | None] = {}
+
+
 class ValueMeta(msgspec.Struct, frozen=True, array_like=True):
     version: int
     round: Round

@@ -10,11 +10,19 @@ import torch
 
 from elasticps.core.audit import Tally, Verdict, compare
 from elasticps.core.ids import BlockId, Round
-from elasticps.errors import BlockUnavailable, JobFailed
+from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
 from elasticps.wire.frame import Kind, Status
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import AuditMeta, PullMeta, StateMeta, decode, encode
-from elasticps.worker.client import Call, Client
+from elasticps.wire.messages import (
+    AuditMeta,
+    PullMeta,
+    SavedMeta,
+    SaveMeta,
+    StateMeta,
+    decode,
+    encode,
+)
+from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
 from elasticps.worker.parameters import BlockMemory
 
 CALLS_IN_FLIGHT = 64
@@ -36,6 +44,8 @@ class BlockCalls:
         self._client = client
         self._memory = memory
         self._window = asyncio.Semaphore(CALLS_IN_FLIGHT)
+        # What waits for a disk must not hold up what trains.
+        self._saves = asyncio.Semaphore(CALLS_IN_FLIGHT)
 
     async def call(self, call: Call) -> Reply:
         async with self._window:
@@ -79,6 +89,37 @@ class BlockCalls:
         assert reply.payload is not None
         return decode(reply.meta, StateMeta), reply.payload
 
+    async def save(
+        self, proof: PullMeta, draft: str, *, exact: bool, written: bool
+    ) -> list[tuple[BlockMemory, SavedMeta]]:
+        """Have every block written into the directory named ``draft`` by the server that leads it.
+
+        With ``exact`` as it is after the round that ``proof`` proves. Unless ``written``, returns
+        nothing, once all are told. Raises BlockUnavailable when a block has gone on meanwhile, and
+        CheckpointError when one cannot be written.
+        """
+
+        async def one(memory: BlockMemory) -> tuple[BlockMemory, SavedMeta] | None:
+            meta = SaveMeta(_proof_of(memory, proof), draft, exact, written)
+            call = Call(
+                kind=Kind.SAVE,
+                block=memory.block.id,
+                meta=encode(meta),
+                deadline_s=None,
+                timeout_s=HELD_TIMEOUT_S,
+            )
+            try:
+                async with self._saves if written else self._window:
+                    reply = await self._client.call(call)
+            except JobFailed as error:
+                raise CheckpointError(error.what, where=error.where) from error
+            if reply.header.status is not Status.OK:
+                raise BlockUnavailable(f"block {memory.block.id} has gone on before it was written")
+            return (memory, decode(reply.meta, SavedMeta)) if written else None
+
+        found = await together(one(memory) for memory in self._memory)
+        return [each for each in found if each is not None]
+
     async def audit(
         self, proof: PullMeta, tally: Tally, at_once: Mapping[BlockId, Tally]
     ) -> Verdict:
@@ -109,8 +150,12 @@ class BlockCalls:
 
 
 def _proof_for(memory: BlockMemory, proof: PullMeta) -> bytes:
+    return encode(_proof_of(memory, proof))
+
+
+def _proof_of(memory: BlockMemory, proof: PullMeta) -> PullMeta:
     """A block whose pushes are in no rounds knows of none."""
-    return encode(PullMeta(None, proof.floor) if memory.at_once else proof)
+    return PullMeta(None, proof.floor) if memory.at_once else proof
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -42,6 +42,7 @@ from elasticps.wire.messages import (
     MeasureMeta,
     PullMeta,
     PushMeta,
+    SavedMeta,
     StateMeta,
     decode,
     encode,
@@ -428,6 +429,22 @@ class Exchange:
         if not isinstance(answer, Inspected):
             raise _unexpected(answer)
         return answer.cut
+
+    async def begin_save(self, draft: str, *, exact: bool) -> tuple[PullMeta, Cut]:
+        """Have every block written into ``draft`` as of now; it goes on once each server knows.
+
+        Returns what ``saved`` is to be asked with, and where the job stands. Raises
+        BlockUnavailable when a block has gone on meanwhile.
+        """
+        proof = self._proof()
+        await self._blocks.save(proof, draft, exact=exact, written=False)
+        return proof, await self.cut()
+
+    async def saved(
+        self, proof: PullMeta, draft: str, *, exact: bool
+    ) -> list[tuple[BlockMemory, SavedMeta]]:
+        """Wait until every block is written. Raises BlockUnavailable and CheckpointError."""
+        return await self._blocks.save(proof, draft, exact=exact, written=True)
 
     async def audit(self) -> Verdict:
         """Hold what this worker was told was applied against what the blocks applied of it."""

@@ -283,6 +283,8 @@ class Run:
     def _take_part(self, act: Callable[[], None]) -> None:
         """Do what may end a round, and what follows from that."""
         member = self._member
+        if self._agent.retiring is not None:
+            self._membership.checkpoints.finish()
         before, round_ = member.generation, member.round
         self._compute_s = time.monotonic() - self._stepped_at
         began_ns = self._agent.spans.begin()
@@ -308,7 +310,7 @@ class Run:
         checkpoints = self._membership.checkpoints
         is_whole = member.is_published and not member.is_exchanging
         if is_whole and checkpoints.due(job, exchange):
-            checkpoints.make(job, exchange, self._loop)
+            checkpoints.make(job, exchange, self._loop, self._progress)
             self._told_at = 0.0
 
     def _tell_progress(self) -> None:
@@ -365,6 +367,7 @@ class Run:
             if self._stepping is not None and not failed:
                 failed = True
                 self._stepping.end()
+                self._membership.checkpoints.finish()
                 failed = False
                 self._recorder.close()
         finally:

@@ -155,7 +155,7 @@ ROWS = {
         does=named("a\0b"), field="values.name", says="a plain file name"
     ),
     "a newer format": Row(
-        does=replaced(MANIFEST, b'{"format": 3, "new": true}'), field="format", says="limit: 2"
+        does=replaced(MANIFEST, b'{"format": 4, "new": true}'), field="format", says="limit: 2 or 3"
     ),
     "a manifest that is a list nested 100,000 deep": Row(
         does=replaced(MANIFEST, b'{"format": 2, "x": ' + b"[" * 100_000), field=MANIFEST

@@ -361,8 +361,6 @@ def test_what_can_be_promised_is_accepted(wanted: dict[str, Any]) -> None:
         ({"backup_workers": -1}, "backup_workers", "at least 0"),
         ({"backup_workers": 2}, "backup_workers", "fewer than the 2 workers"),
         ({"backup_workers": 1, "consistency": Consistency.ASYNC}, "backup_workers", "sync"),
-        ({"resume": "/old", "consistency": Consistency.ASYNC}, "resume", "sync"),
-        ({"checkpoint_dir": "/new", "backup_workers": 1}, "checkpoint_dir", "without backup"),
         ({"checkpoint_every": -1}, "checkpoint_every", "0 to"),
         ({"checkpoint_every": 1}, "checkpoint_dir", "an absolute path"),
         ({"checkpoint_dir": "saved"}, "checkpoint_dir", "an absolute path"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,10 +19,12 @@ from torch.utils.data import TensorDataset
 
 import elasticps
 from elasticps.checkpoint.directory import complete
+from elasticps.checkpoint.manifest import CutKind, read_manifest
 from elasticps.checkpoint.snapshot import read, write
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import WorkerId
 from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
+from elasticps.server import saving
 from elasticps.testing.rig import Rig
 from elasticps.wire.messages import JobInfo, Welcome
 from elasticps.worker.checkpoints import Checkpoints
@@ -217,6 +221,7 @@ async def test_training_goes_on_where_no_checkpoint_can_be_written(
         optimizer = run.optimizer(model, "sgd", lr=0.01)
         for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
             if run.round == 3:
+                run._membership.checkpoints.finish()
                 for path in root.iterdir():
                     path.rename(tmp_path / path.name)
                 root.rmdir()
@@ -301,6 +306,78 @@ async def test_a_main_worker_declared_dead_writes_no_cut_through_two_rounds(
     assert read(tmp_path / "round-00000008").round == 8
 
 
+# -- written beside the training ----------------------------------------------------------------
+
+
+class SlowDisk:
+    """Holds up every block that a shard server writes until it is let go."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.go_on = threading.Event()
+        self.waiting = 0
+        self._write = saving.write_block
+        patch.setattr(saving, "write_block", self)
+
+    def __call__(self, *what: Any) -> Any:
+        self.waiting += 1
+        self.go_on.wait(PATIENCE_S)
+        return self._write(*what)
+
+
+@pytest.mark.parametrize("streams", [1, 5])
+async def test_what_is_written_is_of_its_round_however_far_the_training_is(
+    streams: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk(monkeypatch)
+    monkeypatch.setattr(saving, "STREAMS", streams)
+    cut: dict[str, torch.Tensor] = {}
+    blocks = 5
+
+    def script(run: elasticps.Run) -> int:
+        model = network()
+        optimizer = run.optimizer(model, "adam", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
+            if run.round == 4:
+                cut.update({key: item.clone() for key, item in model.state_dict().items()})
+                assert rounds_in(tmp_path) == []
+                wait_until(lambda: disk.waiting == streams)
+                if streams < blocks:  # what would carry a block further waits
+                    threading.Timer(0.05, disk.go_on.set).start()
+            elif run.round == 7:
+                assert streams < blocks or rounds_in(tmp_path) == []
+                disk.go_on.set()
+            backward(model, batch)
+            optimizer.step()
+        return run.round
+
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 4}
+    async with CheckpointRig(servers=1, **wishes) as rig:
+        assert await as_worker(rig, script) == 8
+    found = read(tmp_path / "round-00000004")
+    assert len(read_manifest(tmp_path / "round-00000004").blocks) == blocks
+    assert all(torch.equal(found.values[key], item) for key, item in cut.items())
+    assert all(int(torch.as_tensor(state["step"])) == 4 for state in found.state.values())
+
+
+async def test_a_block_that_cannot_be_written_costs_the_checkpoint_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 4}
+    async with CheckpointRig(**wishes) as rig:
+        await as_worker(rig, Training(stop_at=5))
+        monkeypatch.setattr(saving, "write_block", full)
+        wishes["checkpoint_every"] = 2
+    async with CheckpointRig(resume=str(tmp_path), **wishes) as rig:
+        assert (await as_worker(rig, Training(stop_at=7))).began_at == 4
+        report = rig.progress["w1"].checkpoint
+    assert report is not None
+    assert "No space left on device" in report.error
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["round-00000004"]
+
+
 # -- what is refused ----------------------------------------------------------------------------
 
 
@@ -333,12 +410,12 @@ async def test_another_model_or_optimizer_is_refused(at_five: Path) -> None:
 
 
 async def test_a_damaged_checkpoint_is_refused(at_five: Path) -> None:
-    file = at_five / "round-00000005" / "values.safetensors"
+    file = min((at_five / "round-00000005").glob("block-*"))
     body = bytearray(file.read_bytes())
     body[-1] ^= 1
     file.write_bytes(body)
     error = await refused(resume=str(at_five))
-    assert (error.field, error.hint) == ("values.sha256", None)
+    assert (error.field, error.hint) == ("blocks[0].file.sha256", None)
 
 
 async def test_the_way_on_from_a_damaged_newest_one_is_told_at_each_step(tmp_path: Path) -> None:
@@ -427,25 +504,39 @@ async def test_another_jobs_checkpoint_of_the_same_round_is_not_taken_for_ones_o
     assert [read(path).owner for _, path in complete(tmp_path)] == ["1", "2"]
 
 
+# -- workers that are not in step ---------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "wishes",
     [
-        {"consistency": Consistency.BOUNDED},
+        {"consistency": Consistency.BOUNDED, "staleness": 2},
         {"consistency": Consistency.ASYNC},
         {"backup_workers": 1},
     ],
 )
-async def test_workers_that_are_not_in_step_have_no_cut(
+async def test_a_checkpoint_of_workers_not_in_step_is_whole_by_block_and_says_so(
     wishes: dict[str, Any], tmp_path: Path
 ) -> None:
-    error = await refused(checkpoint_dir=str(tmp_path), **wishes)
-    assert error.limit == "sync consistency without backup workers"
+    asked = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 6, "start_workers": 2}
+    async with CheckpointRig(servers=2, **asked, **wishes) as rig:
+        first = await as_workers(rig, 2, lambda run: Training(name="adam", stop_at=7)(run))
+    number, place = complete(tmp_path)[0]
+    manifest = read_manifest(place)
+    assert manifest.cut is CutKind.BLOCK
+    assert {row.parameter for row in manifest.blocks} == set(network().state_dict())
+    async with CheckpointRig(resume=str(tmp_path), start_workers=2, **wishes) as rig:
+        rest = await as_workers(rig, 2, lambda run: Training(name="adam")(run))
+    assert min(one.began_at for one in rest) <= number
+    used = torch.cat([batch for one in (*first, *rest) for batch in one.batches])
+    every, counts = torch.unique(used, dim=0, return_counts=True)
+    assert len(every) == 60
+    assert min(counts.tolist()) >= 3
 
 
-@pytest.mark.parametrize("consistency", [Consistency.BOUNDED, Consistency.ASYNC])
-async def test_only_sync_jobs_are_resumed(consistency: Consistency, at_five: Path) -> None:
-    error = await refused(resume=str(at_five), consistency=consistency)
-    assert (error.field, error.limit) == ("resume", "sync consistency")
+async def test_a_job_of_whole_rounds_goes_on_without(at_five: Path) -> None:
+    async with CheckpointRig(resume=str(at_five), consistency=Consistency.ASYNC) as rig:
+        assert (await as_worker(rig, Training(stop_at=9))).began_at == 5
 
 
 async def test_other_data_is_refused(at_five: Path) -> None:

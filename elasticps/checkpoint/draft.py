@@ -1,0 +1,82 @@
+"""A checkpoint while it is made: nobody takes it for one before all of it is there."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from elasticps.checkpoint.directory import (
+    LEFTOVER,
+    make_root,
+    path_of,
+    remove_leftovers,
+    temporary_path_of,
+)
+from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.manifest import MANIFEST, FileEntry, Manifest, encoded
+from elasticps.core.ids import Round
+from elasticps.errors import CheckpointError
+
+
+def is_draft(name: str) -> bool:
+    """Is this the name of a directory that a checkpoint is made in?"""
+    return LEFTOVER.fullmatch(name) is not None
+
+
+class Draft:
+    """The directory that the checkpoint of a round is made in: ``begin``, then ``commit`` it.
+
+    Others may put files in it meanwhile, each durable before its entry is in the manifest.
+    """
+
+    def __init__(self, root: Path, number: Round, *, disk: Disk = OS_DISK) -> None:
+        self.place = path_of(root, number)
+        self.directory = temporary_path_of(root, number)
+        self._root = root
+        self._disk = disk
+
+    def begin(self) -> None:
+        """Make the directory, and remove what writers that died have left. Raises OSError,
+        and CheckpointError where there is such a checkpoint."""
+        make_root(self._root, disk=self._disk)
+        remove_leftovers(self._root, disk=self._disk)
+        if self._disk.exists(self.place):
+            raise CheckpointError(
+                "there is one already", where=str(self.place), field="checkpoint_dir"
+            )
+        self._disk.make_directory(self.directory)
+
+    def check(self, entries: list[FileEntry]) -> None:
+        """Raise CheckpointError where a file is not here as whoever wrote it says."""
+        for entry in entries:
+            path = self.directory / entry.name
+            try:
+                with self._disk.open(path) as file:
+                    size = file.seek(0, io.SEEK_END)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{entry.name} was written by its shard server, and is not here:"
+                    f" {error.strerror}",
+                    where=str(self.directory),
+                    field="checkpoint_dir",
+                    limit="a directory that is the same one on every machine",
+                ) from error
+            if size != entry.size:
+                raise CheckpointError(
+                    f"{entry.name} has {size} bytes",
+                    where=str(self.directory),
+                    field="checkpoint_dir",
+                    limit=f"{entry.size} bytes, as were written",
+                )
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make all that is in the directory a checkpoint, durably. Raises OSError."""
+        disk = self._disk
+        disk.create(self.directory / MANIFEST, [encoded(manifest)])
+        disk.sync_directory(self.directory)
+        disk.rename(self.directory, self.place)
+        disk.sync_directory(self._root)
+
+    def drop(self) -> None:
+        """Remove what was not committed. Idempotent."""
+        self._disk.remove_tree(self.directory, ignore_errors=True)

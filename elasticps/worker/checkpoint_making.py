@@ -1,0 +1,151 @@
+"""One checkpoint while it is made: the shard servers write their blocks, the main worker commits.
+
+In sync mode the cut needs one word: until the main worker votes for the next round, every block is
+at the one that it has just read. Each server is told that before the vote, and holds whatever would
+carry a block further until the block is copied. In the other modes, and with backup workers, each
+block is copied at a moment of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from elasticps.api.plugins import CODECS, OPTIMIZERS, STRATEGIES, discover
+from elasticps.checkpoint.directory import prune
+from elasticps.checkpoint.draft import Draft
+from elasticps.checkpoint.manifest import (
+    FORMAT,
+    MANIFEST,
+    BlockEntry,
+    CutKind,
+    DataPosition,
+    FileEntry,
+    Manifest,
+    read_manifest,
+)
+from elasticps.checkpoint.snapshot import not_written
+from elasticps.core.blocks import Model
+from elasticps.core.commands import Cut
+from elasticps.core.consistency import Consistency
+from elasticps.core.ids import Round
+from elasticps.errors import CheckpointError
+from elasticps.wire.messages import JobInfo, PullMeta, SavedMeta
+from elasticps.worker.data_loop import DataLoop
+from elasticps.worker.exchange import Exchange
+from elasticps.worker.parameters import BlockMemory
+
+Tell = Callable[[], Awaitable[None]]
+
+
+class Making:
+    """``begin`` one on the script's thread, ``end`` it on the data loop."""
+
+    def __init__(self, model: Model, job: JobInfo, round_: Round) -> None:
+        self.job = job
+        self.round = round_
+        self.draft = Draft(Path(job.checkpoint_dir), round_)
+        self._model = model
+        self._exact = job.consistency is Consistency.SYNC and not job.backup_workers
+        self._proof = PullMeta()
+        self._cut: Cut | None = None
+
+    def is_made(self) -> bool:
+        """The main worker before this one may have made it, and died before it could say so.
+
+        Raises CheckpointError where there is another job's.
+        """
+        place = self.draft.place
+        if not (place / MANIFEST).is_file():
+            return False
+        theirs = read_manifest(place)
+        if theirs.owner != self.job.identity:
+            raise CheckpointError(
+                f"there is one of another job, {theirs.job}",
+                where=str(place),
+                field="checkpoint_dir",
+                hint="move it away, or choose another directory",
+            )
+        return True
+
+    def begin(self, exchange: Exchange, loop: DataLoop) -> None:
+        """Tell all who write. Raises BlockUnavailable and CheckpointError; nothing is left then."""
+        try:
+            self.draft.begin()
+            self._proof, self._cut = loop.call(self._told(exchange))
+        except OSError as error:
+            raise not_written(error, self.draft.place) from error
+        except BaseException:
+            self.draft.drop()
+            raise
+
+    async def _told(self, exchange: Exchange) -> tuple[PullMeta, Cut]:
+        proof, cut = await exchange.begin_save(self.draft.directory.name, exact=self._exact)
+        if self._exact and cut.round != self.round:
+            raise CheckpointError(
+                f"the job is at round {cut.round}: the blocks may be of several rounds",
+                where="the job's ledger",
+            )
+        return proof, cut
+
+    async def end(self, exchange: Exchange) -> None:
+        """Wait until all is written, and commit it. Raises BlockUnavailable and CheckpointError."""
+        try:
+            name = self.draft.directory.name
+            saved = await exchange.saved(self._proof, name, exact=self._exact)
+            await asyncio.to_thread(self._commit, saved)
+        except OSError as error:
+            raise not_written(error, self.draft.place) from error
+        finally:
+            self.draft.drop()
+
+    def _commit(self, saved: Sequence[tuple[BlockMemory, SavedMeta]]) -> None:
+        blocks = tuple(self._entry(memory, meta) for memory, meta in saved)
+        self.draft.check([row.file for row in blocks])
+        self.draft.commit(self._manifest(blocks))
+        prune(Path(self.job.checkpoint_dir))
+
+    def _entry(self, memory: BlockMemory, saved: SavedMeta) -> BlockEntry:
+        return BlockEntry(
+            parameter=self._model.parameters[memory.block.parameter].name,
+            start=memory.block.start,
+            stop=memory.block.stop,
+            round=saved.round,
+            version=saved.version,
+            file=FileEntry(name=saved.name, size=saved.size, sha256=saved.sha256),
+            scalars=saved.scalars,
+        )
+
+    def _manifest(self, blocks: tuple[BlockEntry, ...]) -> Manifest:
+        cut = self._cut
+        assert cut is not None
+        return Manifest(
+            format=FORMAT,
+            elasticps=version("elasticps"),
+            torch=str(torch.__version__),
+            plugins=_plugins(self.job, self._model),
+            created_unix=time.time(),
+            job=self.job.name,
+            owner=self.job.identity,
+            round=self.round,
+            cut=CutKind.ROUND if self._exact else CutKind.BLOCK,
+            model=self._model,
+            data=DataPosition.at(cut.data, cut.supply) if cut.data else None,
+            blocks=blocks,
+        )
+
+
+def _plugins(job: JobInfo, model: Model) -> dict[str, str]:
+    """What computed the job, and the version of what it came with."""
+    chosen = ((OPTIMIZERS, model.optimizer), (STRATEGIES, job.strategy), (CODECS, job.codec))
+    return {
+        f"{group.removeprefix('elasticps.')}: {text}": f"{plugin.distribution} {plugin.version}"
+        for group, text in chosen
+        for plugin in discover(group)
+        if plugin.name == text.partition(":")[0]
+    }
