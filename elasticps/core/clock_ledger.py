@@ -55,6 +55,7 @@ class ClockLedger(Roster, kw_only=True):
         if not self._keeps_what_it_has(vote):
             return [(worker, Refused(NOT_LENT))]
         self.clocks[worker] = vote.round
+        self._note_speed(vote)
         if vote.contributes:
             self.seqs[worker] = vote.seq
         lent = self._taken_back(worker)
@@ -132,6 +133,11 @@ class ClockLedger(Roster, kw_only=True):
     @property
     def _stepped(self) -> bool:
         return bool(self.seqs)
+
+    @property
+    def _past(self) -> list[WorkerId]:
+        """Nobody is in step with another: each has its own numbers alone."""
+        return self.members
 
     def _lend(self) -> None:
         """Lend a share of a batch to each who is about to take a step and has none."""

@@ -45,10 +45,27 @@ class Initialized(msgspec.Struct, frozen=True, tag=True):
 
 
 class Register(msgspec.Struct, frozen=True, tag=True):
-    """Say what data the job reads; the first worker's word counts, the others' must agree."""
+    """Say what data the job reads; the first worker's word counts, the others' must agree.
+
+    ``policy``: the built-in data policy that the script asks for; empty for the job's own.
+    ``ahead``: of how many rounds to come this worker likes to know its samples, to load them.
+    """
 
     worker: WorkerId
     data: DataSpec
+    policy: str = ""
+    ahead: int = 0
+
+
+class Hold(msgspec.Struct, frozen=True, tag=True):
+    """These positions of data epochs to come lie on the worker's node, and no others.
+
+    In order, disjoint and in as few pieces as can be. ``number`` counts what a worker says.
+    """
+
+    worker: WorkerId
+    number: int
+    parts: tuple[Range, ...]
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -66,6 +83,7 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     lent and has not read: they stay lent to it, and are read for a later round. ``pushed`` is False
     in a round whose workers exchange what they contribute among themselves: all of them say so.
     ``scale`` is what the round's mean gradient is to be multiplied by; the lowest rank's counts.
+    ``speed``: samples a second that its script gets through; 0 where that was not measured.
     """
 
     worker: WorkerId
@@ -77,6 +95,7 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     keeps: tuple[Range, ...] = ()
     pushed: bool = True
     scale: float = 1.0
+    speed: float = 0.0
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
@@ -110,7 +129,32 @@ class Regroup(msgspec.Struct, frozen=True, tag=True):
     seats: bool = False
 
 
-Command = Join | Initialized | Register | Ready | Vote | Leave | Observe | Publish | Regroup
+class Reduce(msgspec.Struct, frozen=True, tag=True):
+    """Add these numbers to those of the other members of the round, and say what they sum up to.
+
+    ``round`` is the last one that is whole, ``number`` counts this worker's requests since.
+    """
+
+    worker: WorkerId
+    round: Round
+    number: int
+    numbers: tuple[float, ...]
+    weight: float
+
+
+Command = (
+    Join
+    | Initialized
+    | Register
+    | Hold
+    | Ready
+    | Vote
+    | Leave
+    | Observe
+    | Publish
+    | Regroup
+    | Reduce
+)
 
 
 # -- questions: they change nothing ---------------------------------------------------------------
@@ -147,6 +191,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     ``pushers``: how many workers contribute a gradient to the round; ``contributes``: one is this.
     The samples that it kept come first. ``last``: none are left to lend after these.
+    ``ahead``: what it is lent for each of the rounds after, if all goes on as it is.
     """
 
     round: Round
@@ -158,6 +203,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     samples: tuple[Range, ...] = ()
     exhausted: bool = False
     last: bool = False
+    ahead: tuple[tuple[Range, ...], ...] = ()
 
 
 Floor = dict[WorkerId, Seq]
@@ -205,6 +251,18 @@ class Registered(msgspec.Struct, frozen=True, tag=True):
     commit: Commit | None = None
 
 
+class Held(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Reduced(msgspec.Struct, frozen=True, tag=True):
+    """The sums of the numbers and of the weights that ``givers`` members have given."""
+
+    sums: tuple[float, ...]
+    weight: float
+    givers: int
+
+
 class Inspected(msgspec.Struct, frozen=True, tag=True):
     cut: Cut
 
@@ -235,6 +293,8 @@ Answer = (
     | Committed
     | Regenerated
     | Registered
+    | Held
+    | Reduced
     | Inspected
     | Published
     | Found

@@ -92,6 +92,7 @@ class Ledger(Roster, kw_only=True):
         self.votes[worker] = vote.contributes
         self.keeping[worker] = vote.keeps
         self.scales[worker] = vote.scale
+        self._note_speed(vote)
         if vote.contributes and not vote.pushed and worker not in self.apart:
             self.apart.append(worker)
         if vote.leaving and worker not in self.leaving:
@@ -135,6 +136,8 @@ class Ledger(Roster, kw_only=True):
                 self.kept[worker] = keeping
         self.departed += self.leaving
         self.readers = [worker for worker in self.readers if worker not in self.leaving]
+        self._forget_readers(self.leaving)
+        self.reduction = self.reduction.without(self.leaving)
         self.notes = without(self.notes, self.leaving)
         self.farewells.update((worker, self.last) for worker in self.leaving)
         changed = bool(self.joining or self.leaving)
@@ -195,12 +198,14 @@ class Ledger(Roster, kw_only=True):
     def _stepped(self) -> bool:
         return bool(self.votes or self.ready)
 
+    @property
+    def _past(self) -> list[WorkerId]:
+        return [*self.votes, *self.ready]
+
     def _lend(self) -> None:
         """Lend the next global batch to the members, in rank order.
 
         What some have kept is a part of it.
-
-        Whom the last round went on without comes last, or its samples would come back to it.
         """
         if self.data is None or not self.members:
             self.leases = {}
@@ -209,7 +214,26 @@ class Ledger(Roster, kw_only=True):
             tuple(part for member in self.members for part in self.kept.get(member, ()))
         )
         wanted = max(0, self.data.batch_size - sum(map(count_of, self.kept.values())))
-        fast = self.last.contributors if self.backup_workers and self.last else self.members
-        order = sorted(self.members, key=lambda member: member not in fast)
+        order = self._in_order
         self.leases = dict.fromkeys(order, ())
         self._borrow(order, wanted)
+
+    @property
+    def _in_order(self) -> list[WorkerId]:
+        """Members as they are served.
+
+        Whom the last round went on without comes last, or its samples would come back to it.
+        """
+        fast = self.last.contributors if self.backup_workers and self.last else self.members
+        return sorted(self.members, key=lambda member: member not in fast)
+
+    def _ahead_of(self, worker: WorkerId) -> tuple[tuple[Range, ...], ...]:
+        """Foreseen once for all members, who ask one after the other when a round begins."""
+        if not self.ahead or self.data is None:
+            return ()
+        now = (self.round, self.generation, self.supply, self.ahead)
+        known, foreseen = self.__dict__.get("foreseen", (None, {}))
+        if known != now:
+            foreseen = self._foreseen(self._in_order, self.data.batch_size)
+            self.__dict__["foreseen"] = (now, foreseen)
+        return tuple(foreseen.get(worker, ()))

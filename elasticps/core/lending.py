@@ -12,9 +12,20 @@ from itertools import pairwise
 from typing import Protocol
 
 from elasticps.core.ids import WorkerId
-from elasticps.core.ranges import Range, Supply, common, count_of, divide, first_of, less
+from elasticps.core.ranges import (
+    Range,
+    Supply,
+    common,
+    common_sorted,
+    count_of,
+    cut_at,
+    divide,
+    first_of,
+    less,
+    less_sorted,
+)
 
-DYNAMIC, STATIC = "dynamic", "static"
+DYNAMIC, STATIC, LEASED, LOCAL = "dynamic", "static", "leased", "local"
 MAX_PIECES = 8192
 """Ranges that a ledger keeps at most of each kind: it must fit the snapshot that a replica gets."""
 
@@ -29,6 +40,9 @@ class Lending:
     ``wanted`` of them together at most, in the order in which they are served. ``unread`` may be
     lent: it is neither read nor lent; what was given back comes first. ``owned`` is what the
     policy's last answer said.
+
+    ``speeds``: samples a second that a worker's script gets through, for those measured already.
+    ``local``: the positions that workers have said lie on their own nodes.
     """
 
     size: int
@@ -37,6 +51,8 @@ class Lending:
     wanted: int
     unread: Ranges
     owned: Mapping[WorkerId, Ranges] = field(default_factory=dict)
+    speeds: Mapping[WorkerId, float] = field(default_factory=dict)
+    local: Mapping[WorkerId, Ranges] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +103,93 @@ class Static:
         )
 
 
-BUILT_IN: Mapping[str, Lender] = {DYNAMIC: Dynamic(), STATIC: Static()}
+class Leased:
+    """The next samples that nobody has read, to each worker as many as it is fast."""
+
+    def lend(self, asked: Lending) -> Loans:
+        """All borrow: they share what is wanted by their speeds, and are done at the same time.
+
+        Some borrow, where workers do not move in step: the fastest member gets what is wanted of
+        it, a slower one less.
+        """
+        counts = shares(asked)
+        bounds = [0]
+        for worker in asked.borrowers:
+            bounds.append(bounds[-1] + counts[worker])
+        slices = cut_at(first_of(asked.unread, bounds[-1]), bounds)
+        return Loans(lent=dict(zip(asked.borrowers, slices, strict=True)))
+
+
+class Local:
+    """Samples that lie on a worker's own node first, and as many as it is fast."""
+
+    def lend(self, asked: Lending) -> Loans:
+        """Then what lies on no member's node, and then what lies on another's: nobody waits."""
+        counts = shares(asked)
+        left = _earliest_epoch(asked)
+        lent: dict[WorkerId, Ranges] = dict.fromkeys(asked.borrowers, ())
+        homes = _joined(_all(asked.local))
+        own = {worker: asked.local.get(worker, ()) for worker in asked.borrowers}
+        nobodys = dict.fromkeys(asked.borrowers, less_sorted(left, homes))
+        anybodys = dict.fromkeys(asked.borrowers, left)
+        for source in (own, nobodys, anybodys):
+            for worker in asked.borrowers:
+                wanted = counts[worker] - count_of(lent[worker])
+                if wanted:
+                    found = common_sorted(left, source[worker])
+                    more = first_of(found, wanted)
+                    lent[worker] += more
+                    left = less_sorted(left, more)
+        return Loans(lent={worker: _joined(parts) for worker, parts in lent.items()})
+
+
+def shares(asked: Lending) -> dict[WorkerId, int]:
+    """How many of the samples that are wanted each borrower is to get, by the measured speeds.
+
+    Who was not measured yet counts as the mean of those who were. Each gets at least one, where
+    there are enough: a speed that changes is measured by that.
+    """
+    left = min(asked.wanted, count_of(asked.unread))
+    speeds = _assumed(asked.members, asked.speeds)
+    if set(asked.borrowers) != set(asked.members):
+        fastest = max(speeds.values())
+        slow = sum(speeds[worker] for worker in asked.borrowers) / len(asked.borrowers) / fastest
+        left = min(left, max(1, round(left * slow)))
+    return apportioned(left, {worker: speeds[worker] for worker in asked.borrowers})
+
+
+def _assumed(
+    members: Sequence[WorkerId], measured: Mapping[WorkerId, float]
+) -> dict[WorkerId, float]:
+    known = [measured[worker] for worker in members if worker in measured]
+    mean = sum(known) / len(known) if known else 1.0
+    return {worker: measured.get(worker, mean) for worker in members}
+
+
+def apportioned(wanted: int, weights: Mapping[WorkerId, float]) -> dict[WorkerId, int]:
+    """Whole numbers that sum to ``wanted``, in proportion to ``weights``, which are positive.
+
+    By largest remainders; each gets one at least, where there are enough.
+    """
+    least = 1 if wanted >= len(weights) else 0
+    total = sum(weights.values())
+    exact = {worker: wanted * weight / total for worker, weight in weights.items()}
+    given = {worker: max(least, int(share)) for worker, share in exact.items()}
+    over = wanted - sum(given.values())
+    for worker in sorted(weights, key=lambda worker: given[worker] - exact[worker])[: max(0, over)]:
+        given[worker] += 1
+    for _ in range(-over):
+        most = max(weights, key=lambda worker: given[worker] - least)
+        given[most] -= 1
+    return given
+
+
+BUILT_IN: Mapping[str, Lender] = {
+    DYNAMIC: Dynamic(),
+    STATIC: Static(),
+    LEASED: Leased(),
+    LOCAL: Local(),
+}
 
 
 def settled(asked: Lending, loans: Loans, supply: Supply) -> Supply:

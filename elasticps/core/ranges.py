@@ -6,7 +6,7 @@ order of data epoch ``p // size``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -103,6 +103,30 @@ def common(ranges: Iterable[Range], others: Iterable[Range]) -> tuple[Range, ...
         for other in parts
     )
     return tuple(part for part in found if part.start < part.stop)
+
+
+def common_sorted(ranges: Sequence[Range], others: Sequence[Range]) -> tuple[Range, ...]:
+    """``common`` of ranges that are disjoint and in order, in one walk along both."""
+    found: list[Range] = []
+    here = there = 0
+    while here < len(ranges) and there < len(others):
+        one, other = ranges[here], others[there]
+        start, stop = max(one.start, other.start), min(one.stop, other.stop)
+        if start < stop:
+            found.append(Range(start, stop))
+        if one.stop <= other.stop:
+            here += 1
+        else:
+            there += 1
+    return tuple(found)
+
+
+def less_sorted(ranges: Sequence[Range], taken: Sequence[Range]) -> tuple[Range, ...]:
+    """``less`` of ranges that are disjoint and in order, in one walk along both."""
+    stops = [0, *(part.stop for part in taken)]
+    starts = [*(part.start for part in taken), max((part.stop for part in ranges), default=0)]
+    gaps = [Range(a, b) for a, b in zip(stops, starts, strict=True) if a < b]
+    return common_sorted(ranges, gaps)
 
 
 def count_of(ranges: Iterable[Range]) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Collection
 
-import msgspec
+from msgspec import field
 
 from elasticps.core.bulletin import Notes, objection, under, without, written
 from elasticps.core.commands import (
@@ -17,6 +16,8 @@ from elasticps.core.commands import (
     Cut,
     Floor,
     Found,
+    Held,
+    Hold,
     Initialized,
     Join,
     Leave,
@@ -25,6 +26,7 @@ from elasticps.core.commands import (
     Publish,
     Published,
     Ready,
+    Reduce,
     Refused,
     Regenerated,
     Register,
@@ -34,62 +36,49 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Generation, Round, WorkerId
-from elasticps.core.lending import BUILT_IN, DYNAMIC, Lender, Lending, settled
-from elasticps.core.ranges import DataSpec, Range, Supply, within
+from elasticps.core.lending import BUILT_IN
+from elasticps.core.ranges import DataSpec, Range, Supply
+from elasticps.core.reading import MAX_AHEAD, Reading
+from elasticps.core.reduction import MAX_NUMBERS, Reduction
 from elasticps.core.replica import Commit
 
 NOT_LENT = "only samples that were lent can be kept"
 NOT_ALL_READ = "every worker must take its samples from run.data, or none"
 
 
-class Roster(msgspec.Struct, kw_only=True, dict=True):
+class Roster(Reading, kw_only=True, dict=True):
     """The state; ``apply`` is its only mutator. Members are in rank order.
 
     A ledger adds what a vote does, and what a change of the members means for those who wait.
     ``begun`` is the round that the job began with, ``resumed`` what a checkpoint's job read;
     ``drawn_from`` the supply before the round under way was lent, with what was kept from the one
-    before. ``kept`` are samples of an earlier turn that a member has yet to read; ``notes`` are the
-    bulletin. ``data_policy`` names who shares samples out, ``owned`` is what it is told of its last
-    answer, and ``failed`` why the job cannot go on: then everybody is refused. The members of
-    ``short`` cannot go on without another.
+    before. ``notes`` are the bulletin. The members of ``short`` cannot go on without another.
     """
 
     start_workers: int
     started: bool = False
     initialized: bool = False
-    round: Round = Round(0)
-    generation: Generation = Generation(0)
-    members: list[WorkerId] = []
-    joining: list[WorkerId] = []
+    joining: list[WorkerId] = field(default_factory=list)
     short: Generation = Generation(-1)
     last: Commit | None = None
-    alive: list[WorkerId] = []
+    alive: list[WorkerId] = field(default_factory=list)
     observed: int = 0
-    departed: list[WorkerId] = []
-    farewells: dict[WorkerId, Commit] = {}
-    data: DataSpec | None = None
-    readers: list[WorkerId] = []
+    departed: list[WorkerId] = field(default_factory=list)
+    farewells: dict[WorkerId, Commit] = field(default_factory=dict)
+    readers: list[WorkerId] = field(default_factory=list)
     begun: Round = Round(0)
     resumed: DataSpec | None = None
-    supply: Supply = Supply()
     drawn_from: Supply = Supply()
-    leases: dict[WorkerId, tuple[Range, ...]] = {}
-    kept: dict[WorkerId, tuple[Range, ...]] = {}
-    notes: Notes = {}
-    data_policy: str = DYNAMIC
-    owned: dict[WorkerId, tuple[Range, ...]] = {}
-    failed: str = ""
-
-    def ruled_by(self, lender: Lender) -> Self:
-        """This ledger, with the one that ``data_policy`` names: code is no part of the state."""
-        self.__dict__["lender"] = lender
-        return self
+    notes: Notes = field(default_factory=dict)
+    reduction: Reduction = Reduction()
 
     def apply(self, command: Command) -> Answers:
         if self.failed and not isinstance(command, Leave | Observe):
             return [(command.worker, Refused(self.failed))]
         failed = self.failed
         answers = self._carry_out(command)
+        self.reduction, reduced = self.reduction.settled(self.members, self._past)
+        answers += reduced
         if self.failed == failed:
             return answers
         told = dict.fromkeys([*(worker for worker, _ in answers), *self.members, *self.joining])
@@ -111,10 +100,19 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
                 return [*self._remove([command.worker]), (command.worker, Left())]
             case Observe():
                 return self._observe(command)
+            case Publish() | Regroup() | Hold() | Reduce():
+                return self._say(command)
+
+    def _say(self, command: Publish | Regroup | Hold | Reduce) -> Answers:
+        match command:
             case Publish():
                 return self._publish(command)
             case Regroup():
                 return self._regroup(command)
+            case Hold():
+                return self._hold(command)
+            case Reduce():
+                return self._reduce(command)
 
     def turn(self, worker: WorkerId) -> Turn:
         """A member's part in what comes next."""
@@ -128,6 +126,7 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
             samples=self._lent(worker),
             exhausted=self._exhausted,
             last=self.data is not None and self.supply.spent(self.data),
+            ahead=self._ahead_of(worker),
         )
 
     def cut(self) -> Cut:
@@ -158,12 +157,21 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
     def _went(self, gone: list[WorkerId]) -> Answers:
         """Members that stay are told what ``gone``, no members any more, mean to them."""
 
+    @property
+    @abstractmethod
+    def _past(self) -> Collection[WorkerId]:
+        """The members that have nothing more to give to the round that is whole."""
+
     @abstractmethod
     def _lend(self) -> None:
         """Lend samples to those who are to have some."""
 
     @abstractmethod
     def _next_round(self, worker: WorkerId) -> Round: ...
+
+    def _ahead_of(self, worker: WorkerId) -> tuple[tuple[Range, ...], ...]:
+        """What a member is lent in the rounds after, if all goes on as it is."""
+        return ()
 
     @property
     def _able(self) -> list[WorkerId]:
@@ -278,6 +286,8 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
         self.joining = [worker for worker in self.joining if worker not in workers]
         self.departed += [worker for worker in workers if not self._is_gone(worker)]
         self.readers = [worker for worker in self.readers if worker not in workers]
+        self._forget_readers(workers)
+        self.reduction = self.reduction.without(workers)
         self.notes = without(self.notes, workers)
         gone = [worker for worker in self.members if worker in workers]
         if not gone:
@@ -321,67 +331,21 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
         others = [answer for answer in told if answer[0] != worker]
         return [*others, (worker, Regenerated(self.turn(worker)))]
 
+    def _reduce(self, command: Reduce) -> Answers:
+        worker, numbers = command.worker, command.numbers
+        if worker not in self.members:
+            return [(worker, Refused("this worker is not a member of the job any more"))]
+        if len(numbers) > MAX_NUMBERS:
+            return [(worker, Refused(f"{len(numbers)} numbers, of at most {MAX_NUMBERS}"))]
+        known = self.reduction.known(command)
+        if known is not None:
+            return [(worker, known)]
+        if self.reduction.is_over(command):
+            return [(worker, Refused("these numbers have been given already"))]
+        self.reduction = self.reduction.with_one(command)
+        return []
+
     # -- data -----------------------------------------------------------------------------------
-
-    def _lent(self, worker: WorkerId) -> tuple[Range, ...]:
-        """All that a worker has to read, what it kept first."""
-        return self.kept.get(worker, ()) + self.leases.get(worker, ())
-
-    def _taken_back(self, worker: WorkerId) -> tuple[Range, ...]:
-        """What a worker was lent: it has it no more."""
-        lent = self._lent(worker)
-        self.kept.pop(worker, None)
-        self.leases.pop(worker, None)
-        return lent
-
-    def _keeps_what_it_has(self, vote: Vote) -> bool:
-        return all(within(part, self._lent(vote.worker)) for part in vote.keeps)
-
-    @property
-    def _lender(self) -> Lender:
-        lender: Lender | None = self.__dict__.get("lender", BUILT_IN.get(self.data_policy))
-        assert lender is not None, f"nobody brought the data policy {self.data_policy}"
-        return lender
-
-    def _borrow(self, borrowers: Sequence[WorkerId], wanted: int) -> None:
-        """Have the policy lend to ``borrowers``, who hold nothing, ``wanted`` samples in all."""
-        assert self.data is not None
-        unread = self.supply.unread(self.data)
-        if self.failed or not unread or not wanted:
-            return
-        asked = Lending(
-            size=self.data.size,
-            members=tuple(self.members),
-            borrowers=tuple(borrowers),
-            wanted=wanted,
-            unread=unread,
-            owned=dict(self.owned),
-        )
-        lender = self._lender
-        try:
-            loans = lender.lend(asked)
-            supply = settled(asked, loans, self.supply)
-            lent = {worker: tuple(loans.lent.get(worker, ())) for worker in borrowers}
-            owned = {worker: tuple(parts) for worker, parts in loans.owned.items()}
-        except (Exception, SystemExit) as error:  # a plugin may raise anything; its job alone ends
-            self._fail(f"{type(error).__name__}: {error}")
-            return
-        if not any(lent.values()) and not any((*self.leases.values(), *self.kept.values())):
-            self._fail("it lends nothing to anybody, though samples are left")
-            return
-        self.supply, self.owned = supply, owned
-        self.leases.update(lent)
-
-    def _fail(self, reason: str) -> None:
-        """Who attends to a generation hears of the new one, and is refused when it asks on."""
-        self.failed = f"data policy {self.data_policy}: {reason}"
-        self.generation = Generation(self.generation + 1)
-
-    @property
-    def _exhausted(self) -> bool:
-        """None lent and none left: where a worker died, none may be lent while some are left."""
-        lent = any(self.leases.values()) or any(self.kept.values())
-        return self.data is not None and not lent and self.supply.spent(self.data)
 
     def _register(self, command: Register) -> Answers:
         worker, data = command.worker, command.data
@@ -389,19 +353,33 @@ class Roster(msgspec.Struct, kw_only=True, dict=True):
             return [(worker, Refused("only a member may register data"))]
         if min(data.size, data.batch_size, data.epochs) < 1 or data.size * data.epochs >= LARGEST:
             return [(worker, Refused(f"there is nothing to read in {data}"))]
+        if command.policy and command.policy not in BUILT_IN:
+            return [(worker, Refused(f"{command.policy} is no built-in data policy"))]
         if self.data is None:
             reason = self._objection(data)
             if reason:
                 return [(worker, Refused(reason))]
-            self.data = data
+            self.data, self.policy = data, command.policy
             # Who has begun a step without samples must hear that there are some.
             self.generation = Generation(self.generation + 1)
             self._lend()
         elif self.data != data:
             return [(worker, Refused(f"the job reads {self.data}, this worker {data}"))]
+        elif self.policy != command.policy:
+            asked = command.policy or self.data_policy
+            reason = f"the job's data policy is {self.ruling}, this worker asks for {asked}"
+            return [(worker, Refused(reason))]
+        self.ahead = max(self.ahead, min(command.ahead, MAX_AHEAD))
         if worker not in self.readers:
             self.readers.append(worker)
         return [(worker, Registered(self.turn(worker), self.last))]
+
+    def _hold(self, command: Hold) -> Answers:
+        worker = command.worker
+        if worker not in self.members:
+            return [(worker, Refused("only a member may say what lies on its node"))]
+        reason = self._note_local(command)
+        return [(worker, Refused(reason) if reason else Held())]
 
     def _objection(self, data: DataSpec) -> str:
         """Why the job cannot begin to read ``data`` now; empty when it can."""

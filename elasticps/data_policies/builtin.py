@@ -13,6 +13,20 @@ class Dynamic(DataPolicy):
         return lending.Dynamic().lend(asked)
 
 
+class Leased(DataPolicy):
+    """Lends the next unread samples, to each worker as many as its measured speed calls for."""
+
+    def lend(self, asked: Lending) -> Loans:
+        return lending.Leased().lend(asked)
+
+
+class Local(DataPolicy):
+    """As leased, but gives a worker what lies on its own node before anything else."""
+
+    def lend(self, asked: Lending) -> Loans:
+        return lending.Local().lend(asked)
+
+
 class Static(DataPolicy):
     """Gives each worker a stripe of each data epoch, which it reads while the workers stay."""
 

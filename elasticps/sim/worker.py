@@ -314,6 +314,7 @@ class Worker(Caller):
             self._leaving,
             seq=self._seq,
             scale=self._scale,
+            speed=1.0 + self.id % 3,
         )
 
         def told(answer: Answer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from random import Random
 
 import msgspec
@@ -30,7 +31,7 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Generation, Round, Seq, WorkerId
-from elasticps.core.lending import DYNAMIC, STATIC
+from elasticps.core.lending import DYNAMIC, LEASED, LOCAL, STATIC
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 
@@ -323,9 +324,8 @@ class Walk:
             return Leave(worker.id)
         contributes = self.data is None or bool(turn.samples)
         worker.seq += contributes
-        return Vote(
-            worker.id, turn.round, turn.generation, contributes, leaving=False, seq=Seq(worker.seq)
-        )
+        seq, speed = Seq(worker.seq), 1.0 + worker.id % 3
+        return Vote(worker.id, turn.round, turn.generation, contributes, seq=seq, speed=speed)
 
     def ask(self, worker: Worker, *, heard: bool = True) -> None:
         if worker.asked is None:
@@ -429,8 +429,10 @@ class Walk:
         )
 
 
-@pytest.mark.parametrize("data_policy", [DYNAMIC, STATIC])
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize(
+    ("block", "data_policy"),
+    [*product(range(4), [DYNAMIC, STATIC]), (0, LEASED), (1, LOCAL)],
+)
 def test_clocks_keep_their_bound_and_samples_are_read_whatever_happens_in_whatever_order(
     block: int, data_policy: str
 ) -> None:

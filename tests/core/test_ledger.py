@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 from random import Random
 
 import msgspec
@@ -14,6 +15,7 @@ from elasticps.core.commands import (
     Answers,
     Command,
     Committed,
+    Hold,
     Initialized,
     Join,
     Leave,
@@ -29,7 +31,7 @@ from elasticps.core.commands import (
 )
 from elasticps.core.ids import Generation, Round, WorkerId
 from elasticps.core.ledger import Ledger
-from elasticps.core.lending import DYNAMIC, STATIC
+from elasticps.core.lending import DYNAMIC, LEASED, LOCAL, STATIC
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 from tests.support.ledger_world import Worker, World, encoded
@@ -303,6 +305,7 @@ ACTS = {
     "regroup": 1,
     "leave_a_note": 1,
 }
+LOCAL_ACTS = {**ACTS, "say_what_is_local": 3}
 
 
 class Walk:
@@ -330,7 +333,8 @@ class Walk:
             self.join()
 
     def run(self, steps: int) -> None:
-        acts = self._random.choices(list(ACTS), weights=list(ACTS.values()), k=steps)
+        may = LOCAL_ACTS if self.world.ledger.data_policy == LOCAL else ACTS
+        acts = self._random.choices(list(may), weights=list(may.values()), k=steps)
         for act in acts:
             getattr(self, act)()
         self.world.settle(rounds=2)
@@ -419,9 +423,18 @@ class Walk:
             gone = [name for name in self.world.ledger.notes if self.world.ledger._is_gone(name)]
             assert gone == []
 
+    def say_what_is_local(self) -> None:
+        for worker in self._some([one for one in self.idle if one.turn]):
+            start = self._random.randint(0, 20)
+            parts = (Range(start, start + 2), Range(start + 5, start + 9))
+            hold = Hold(worker.id, len(self.world.applied), parts)
+            self.world.apply(hold)
 
-@pytest.mark.parametrize("data_policy", [DYNAMIC, STATIC])
-@pytest.mark.parametrize("block", range(4))
+
+@pytest.mark.parametrize(
+    ("block", "data_policy"),
+    [*product(range(4), [DYNAMIC, STATIC]), (0, LEASED), (1, LOCAL)],
+)
 def test_rounds_are_whole_and_samples_read_once_whatever_happens_in_whatever_order(
     block: int, data_policy: str
 ) -> None:

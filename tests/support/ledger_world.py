@@ -87,6 +87,7 @@ class Worker:
             contributes=self.data is None or bool(self.turn.samples),
             leaving=self.retiring,
             pushed=self.turn.round % self.push_every == 0,
+            speed=1.0 + self.id % 3,
         )
 
     def hear(self, answer: Answer) -> None:
