@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,6 +59,13 @@ class ElasticData:
         self._shuffle = shuffle
         self._collate = collate
         self._orders: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        """The batches of all epochs: the most that a worker sees, for each may have none of some.
+
+        Frameworks that know it need not ask for a batch before they have stepped on the last.
+        """
+        return self._spec.epochs * math.ceil(self._spec.size / self._spec.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         self._run.register(self._spec)

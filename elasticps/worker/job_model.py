@@ -71,6 +71,8 @@ def job_model(
     Raises UsageError for a model or option that cannot be served, PluginError for a plugin.
     """
     plugin = _plugin(chosen.name)
+    # What torch.compile made names its parameters after itself; a checkpoint is to fit both.
+    model = getattr(model, "_orig_mod", model)
     trained = [(key, item) for key, item in model.named_parameters() if item.requires_grad]
     if not trained:
         raise UsageError("no parameter of the model requires a gradient", field="model")

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import UsageError
+from elasticps.worker.amp import unscale
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.optimizer_state import by_block, by_parameter
 from elasticps.worker.parameters import ParamGroup, plain
@@ -48,6 +49,8 @@ class ElasticOptimizer(torch.optim.Optimizer):
         self._served = frozenset(served)
         self._described = [plain(group) for group in groups]
         self._schedules: list[Schedule] = []
+        # To a ``GradScaler``: call step() whatever has overflowed, and say so (see amp.py).
+        self._step_supports_amp_scaling = True
 
     @property
     def clip_grad_norm(self) -> float | None:
@@ -72,14 +75,16 @@ class ElasticOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take part in one round; on return the parameters are those of the next.
 
-        ``closure`` is evaluated once, with gradients on. Raises JobFailed when the job ended, and
-        WorkerRetired (a SystemExit) when this worker was asked to leave and now has.
+        ``closure`` is evaluated once, with gradients on. Called by a ``torch.amp.GradScaler`` it
+        takes part without a gradient where one has overflowed. Raises JobFailed when the job ended,
+        and WorkerRetired (a SystemExit) when this worker was asked to leave and now has.
         """
         self._bring_schedules_to_the_job()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        unscale(self)
         self._run.step(self.changed_options())
         return loss
 
