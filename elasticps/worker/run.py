@@ -21,6 +21,7 @@ from elasticps.core.ranges import DataSpec
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Prefer, Progress, StateMeta, Welcome
+from elasticps.wire.transports import TRANSPORTS_VARIABLE, allowed_transports
 from elasticps.worker.agent import Agent
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
@@ -387,9 +388,9 @@ def _number(key: str, item: float | torch.Tensor) -> float:
 def join(environment: Mapping[str, str] | None = None) -> Run:
     """Join the job that this process was started for.
 
-    ``elasticps run`` and the cluster's daemons set what is needed in the environment. Raises
-    UsageError when this process was not started by one of them, PeerUnavailable when the daemon
-    does not answer.
+    ``elasticps run`` and the cluster's daemons set what is needed in the environment;
+    ELASTICPS_TRANSPORTS=tcp there leaves out what is faster on one machine. Raises UsageError when
+    this process was not started by one of them, PeerUnavailable when the daemon does not answer.
     """
     variables = os.environ if environment is None else environment
     address, uid = variables.get(AGENT_VARIABLE), variables.get(WORKER_VARIABLE)
@@ -400,7 +401,8 @@ def join(environment: Mapping[str, str] | None = None) -> Run:
             hint="start the script with: elasticps run SCRIPT",
         )
     place = Address.parse(address)
-    loop, agent = DataLoop(), Agent()
+    transports = allowed_transports(variables.get(TRANSPORTS_VARIABLE, ""))
+    loop, agent = DataLoop(), Agent(transports)
 
     async def enter() -> Welcome:
         welcome = await agent.connect(place, uid)
