@@ -22,6 +22,7 @@ from elasticps.core.records import NodeRecord, decode
 from elasticps.daemon.process import REAP
 from elasticps.errors import ElasticError, StoreError, UsageError
 from elasticps.store import Batch, EmbeddedEtcd, Keys, Snapshot, Store, StoreConfig, watch_prefix
+from elasticps.wire.transports import TRANSPORTS_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +274,11 @@ class LocalCluster:
 
 def _plain_environment() -> dict[str, str]:
     """This process's, less the settings of a daemon of this machine that is not meant here."""
-    return {key: item for key, item in os.environ.items() if not key.startswith("ELASTICPS_")}
+    return {
+        key: item
+        for key, item in os.environ.items()
+        if key == TRANSPORTS_VARIABLE or not key.startswith("ELASTICPS_")
+    }
 
 
 def _is_free(port: int) -> bool:

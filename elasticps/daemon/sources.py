@@ -43,6 +43,7 @@ OTHER_VARIABLES = frozenset(
         "ELASTICPS_FAILURE_FILE",
         "ELASTICPS_SOCKETS",
         "ELASTICPS_MACHINE",
+        "ELASTICPS_TRANSPORTS",
         "ELASTICPS_CI",
     }
 )

@@ -114,9 +114,9 @@ class ParameterBlock(Hosted):
         It is answered when every counted replica holds it: in synchronous rounds as part of the
         round's mean, otherwise applied.
         """
+        header = request.header
         if self._must_wait(request, meta.commit, lambda: self.push(request, meta, payload)):
             return
-        header = request.header
         if not self._is_up_to(request, meta.commit):
             return
         began_ns = self.spans.begin()
@@ -134,6 +134,10 @@ class ParameterBlock(Hosted):
             generation=meta.generation,
             pushers=meta.pushers,
         )
+        self._take(request, push, staged)
+
+    def _take(self, request: Request, push: Push, staged: Staged) -> None:
+        header = request.header
         outcome = self._replica.push(push)
         self._staging.keep_only(self._replica.staged)
         match outcome:
@@ -151,11 +155,14 @@ class ParameterBlock(Hosted):
             case PushOutcome.STAGE | PushOutcome.PREPARE:
                 self._staging.hold(header.worker, request)
                 self._count(header)
-                is_first = not self._staging.gradients
-                self._first_push_ns = self.spans.begin() if is_first else self._first_push_ns
-                self._staging.take(header.worker, staged)
+                self._stage(header.worker, staged)
                 if outcome is PushOutcome.PREPARE:
                     self._prepare()
+
+    def _stage(self, worker: WorkerId, staged: Staged) -> None:
+        if not self._staging.gradients:
+            self._first_push_ns = self.spans.begin()
+        self._staging.take(worker, staged)
 
     def _count(self, header: Header) -> None:
         self.pushes += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Generic, Protocol, TypeVar
 
 from elasticps.core.ids import ServerId
@@ -14,6 +14,7 @@ from elasticps.wire.connection import Connection, connect
 from elasticps.wire.frame import Header, Kind
 from elasticps.wire.messages import HelloMeta, Servers, encode
 from elasticps.wire.traffic import TrafficBy
+from elasticps.wire.transports import ALL, UNIX
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -97,9 +98,10 @@ class ConnectionPool(Generic[Name]):
             await connection.aclose()
 
 
-def addresses_of(servers: Servers) -> dict[ServerId, Address]:
-    """Where each listed server is best reached from this machine."""
+def addresses_of(servers: Servers, transports: Collection[str] = ALL) -> dict[ServerId, Address]:
+    """Where each listed server is best reached from this machine, by the transports given."""
+    near = servers.local if UNIX in transports else frozenset()
     return {
-        record.server: Address.parse(record.unix if record.server in servers.local else record.tcp)
+        record.server: Address.parse(record.unix if record.server in near else record.tcp)
         for record in servers.servers
     }

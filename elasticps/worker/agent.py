@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ from elasticps.wire.messages import (
 )
 from elasticps.wire.pool import addresses_of
 from elasticps.wire.spans import Spans
+from elasticps.wire.transports import ALL
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -44,9 +45,10 @@ class Agent:
     """The control channel to the daemon, and the latest of all that it said.
 
     ``host`` is where other machines reach this one, ``directory`` the one of the daemon's sockets.
+    ``transports`` are those by which shard servers may be reached.
     """
 
-    def __init__(self, spans: Spans | None = None) -> None:
+    def __init__(self, spans: Spans | None = None, transports: Collection[str] = ALL) -> None:
         self.spans = spans or Spans()
         self.on_record: Callable[[RecordSpans], None] = self._nothing_recorded
         self.welcome: Welcome | None = None
@@ -57,6 +59,7 @@ class Agent:
         self.on_plan: Callable[[PlanUpdate], None] = lambda _: None
         self.host = "127.0.0.1"
         self.directory = Path(tempfile.gettempdir())
+        self._transports = transports
         self._connection: Connection | None = None
         self._closed = False
         self._rejection: str | None = None
@@ -159,7 +162,7 @@ class Agent:
                 self._rows.update((row.block, row) for row in message.rows)
                 self.on_plan(message)
             case Servers():
-                self._addresses = addresses_of(message)
+                self._addresses = addresses_of(message, self._transports)
                 self.host = _host_of(message) or self.host
                 self.on_servers()
             case Retire():

@@ -22,6 +22,7 @@ from elasticps.errors import UsageError
 from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Prefer, Progress, StateMeta, Welcome
 from elasticps.wire.spans import Spans
+from elasticps.wire.transports import TRANSPORTS_VARIABLE, allowed_transports
 from elasticps.worker.agent import Agent
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
@@ -399,9 +400,9 @@ def _number(key: str, item: float | torch.Tensor) -> float:
 def join(environment: Mapping[str, str] | None = None) -> Run:
     """Join the job that this process was started for.
 
-    ``elasticps run`` and the cluster's daemons set what is needed in the environment. Raises
-    UsageError when this process was not started by one of them, PeerUnavailable when the daemon
-    does not answer.
+    ``elasticps run`` and the cluster's daemons set what is needed in the environment;
+    ELASTICPS_TRANSPORTS=tcp there leaves out what is faster on one machine. Raises UsageError when
+    this process was not started by one of them, PeerUnavailable when the daemon does not answer.
     """
     variables = os.environ if environment is None else environment
     address, uid = variables.get(AGENT_VARIABLE), variables.get(WORKER_VARIABLE)
@@ -412,8 +413,9 @@ def join(environment: Mapping[str, str] | None = None) -> Run:
             hint="start the script with: elasticps run SCRIPT",
         )
     place = Address.parse(address)
+    transports = allowed_transports(variables.get(TRANSPORTS_VARIABLE, ""))
     spans = Spans()
-    loop, agent = DataLoop(spans), Agent(spans)
+    loop, agent = DataLoop(spans), Agent(spans, transports)
 
     async def enter() -> Welcome:
         welcome = await agent.connect(place, uid)
