@@ -87,7 +87,8 @@ async def test_daemons_end_when_etcd_is_put_back_and_started_again_offer_the_las
             stored = (await store.list(keys.job(job.name))).items
             # A report may be the write that tells its daemon; it goes with the daemon's lease.
             kept = [item for item in stored if not item.lease]
-            assert kept and all(item.mod_revision <= known for item in kept)
+            assert kept
+            assert all(item.mod_revision <= known for item in kept)
             # Registrations come back too, of daemons that are dead; their leases run out.
             while any([await store.get(keys.node(node)) for node in NODES]):
                 await asyncio.sleep(LOOK_S)
@@ -100,7 +101,7 @@ async def test_daemons_end_when_etcd_is_put_back_and_started_again_offer_the_las
             assert ended.state == "FAILED"
             lost = "blocks are lost: the shard servers of n1, n2 died"
             assert lost in ended.reason
-            assert "resume from the last checkpoint: elasticps run --resume" in ended.reason
+            assert "resume from the last checkpoint: elasticps submit --resume" in ended.reason
             resumed = await cluster.train(start_workers=2, resume=str(root))
             assert (await resumed.finish()).state == "SUCCEEDED"
             assert resumed.goal > checkpoint
