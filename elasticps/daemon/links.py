@@ -24,6 +24,7 @@ from elasticps.wire.messages import (
     JobInfo,
     PlanRow,
     PlanUpdate,
+    PluginsMade,
     Prefer,
     Progress,
     Promises,
@@ -50,6 +51,8 @@ class Children(Protocol):
     def promised(self, promises: Promises) -> None: ...
 
     def loaded(self, load: ServerLoad) -> None: ...
+
+    def plugins_made(self, said: PluginsMade) -> None: ...
 
     def welcome(self, uid: str, process: PeerProcess) -> Welcome | None: ...
 
@@ -121,6 +124,13 @@ class Links:
             if link.uid == uid:
                 link.tell(message)
 
+    def tell_server(self, message: Control) -> bool:
+        """Send to the shard server; says whether there is one."""
+        servers = self._server_links()
+        for link in servers:
+            link.tell(message)
+        return bool(servers)
+
     def renew_access(self) -> None:
         """Give each worker a pass anew, before the one that it has is over."""
         for link in self._links.values():
@@ -176,6 +186,8 @@ class Links:
                 self._children.promised(message)
             case ServerLoad():
                 self._children.loaded(message)
+            case PluginsMade():
+                self._children.plugins_made(message)
             case _:
                 log.error("a %s is not for a shard server to say", type(message).__name__)
 
