@@ -382,7 +382,7 @@ class Node:
     def progressed(self, uid: str, progress: Progress) -> None:
         life = self.workers.lives.get(uid)
         if life is not None:
-            life.progress = progress
+            life.progressed(progress)
             self.measured.tallies.trained(life.job_name, uid, progress)
             self._reports.progressed(life)
 

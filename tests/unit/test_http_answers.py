@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from elasticps.core.ids import Generation, NodeId, Round
+from elasticps.core.ids import Generation, JobKey, JobName, NodeId, Round, WorkerId
 from elasticps.daemon.http import app
 from elasticps.daemon.http.answers import LocalStatus, LocalWorker
+from elasticps.daemon.workers import Life
 from elasticps.wire.messages import Progress
 
 
@@ -51,3 +52,27 @@ async def test_who_never_ends_its_headers_is_not_heard_for_ever(
         writer.close()
     finally:
         await runner.cleanup()
+
+
+def test_a_worker_that_says_the_same_again_has_taken_no_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    life = Life(
+        uid="a.1",
+        worker=WorkerId(1),
+        job=JobKey(1),
+        job_name=JobName("digits"),
+        child="",
+        block_bytes=1,
+        audit=False,
+    )
+    said = Progress(round=Round(3), generation=Generation(1), rank=0, world=1, step_s=0.5)
+    for now_s, progress, stepped_at in (
+        (10.0, said, 10.0),
+        (20.0, said, 10.0),
+        (30.0, msgspec.structs.replace(said, round=Round(4)), 30.0),
+        (40.0, msgspec.structs.replace(said, round=Round(4), step_s=0.6), 40.0),
+    ):
+        monkeypatch.setattr("elasticps.daemon.workers.time.monotonic", lambda now=now_s: now)
+        life.progressed(progress)
+        assert life.stepped_at == stepped_at
