@@ -5,6 +5,15 @@ An error is raised where its cause is known and shown once, where the user is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+MAX_NAMES = 20
+
+
+def listed(names: Sequence[str]) -> str:
+    """What there is, for an error's ``limit``: of many names the first few."""
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+
 
 class ElasticError(Exception):
     """Root of every error that elasticps raises on purpose.

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from elasticps.api.refused import REFUSED
-from elasticps.errors import PluginError
+from elasticps.errors import PluginError, UsageError
 
 OPTIMIZERS = "elasticps.optimizers"
 STRATEGIES = "elasticps.strategies"
@@ -118,6 +118,10 @@ def _made(target: object, options: Mapping[str, Any], plugin: Plugin) -> object:
     _refuse_types(options, parameters, plugin)
     try:
         return target(**options)
+    except UsageError as error:
+        raise PluginError(
+            error.what, where=plugin.where, field=error.field, limit=error.limit
+        ) from error
     except (Exception, SystemExit) as error:  # as above
         raise PluginError(f"{type(error).__name__}: {error}", where=plugin.where) from error
 

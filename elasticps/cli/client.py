@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import secrets
 import ssl
 import time
@@ -301,12 +302,24 @@ def _plain_errors(url: str) -> Iterator[None]:
         ) from None
     except TimeoutError:
         raise PeerUnavailable("the daemon did not answer in time", where=url, hint=_HINT) from None
+    except aiohttp.ClientSSLError as error:
+        raise PeerUnavailable(
+            f"no TLS with the daemon: {error.os_error.strerror or error.os_error}",
+            where=url,
+            hint="does its API begin with http://? a cluster without certificates has no https",
+        ) from None
     except (aiohttp.ClientError, OSError) as error:
         raise PeerUnavailable(
-            f"the daemon cannot be reached: {str(error) or type(error).__name__}",
-            where=url,
-            hint=_HINT,
+            f"the daemon cannot be reached: {_cause(error)}", where=url, hint=_HINT
         ) from None
+
+
+def _cause(error: Exception) -> str:
+    """In the system's words, where it was the system that refused."""
+    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(inner, OSError) and (inner.errno or 0) > 0:
+        return os.strerror(inner.errno or 0)
+    return str(inner) or type(error).__name__
 
 
 def _trust(ca: Path) -> ssl.SSLContext:

@@ -25,7 +25,7 @@ from elasticps.core.consistency import (
     NonFinite,
     check_guarantees,
 )
-from elasticps.errors import UsageError
+from elasticps.errors import UsageError, listed
 
 if TYPE_CHECKING:  # aiohttp takes longer to import than all the rest
     from elasticps.cli.client import Api
@@ -299,6 +299,6 @@ def require_known(kind: str, name: str, known: Iterable[str]) -> None:
     raise UsageError(
         f"the cluster has no {kind} {name!r}",
         field=kind,
-        limit=", ".join(names) or f"there is no {kind} at all",
+        limit=listed(names) or f"there is no {kind} at all",
         hint=f"did you mean {near[0]}?" if near else None,
     )

@@ -116,8 +116,9 @@ def attempts(of_workers: Iterable[Attempts]) -> Attempts:
 def lost(spec: JobSpec, status: JobStatus, reason: str, now_unix: float) -> JobStatus:
     """The end of a job whose blocks are gone, and how to go on if there may be a checkpoint."""
     if spec.checkpoint_dir:
-        again = shlex.join(["elasticps", "run", "--resume", spec.checkpoint_dir, *spec.argv])
+        again = shlex.join(["elasticps", "submit", "--resume", spec.checkpoint_dir, *spec.argv])
         reason += f"; resume from the last checkpoint: {again}"
+        reason += ", or with run in place of submit"
     return _ended(status, JobState.FAILED, reason, now_unix)
 
 

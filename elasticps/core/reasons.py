@@ -10,6 +10,8 @@ import msgspec
 from elasticps.core.ids import NodeId
 from elasticps.core.records import JobStatus, LivingWorker
 
+QUIET_S, QUIET_STEPS = 30.0, 10.0
+"""A job stands still when no worker has stepped for so long, and for so many steps' time."""
 _COUNT = re.compile(r"\b[0-9]+\b")
 
 
@@ -56,6 +58,18 @@ def workers_told(
     here = [life.record.node for life in running]
     starting = [node for node in wanted if wanted[node] > here.count(node)]
     return f"{told}: {planned - have} to start on {_listed(starting)}"
+
+
+def standing_still(job: str, still_s: Collection[float], step_s: float) -> str:
+    """Of a job whose workers have all not stepped for ``still_s``; nothing while one has.
+
+    ``step_s`` is what a step took before. How long is rounded, so that it changes rarely.
+    """
+    least_s = min(still_s, default=0.0)
+    if least_s < max(QUIET_S, QUIET_STEPS * step_s):
+        return ""
+    told = f"{least_s // 60:.0f} min" if least_s >= 60 else f"{least_s // 10 * 10:.0f} s"
+    return f"no step for {told}: `elasticps logs {job}` says what its scripts do"
 
 
 def copies_come(nodes: Collection[NodeId], replicas: int) -> str:

@@ -24,6 +24,7 @@ from elasticps.wire.messages import (
     JobInfo,
     PlanRow,
     PlanUpdate,
+    PluginsMade,
     Prefer,
     Progress,
     Promises,
@@ -51,6 +52,8 @@ class Children(Protocol):
     def promised(self, promises: Promises) -> None: ...
 
     def loaded(self, load: ServerLoad) -> None: ...
+
+    def plugins_made(self, said: PluginsMade) -> None: ...
 
     def welcome(self, uid: str, process: PeerProcess) -> Welcome | None: ...
 
@@ -124,10 +127,12 @@ class Links:
             if link.uid == uid:
                 link.tell(message)
 
-    def tell_server(self, message: Control) -> None:
-        """Send to the shard server, if it has said hello."""
-        for link in self._server_links():
+    def tell_server(self, message: Control) -> bool:
+        """Send to the shard server; says whether there is one."""
+        servers = self._server_links()
+        for link in servers:
             link.tell(message)
+        return bool(servers)
 
     def renew_access(self) -> None:
         """Give each worker a pass anew, before the one that it has is over."""
@@ -186,6 +191,8 @@ class Links:
                 self._children.loaded(message)
             case RecordedSpans():
                 self._children.recorded("", message)
+            case PluginsMade():
+                self._children.plugins_made(message)
             case _:
                 log.error("a %s is not for a shard server to say", type(message).__name__)
 

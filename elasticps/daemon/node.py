@@ -21,6 +21,7 @@ from elasticps.daemon.failure_detector import FailureDetector
 from elasticps.daemon.leader import Leader
 from elasticps.daemon.links import Links
 from elasticps.daemon.log_files import LogBuffer
+from elasticps.daemon.making import Making
 from elasticps.daemon.membership import Membership
 from elasticps.daemon.metrics.measured import Measured
 from elasticps.daemon.notify import Notifier
@@ -47,6 +48,7 @@ from elasticps.wire.messages import (
     Access,
     Describe,
     Finished,
+    PluginsMade,
     Prefer,
     Progress,
     Promises,
@@ -100,6 +102,7 @@ class Node:
         self._rehearsals = Rehearsals(lambda: self._links.sync())
         self._links = Links(self.view, self.machine, self, self._rehearsals)
         self.recordings = Recordings(self._links.tell_worker, self._links.tell_server)
+        self.making = Making(self._links.tell_server)
         self._reports = Reports(store, self.view, self.name, self._links.tell_worker)
         self._leader = Leader(store, self.view, self._changed, config.lost_after_s, self.access)
         self.membership = Membership(
@@ -347,6 +350,9 @@ class Node:
         if self.server.record is not None:
             self.measured.served(self.server.record.server, load, self.view)
 
+    def plugins_made(self, said: PluginsMade) -> None:
+        self.making.answered(said)
+
     def welcome(self, uid: str, process: PeerProcess) -> Welcome | None:
         life = self.workers.lives.get(uid)
         if life is None or not self._is_worker(life, process):
@@ -383,7 +389,7 @@ class Node:
     def progressed(self, uid: str, progress: Progress) -> None:
         life = self.workers.lives.get(uid)
         if life is not None:
-            life.progress = progress
+            life.progressed(progress)
             self.measured.tallies.trained(life.job_name, uid, progress)
             self._reports.progressed(life)
 

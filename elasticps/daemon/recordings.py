@@ -25,7 +25,7 @@ class Recordings:
     def __init__(
         self,
         tell_worker: Callable[[str, Control], None],
-        tell_server: Callable[[Control], None],
+        tell_server: Callable[[Control], bool],
     ) -> None:
         self._tell_worker = tell_worker
         self._tell_server = tell_server

@@ -88,6 +88,14 @@ class Life:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     retire: Retire | None = None
     retiring: asyncio.Task[None] | None = None
+    stepped_at: float = field(default_factory=time.monotonic)
+
+    def progressed(self, progress: Progress) -> None:
+        """What it says of itself; it says the same again while it waits."""
+        before = self.progress
+        if before is None or (before.round, before.step_s) != (progress.round, progress.step_s):
+            self.stepped_at = time.monotonic()
+        self.progress = progress
 
 
 @dataclass(slots=True)

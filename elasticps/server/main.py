@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import secrets
 import signal
@@ -18,9 +19,10 @@ import uvloop
 
 from elasticps.core.ids import NodeId, ServerId, server_of
 from elasticps.core.records import ServerRecord
-from elasticps.errors import AccessDenied, ElasticError, WireError
+from elasticps.errors import AccessDenied, ElasticError, PeerUnavailable, WireError
 from elasticps.security.tls import NodeTls, TlsFiles
 from elasticps.server.admission import Admission, Open, Proven, ServerCredentials
+from elasticps.server.makes import made
 from elasticps.server.session import Lease, Session
 from elasticps.server.table import Table
 from elasticps.wire.address import Address
@@ -32,6 +34,7 @@ from elasticps.wire.messages import (
     Control,
     DropJob,
     JobInfo,
+    MakePlugins,
     PlanUpdate,
     Promises,
     RecordSpans,
@@ -58,6 +61,7 @@ class ShardServer:
     ) -> None:
         self.lease = Lease()
         self.stopped = asyncio.Event()
+        self._tasks = tasks
         self.listeners: tuple[Listener, ...] = ()
         self.promises: asyncio.Queue[Promises] = asyncio.Queue(MAX_PROMISES_QUEUED)
         self._addresses: dict[ServerId, Address] = {}
@@ -76,22 +80,29 @@ class ShardServer:
             case Servers():
                 self._addresses = addresses_of(message)
                 self.peers.forget_unlisted()
+            case JobInfo() | PlanUpdate() | AliveWorkers() | DropJob():
+                self._of_a_job(message)
+            case RecordSpans():
+                for part in self.table.record_spans(message):
+                    tell(conn, part)
+            case MakePlugins():
+                self._tasks.create_task(_make(conn, message))
+            case Stop():
+                log.info("stopping: %s", message.reason)
+                self.stopped.set()
+            case _:
+                log.error("a %s is not for a shard server", type(message).__name__)
+
+    def _of_a_job(self, message: JobInfo | PlanUpdate | AliveWorkers | DropJob) -> None:
+        match message:
             case JobInfo():
                 self.table.job_info(message)
             case PlanUpdate():
                 self.table.plan_update(message)
             case AliveWorkers():
                 self.table.alive_workers(message)
-            case RecordSpans():
-                for part in self.table.record_spans(message):
-                    tell(conn, part)
             case DropJob():
                 self.table.drop_job(message.job)
-            case Stop():
-                log.info("stopping: %s", message.reason)
-                self.stopped.set()
-            case _:
-                log.error("a %s is not for a shard server", type(message).__name__)
 
     def on_closed(self, conn: Connection) -> None:
         if not self.stopped.is_set():
@@ -120,6 +131,13 @@ class ShardServer:
             slept_s = time.monotonic()
             await asyncio.sleep(LOAD_PERIOD_S)
             self.table.tallies.loop_lag_s = max(0.0, time.monotonic() - slept_s - LOAD_PERIOD_S)
+
+
+async def _make(daemon: Connection, asked: MakePlugins) -> None:
+    """Away from the loop, which serves meanwhile."""
+    said = await asyncio.to_thread(made, asked)
+    with contextlib.suppress(PeerUnavailable):  # it is gone, and this server ends
+        tell(daemon, said)
 
 
 async def serve(options: argparse.Namespace) -> None:

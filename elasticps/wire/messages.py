@@ -336,6 +336,23 @@ class ServerLoad(msgspec.Struct, frozen=True, tag=True):
     tally: ServerTally = ServerTally()
 
 
+class MakePlugins(msgspec.Struct, frozen=True, tag=True):
+    """To a shard server: can a job's strategy and codec be made with their options?"""
+
+    strategy: str
+    codec: str
+
+
+class PluginsMade(msgspec.Struct, frozen=True, tag=True):
+    """From a shard server: they can, or ``what`` is wrong, in which ``field`` of the job."""
+
+    strategy: str
+    codec: str
+    what: str = ""
+    field: str = ""
+    limit: str = ""
+
+
 class WorkerHello(msgspec.Struct, frozen=True, tag=True):
     """From a worker: the uid that its environment gave it."""
 
@@ -454,6 +471,8 @@ Control = (
     | ServerHello
     | Promises
     | ServerLoad
+    | MakePlugins
+    | PluginsMade
     | WorkerHello
     | Access
     | Welcome

@@ -280,7 +280,7 @@ def test_a_lost_job_with_a_place_for_checkpoints_says_how_to_go_on() -> None:
     spec = msgspec.structs.replace(SPEC, argv=("my train.py", "-x"), checkpoint_dir="/saved")
     assert lost(spec, RUNNING_JOB, "3 blocks are lost", NOW).reason == (
         "3 blocks are lost; resume from the last checkpoint:"
-        " elasticps run --resume /saved 'my train.py' -x"
+        " elasticps submit --resume /saved 'my train.py' -x, or with run in place of submit"
     )
 
 

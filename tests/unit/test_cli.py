@@ -330,6 +330,26 @@ def test_an_unknown_node_is_refused_with_the_known_and_the_nearest(command, api,
     assert not api.asked("POST") + api.asked("DELETE")
 
 
+def test_of_a_thousand_names_an_error_tells_a_few(api, elasticps):
+    api.jobs = {name: job(name) for name in (f"train-{number}" for number in range(1000))}
+    code, _, err = elasticps("cancel", "nope")
+    assert code == 2
+    assert len(err) < 400
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1:1"])
+def test_a_daemon_that_cannot_be_reached_is_told_in_plain_words(capsys, url):
+    assert main(["--api", url, "status"]) == 1
+    assert "cannot be reached: Connection refused\n" in capsys.readouterr().err
+
+
+def test_https_where_there_is_none_is_told(api, capsys):
+    assert main(["--api", api.url.replace("http:", "https:"), "status"]) == 1
+    err = capsys.readouterr().err
+    assert "no TLS with the daemon" in err
+    assert "http://" in err
+
+
 def test_undrain_takes_a_drain_back(api, elasticps):
     assert elasticps("undrain", "n2")[:2] == (0, "n2: ready\n")
     assert api.asked("DELETE") == [("/api/v1/nodes/n2/drain", None)]

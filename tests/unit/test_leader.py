@@ -568,7 +568,8 @@ def test_first_primary_that_dies_before_its_copies_are_whole_is_not_made_anew(et
     assert job.status.state is JobState.FAILED
     assert "4 blocks are lost" in reason(job)
     assert reason(job).endswith(
-        "; resume from the last checkpoint: elasticps run --resume /saved train.py"
+        "; resume from the last checkpoint: elasticps submit --resume /saved train.py,"
+        " or with run in place of submit"
     )
 
 

@@ -17,8 +17,11 @@ from elasticps.wire.messages import CheckpointReport, Progress, ServerLoad
 
 
 class LocalWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """``still_s``: for how long it has not taken a step, or since its start has taken none."""
+
     uid: str
     progress: Progress | None
+    still_s: float = 0.0
 
 
 class ChildRow(msgspec.Struct, frozen=True, kw_only=True):

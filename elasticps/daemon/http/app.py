@@ -37,6 +37,8 @@ from elasticps.errors import AccessDenied, UsageError
 log = logging.getLogger(__name__)
 
 SHUTDOWN_S = 1.0
+HEADERS_S = 60.0
+"""How long a connection may be idle, or take for the headers of its next request."""
 LINGERING_S = 1.0
 """How long what still comes of a refused body is read, so that the refusal arrives."""
 
@@ -49,14 +51,7 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
     """
     host, port = node.config.http
     async with aiohttp.ClientSession() as client:
-        runner = web.AppRunner(
-            application(node, client),
-            access_log=None,
-            logger=_protocol_log(),
-            shutdown_timeout=SHUTDOWN_S,
-            lingering_time=LINGERING_S,
-            auto_decompress=False,  # what is encoded is refused, and never inflated
-        )
+        runner = bounded(application(node, client))
         await runner.setup()
         try:
             context = node.access.tls.server() if node.access else None
@@ -74,6 +69,19 @@ async def serve_http(node: Node) -> AsyncIterator[str]:
             yield f"{'https' if context else 'http'}://{name}:{address[1]}"
         finally:
             await runner.cleanup()
+
+
+def bounded(app: web.Application) -> web.AppRunner:
+    """What serves ``app``, and for how long it hears who says nothing."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        logger=_protocol_log(),
+        shutdown_timeout=SHUTDOWN_S,
+        lingering_time=LINGERING_S,
+        keepalive_timeout=HEADERS_S,
+        auto_decompress=False,  # what is encoded is refused, and never inflated
+    )
 
 
 def application(node: Node, client: aiohttp.ClientSession) -> web.Application:

@@ -17,13 +17,13 @@ from elasticps.daemon.http.contract import JSON, Query, operation_of, request_ke
 from elasticps.daemon.http.decoding import from_json, from_query
 from elasticps.daemon.http.refusals import MAX_BODY_BYTES, NotFound, Refused, TooSlow, WrongType
 from elasticps.daemon.view import ClusterView, JobView
+from elasticps.errors import listed
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Asked = TypeVar("Asked", bound=Query)
 
 BODY_TIMEOUT_S = 10.0
 """How long a body of at most 1 MiB may take to arrive."""
-MAX_NAMES = 20
 _QUERY = request_key("query", Query)
 
 
@@ -58,11 +58,10 @@ def node_named(view: ClusterView, request: web.Request) -> NodeId:
 def _unknown(kind: str, name: str, known: Iterable[str]) -> NotFound:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    some = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
     return NotFound(
         f"there is no {kind} {name}",
         field=kind,
-        limit=some or f"no {kind}s yet",
+        limit=listed(names) or f"no {kind}s yet",
         hint=f"did you mean {near[0]}?" if near else None,
     )
 

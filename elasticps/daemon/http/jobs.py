@@ -93,6 +93,7 @@ class JobRoutes:
         if done is None:
             body = await body_of(request, JobBody)
             check_submission(body)
+            await self._node.making.check(body)
             done = await self._create(request, body)
         # Whoever asks for the job next asks here.
         await self._node.until(lambda: self._view.revision >= done.revision)

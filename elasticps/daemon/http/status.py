@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
@@ -14,8 +15,10 @@ import msgspec
 
 from elasticps.core.ids import NodeId, node_of
 from elasticps.core.jobs import attempts, short_of_copies
+from elasticps.core.reasons import standing_still
 from elasticps.core.records import (
     JobSpec,
+    JobState,
     JobStatus,
     LivingWorker,
     Movement,
@@ -63,7 +66,10 @@ def local_status(node: Node) -> LocalStatus:
         for child in node.supervisor.snapshot()
     )
     workers = tuple(
-        LocalWorker(uid=life.uid, progress=life.progress) for life in node.workers.lives.values()
+        LocalWorker(
+            uid=life.uid, progress=life.progress, still_s=time.monotonic() - life.stepped_at
+        )
+        for life in node.workers.lives.values()
     )
     return LocalStatus(
         node=node.name,
@@ -217,7 +223,7 @@ class ClusterStatus:
         return JobRow(
             job=job.name,
             state=status.state.value if status else "PENDING",
-            reason=_reason(job, progress),
+            reason=_reason(job, progress, _still_of(job, locals_)),
             since_unix=(status and status.since_unix) or spec.submitted_unix,
             workers_asked=status.asked if status else None,
             workers_planned=sum(status.workers.values()) if status else 0,
@@ -262,9 +268,22 @@ def _no_status(job: JobView) -> str:
     return unreadable if "status" in job.damaged else "waiting for a leader"
 
 
-def _reason(job: JobView, progress: dict[str, Progress]) -> str:
-    """Why its state is what it is, and what its workers wait for."""
+def _still_of(job: JobView, locals_: Mapping[NodeId, LocalStatus]) -> list[float]:
+    """For how long each of its workers has not taken a step, of those that are heard."""
+    return [
+        worker.still_s
+        for local in locals_.values()
+        for worker in local.workers
+        if worker.uid in job.workers
+    ]
+
+
+def _reason(job: JobView, progress: dict[str, Progress], still_s: Collection[float]) -> str:
+    """Why its state is what it is, whether it stands still, and what its workers wait for."""
     told = job.status.reason if job.status else _no_status(job)
+    if job.model is not None and job.status and job.status.state is JobState.RUNNING:
+        step_s = max((item.step_s for item in progress.values()), default=0.0)
+        told = "; ".join(filter(None, (told, standing_still(job.name, still_s, step_s))))
     waits = sorted({item.waits_for for item in progress.values() if item.waits_for})
     return "; ".join([told, *(f"waiting for another worker: {each}" for each in waits)])
 

@@ -101,7 +101,7 @@ async def test_daemons_end_when_etcd_is_put_back_and_started_again_offer_the_las
             assert ended.state == "FAILED"
             lost = "blocks are lost: the shard servers of n1, n2 died"
             assert lost in ended.reason
-            assert "resume from the last checkpoint: elasticps run --resume" in ended.reason
+            assert "resume from the last checkpoint: elasticps submit --resume" in ended.reason
             resumed = await cluster.train(start_workers=2, resume=str(root))
             assert (await resumed.finish()).state == "SUCCEEDED"
             assert resumed.goal > checkpoint
