@@ -50,6 +50,7 @@ from elasticps.worker.attendance import Attendance
 from elasticps.worker.block_calls import BlockCalls, States, Targets, together
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
 from elasticps.worker.clipping import Clipping
+from elasticps.worker.early_pushes import EarlyPushes
 from elasticps.worker.encoder import Encoder
 from elasticps.worker.parameters import BlockMemory
 
@@ -85,6 +86,7 @@ class Exchange:
         self._called_together = info.backup_workers > 0
         self._memory = memory
         self._staged = [each for each in memory if not (self._in_rounds and each.at_once)]
+        self.early = EarlyPushes(self._push)
         self._attendance = Attendance(client)
         self._floor: Floor = {}
         self._seq = Seq(0)
@@ -281,7 +283,8 @@ class Exchange:
             )
         if self._called_together and not await self._is_called(turn):
             return
-        pushing = together(self._push(memory, turn) for memory in self._staged)
+        self.early.settle()
+        pushing = together(self.early.pushed(memory, turn) for memory in self._staged)
         if not self._in_rounds:
             await pushing
             return
@@ -292,6 +295,12 @@ class Exchange:
         elif whole is not None and self._bound is not None:
             norms = [self._norms[memory.block.id] for memory in self._memory]
             self._scale = self.clipping.scale(norms, self._bound)
+
+    def push_early(self, parameter: int) -> None:
+        """The gradient of a parameter, by its index in the model, is there. On the data loop."""
+        if self.turn is not None:
+            blocks = [each for each in self._staged if each.block.parameter == parameter]
+            self.early.offer(blocks, self.turn)
 
     async def push_at_once(self, updates: Targets) -> None:
         """Push in no round; on return every counted replica has applied it, and none twice."""

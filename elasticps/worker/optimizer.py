@@ -130,6 +130,11 @@ class ElasticOptimizer(torch.optim.Optimizer):
             for group, described in zip(self.param_groups, self._described, strict=True)
         ]
 
+    def options_of_the_step(self) -> list[Hyperparameters]:
+        """As ``changed_options``, once schedules are where the step will have them."""
+        self._bring_schedules_to_the_job()
+        return self.changed_options()
+
     def add_param_group(self, param_group: ParamGroup) -> None:
         """Refused once the job's model is known to the servers."""
         if self._sealed:

@@ -23,10 +23,17 @@ from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Prefer, Progress, StateMeta, Welcome
 from elasticps.wire.spans import Spans
 from elasticps.worker.agent import Agent
+from elasticps.worker.backward_overlap import BackwardOverlap
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
-from elasticps.worker.job_model import check_at_once, check_clipping, job_model, pipeline_of
+from elasticps.worker.job_model import (
+    check_at_once,
+    check_clipping,
+    check_overlap,
+    job_model,
+    pipeline_of,
+)
 from elasticps.worker.lease import Samples
 from elasticps.worker.membership import Membership
 from elasticps.worker.optimizer import ElasticOptimizer
@@ -59,6 +66,7 @@ class Run:
         self._welcome = welcome
         self._membership = Membership(loop, agent, welcome)
         self._recorder = StepRecorder(loop, agent)
+        self._overlap: BackwardOverlap | None = None
         self._stepping: Stepping | None = None
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -134,6 +142,7 @@ class Run:
         *,
         groups: Sequence[ParamGroup] | None = None,
         clip_grad_norm: float | None = None,
+        overlap_backward: bool = False,
         **options: Any,
     ) -> ElasticOptimizer:
         """Hand ``model``'s parameters to the job and get the optimizer that trains them.
@@ -142,7 +151,8 @@ class Run:
         torch param groups where one set of options is not enough. ``clip_grad_norm`` is the largest
         norm that the gradient of a step may have, over all parameters and workers. The job's first
         worker gives the initial values, every other worker's parameters are overwritten by the
-        job's.
+        job's. ``overlap_backward``: gradients leave while backward computes the others; it must be
+        the only one of its step, and leave them as they are to be (docs/overlap.md).
 
         Raises UsageError for a model or option that cannot be served, PluginError for the plugin.
         """
@@ -150,6 +160,8 @@ class Run:
             raise UsageError("a run has one optimizer", hint="use groups= for several param groups")
         clipping = Clipping(clip_grad_norm)
         strategy = ChosenStrategy(self._job.strategy)
+        if overlap_backward:
+            check_overlap(self._job, "overlap_backward")
         chosen = ServedOptimizer(name=name, options=options)
         pipeline = pipeline_of(model, strategy)
         whole = model.layers if isinstance(model, Pipeline) else model
@@ -181,7 +193,7 @@ class Run:
             pipeline.computed_by(self.forward_backward)
         self._stepped_at = time.monotonic()
         local = made.local
-        return ElasticOptimizer(
+        optimizer = ElasticOptimizer(
             self,
             local.param_groups,
             local.defaults,
@@ -189,6 +201,11 @@ class Run:
             local=None if made.follows_script else local,
             served=made.served_as_chosen,
         )
+        if overlap_backward:
+            self._overlap = BackwardOverlap(
+                member, member.parameters, optimizer.options_of_the_step, lambda: self.weight
+            )
+        return optimizer
 
     def data(
         self,
@@ -245,6 +262,8 @@ class Run:
     def step(self, changed_options: Sequence[Hyperparameters]) -> None:
         """Carry out one step by the job's strategy."""
         member = self._member
+        if self._overlap is not None:
+            self._overlap.check()
         self._take_part(lambda: member.step(changed_options, self.weight))
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

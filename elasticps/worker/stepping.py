@@ -83,6 +83,7 @@ class Stepping:
         self._last_turn: Turn | None = None
         self._ticket: _Ticket | None = None
         self._ended = False
+        self._began_early = False
         self._clipping = clipping
         self._is_in_rounds = job.consistency is Consistency.SYNC
         if None in follows:
@@ -293,9 +294,13 @@ class Stepping:
                 raise UsageError(f"{name} is in no round: push it", field="updates")
         exchange = self._exchange
         exchange.keeps = self._lease.hand_in()
+        exchange.leaving = self.leaving
+        began_early, self._began_early = self._began_early, False
+        if began_early:
+            self.weight = 0.0
+            return
         exchange.weight = weight if isinstance(weight, float | int) else self.weight or 1.0
         exchange.weights = self._model.numbered(weight) if isinstance(weight, Mapping) else {}
-        exchange.leaving = self.leaving
         exchange.begin(None if updates is None else self._model.by_index(updates))
         self.weight = 0.0
 
@@ -339,9 +344,7 @@ class Stepping:
             raise JobFailed("this worker has left the job")
         before = self.generation
         self._leaving = self._is_retiring()
-        self._exchange.hyper = [
-            {} if index is None else changed_options[index] for index in self._follows
-        ]
+        self._exchange.hyper = self._of_the_servers(changed_options)
         if None not in self._follows and not self._is_in_rounds:
             self._clip()
         self.steps += 1
@@ -350,6 +353,28 @@ class Stepping:
         self._lease.stepped()
         self._strategy.step(self)
         self._tell_change(before)
+
+    def begin_early(self, options: Sequence[Hyperparameters], weight: float) -> bool:
+        """Number the pushes of the round before its step; False where this worker has none."""
+        if self.turn is None or not self.turn.contributes:
+            return False
+        exchange = self._exchange
+        exchange.hyper = self._of_the_servers(options)
+        exchange.weight, exchange.weights = weight or 1.0, {}
+        exchange.begin(None)
+        self._began_early = True
+        return True
+
+    def push_early(self, name: str) -> None:
+        """The gradient of a parameter is there, and stays as it is until the step."""
+        self._loop.tell(self._exchange.push_early, *self._model.numbered({name: 1.0}))
+
+    @property
+    def clip_bound(self) -> float | None:
+        return self._clipping.bound
+
+    def _of_the_servers(self, options: Sequence[Hyperparameters]) -> list[Hyperparameters]:
+        return [{} if index is None else options[index] for index in self._follows]
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss and the gradients of a batch, as the strategy computes them."""
