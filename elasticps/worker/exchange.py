@@ -246,12 +246,18 @@ class Exchange:
 
         True when the round counts what this worker pushed.
         """
-        commit = None
-        while commit is None:
+        counted = await self.whole_round()
+        await self.read(into)
+        return counted
+
+    async def whole_round(self) -> bool:
+        """As ``round``, but that nothing is read."""
+        while True:
             await self.push()
-            commit = await self.vote()
+            if await self.vote() is not None:
+                break
         counted = self._counted
-        await self.pull(commit, into)
+        self._tell_counted()
         return counted
 
     async def agree(self, *, pushes: bool) -> bool:
@@ -263,9 +269,7 @@ class Exchange:
         if pushes and contributes:
             await self.push()
         commit = await self.vote(contributes=contributes, pushed=pushes)
-        if self._counted:
-            self._tally = self._tally.plus(self._seq)
-            self._counted = False
+        self._tell_counted()
         return commit is not None
 
     async def push(self) -> None:
@@ -386,10 +390,13 @@ class Exchange:
         return answer.commit
 
     async def pull(self, commit: Commit, into: Targets | None = None) -> None:
+        self._tell_counted()
+        await self.read(into)
+
+    def _tell_counted(self) -> None:
         if self._counted:
             self._tally = self._tally.plus(self._seq)
             self._counted = False
-        await self.read(into)
 
     async def abstain(self, into: Targets | None = None) -> None:
         """Take part in a round without a gradient: there were fewer samples than workers."""

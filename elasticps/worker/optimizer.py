@@ -83,6 +83,13 @@ class ElasticOptimizer(torch.optim.Optimizer):
         self._run.step(self.changed_options())
         return loss
 
+    def wait_for_values(self) -> None:
+        """Wait until all parameters have the last round's values (for ``overlap_forward``).
+
+        For who reads parameters that were taken out of the model before the step.
+        """
+        self._run.arrive()
+
     def catch_up(self, scheduler: LRScheduler, *, every: int = 1) -> None:
         """Bring ``scheduler`` to the job's round, now and before each step from now on.
 

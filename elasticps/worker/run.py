@@ -143,6 +143,7 @@ class Run:
         groups: Sequence[ParamGroup] | None = None,
         clip_grad_norm: float | None = None,
         overlap_backward: bool = False,
+        overlap_forward: bool = False,
         **options: Any,
     ) -> ElasticOptimizer:
         """Hand ``model``'s parameters to the job and get the optimizer that trains them.
@@ -152,7 +153,9 @@ class Run:
         norm that the gradient of a step may have, over all parameters and workers. The job's first
         worker gives the initial values, every other worker's parameters are overwritten by the
         job's. ``overlap_backward``: gradients leave while backward computes the others; it must be
-        the only one of its step, and leave them as they are to be (docs/overlap.md).
+        the only one of its step, and leave them as they are to be. ``overlap_forward``: ``step``
+        may return before the new values are there; what takes a parameter out of its module waits
+        for it, what the script took out before does not (docs/overlap.md says more of both).
 
         Raises UsageError for a model or option that cannot be served, PluginError for the plugin.
         """
@@ -160,8 +163,12 @@ class Run:
             raise UsageError("a run has one optimizer", hint="use groups= for several param groups")
         clipping = Clipping(clip_grad_norm)
         strategy = ChosenStrategy(self._job.strategy)
-        if overlap_backward:
-            check_overlap(self._job, "overlap_backward")
+        for field, wanted in (
+            ("overlap_backward", overlap_backward),
+            ("overlap_forward", overlap_forward),
+        ):
+            if wanted:
+                check_overlap(self._job, field)
         chosen = ServedOptimizer(name=name, options=options)
         pipeline = pipeline_of(model, strategy)
         whole = model.layers if isinstance(model, Pipeline) else model
@@ -201,6 +208,8 @@ class Run:
             local=None if made.follows_script else local,
             served=made.served_as_chosen,
         )
+        if overlap_forward:
+            member.overlap_forward(whole)
         if overlap_backward:
             self._overlap = BackwardOverlap(
                 member, member.parameters, optimizer.options_of_the_step, lambda: self.weight
@@ -275,6 +284,7 @@ class Run:
         return loss
 
     def register(self, spec: DataSpec) -> None:
+        self._member.arrive()
         self._member.register(spec)
 
     def next_samples(self) -> Samples | None:
@@ -288,22 +298,29 @@ class Run:
         return samples
 
     def fetch_states(self) -> Sequence[tuple[StateMeta, memoryview]]:
+        self._member.arrive()
         return self._loop.call(self._membership.exchange.states())
 
     def fetch_options(self) -> Sequence[Hyperparameters]:
         return self._member.of_the_script(self._loop.call(self._membership.exchange.options()))
 
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
+        self._member.arrive()
         self._member.initialize(states)
 
     def read_values(self) -> None:
+        self._member.arrive()
         self._member.read_values()
+
+    def arrive(self) -> None:
+        self._member.arrive()
 
     def _take_part(self, act: Callable[[], None]) -> None:
         """Do what may end a round, and what follows from that."""
         member = self._member
         before, round_ = member.generation, member.round
         self._compute_s = time.monotonic() - self._stepped_at
+        member.arrive()
         began_ns = self._agent.spans.begin()
         act()
         self._agent.spans.end("optimizer.step", began_ns)
@@ -313,12 +330,14 @@ class Run:
             self._keep_checkpoints(member)
         self._tell_progress()
         if member.turn is None:
+            member.arrive()
             self._left = True
             raise WorkerRetired(self._agent.retiring or "asked to leave")
         self._tell_listeners(before)
 
     def _tell_listeners(self, before: int) -> None:
         if before != self._member.generation:
+            self._member.arrive()
             for listener in self._listeners:
                 listener()
 
@@ -383,6 +402,7 @@ class Run:
         try:
             if self._stepping is not None and not failed:
                 failed = True
+                self._stepping.arrive()
                 self._stepping.end()
                 failed = False
                 self._recorder.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,6 +23,7 @@ from elasticps.worker.block_calls import States
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
+from elasticps.worker.forward_overlap import Arrivals
 from elasticps.worker.lease import Lease, Samples
 from elasticps.worker.peer_calls import PeerCalls
 from elasticps.worker.served_model import ServedModel
@@ -84,6 +86,7 @@ class Stepping:
         self._ticket: _Ticket | None = None
         self._ended = False
         self._began_early = False
+        self.arrivals: Arrivals | None = None
         self._clipping = clipping
         self._is_in_rounds = job.consistency is Consistency.SYNC
         if None in follows:
@@ -178,8 +181,12 @@ class Stepping:
 
     def exchange(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
         self._begin_round(updates, weight)
-        counted = self._loop.call(self._exchange.round())
-        self._model.refresh()
+        if self.arrivals is None or self._model.is_kept:
+            counted = self._loop.call(self._exchange.round())
+            self._model.refresh()
+        else:
+            counted = self._loop.call(self._exchange.whole_round())
+            self.arrivals.expect()
         self._settle(counted=counted)
         return counted
 
@@ -368,6 +375,23 @@ class Stepping:
     def push_early(self, name: str) -> None:
         """The gradient of a parameter is there, and stays as it is until the step."""
         self._loop.tell(self._exchange.push_early, *self._model.numbered({name: 1.0}))
+
+    def overlap_forward(self, model: torch.nn.Module) -> None:
+        """From now on the values that a round ends with may come after its step."""
+        here = self._model.by_index(self.parameters)
+
+        def read(indices: Sequence[int]) -> Future[None]:
+            return self._loop.start(self._exchange.read({index: here[index] for index in indices}))
+
+        tensors = list(self.parameters.values())
+        arrivals = Arrivals(tensors, read, self._loop.result_of)
+        arrivals.guard(model)
+        self.arrivals = arrivals
+
+    def arrive(self) -> None:
+        """Wait for values that are still to come."""
+        if self.arrivals is not None:
+            self.arrivals.wait()
 
     @property
     def clip_bound(self) -> float | None:

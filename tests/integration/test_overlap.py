@@ -1,8 +1,9 @@
-"""Gradients that leave during backward: the same training, and refused where it could not be."""
+"""Exchange beside computing: the same training, and refused where it could not be."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -39,16 +40,24 @@ def pushes(rig: Rig) -> int:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(
+    "overlap",
+    [
+        {"overlap_backward": True},
+        {"overlap_forward": True},
+        {"overlap_backward": True, "overlap_forward": True},
+    ],
+)
 @pytest.mark.parametrize("wishes", [{}, {"clip_grad_norm": 0.5}])
 async def test_a_script_comes_to_what_its_local_run_comes_to(
-    count: int, wishes: dict[str, Any]
+    count: int, wishes: dict[str, Any], overlap: dict[str, bool]
 ) -> None:
     def script(run: elasticps.Run) -> nn.Module:
         model = network()
-        optimizer = run.optimizer(model, "adamw", lr=0.01, overlap_backward=True, **wishes)
+        optimizer = run.optimizer(model, "adamw", lr=0.01, **overlap, **wishes)
         optimizer.catch_up(optim.lr_scheduler.StepLR(optimizer, 3))
         train(model, optimizer, run.data(dataset(), batch_size=BATCH, epochs=2))
-        return model
+        return copy.deepcopy(model)
 
     async with Rig(start_workers=count, audit=True) as rig:
         models = await as_workers(rig, count, script)
@@ -210,8 +219,47 @@ async def test_what_changes_after_it_has_left_is_refused(
 )
 async def test_a_job_whose_steps_are_no_rounds_of_all_is_refused(job: dict[str, Any]) -> None:
     def script(run: elasticps.Run) -> None:
-        with pytest.raises(UsageError, match="overlap_backward"):
-            run.optimizer(network(), "sgd", lr=0.1, overlap_backward=True)
+        for field in ("overlap_backward", "overlap_forward"):
+            with pytest.raises(UsageError, match=field):
+                run.optimizer(network(), "sgd", lr=0.1, **{field: True})
 
     async with Rig(**job) as rig:
+        await as_worker(rig, script)
+
+
+async def test_a_step_returns_before_the_values_are_there_and_nobody_sees_the_old_ones() -> None:
+    """The shard server's answers are held up on the worker's loop; the model is read meanwhile."""
+    late = threading.Event()
+
+    def script(run: elasticps.Run) -> None:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.1, overlap_forward=True)
+        local = copy.deepcopy(model)
+        local_optimizer = optim.SGD(local.parameters(), lr=0.1)
+        read, exchange = run._membership.exchange.read, run._membership.exchange
+
+        async def read_late(into: Any = None) -> None:
+            await asyncio.to_thread(late.wait)
+            await read(into)
+
+        exchange.read = read_late  # type: ignore[method-assign]
+        held = [item.clone() for item in model.parameters()]
+        optimizer.zero_grad()
+        for batch in batches():
+            backward(local, batch)
+            local_optimizer.step()
+            local_optimizer.zero_grad()
+            late.set()
+            backward(model, batch)
+            late.clear()
+            optimizer.step()
+            optimizer.zero_grad()
+        unguarded = [item for group in optimizer.param_groups for item in group["params"]]
+        assert not any(map(torch.equal, unguarded, local.parameters()))
+        late.set()
+        optimizer.wait_for_values()
+        assert all(map(torch.equal, unguarded, local.parameters()))
+        assert not any(map(torch.equal, held, model.parameters()))
+
+    async with Rig() as rig:
         await as_worker(rig, script)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import time
 
@@ -105,7 +106,9 @@ def test_a_models_calls_and_gradients_are_spans_and_leave_no_hooks_behind() -> N
     for _ in range(2):  # gradients are accumulated
         model(torch.ones(3, 4)).sum().backward()
     hooks.end_backward()
+    twin = copy.deepcopy(model)
     hooks.remove()
+    twin(torch.ones(3, 4)).sum().backward()
     model(torch.ones(3, 4)).sum().backward()
     found, _ = spans.stop()
     assert [span.name for span in found] == ["forward", "backward"] * 2
