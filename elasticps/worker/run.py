@@ -323,7 +323,7 @@ class Run:
         member.arrive()
         began_ns = self._agent.spans.begin()
         act()
-        self._agent.spans.end("optimizer.step", began_ns)
+        self._agent.spans.end("optimizer.step", began_ns, round_=member.round)
         if self._recorder.is_asked:
             self._recorder.stepped(member.round)
         if member.round != round_:

@@ -247,6 +247,11 @@ def test_a_steps_time_is_told_apart_to_the_last_millisecond() -> None:
     assert found.step_s == pytest.approx(0.1)
 
 
+def test_where_rounds_do_not_wait_for_all_no_wait_is_for_others() -> None:
+    found = step_profile([step(0, 20), step(1, 60)], in_step=False)
+    assert [each.others_s for each in found.workers] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("processes", "codec", "bound", "says"),
     [
