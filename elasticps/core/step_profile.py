@@ -22,6 +22,7 @@ from elasticps.core.spans import (
 MUCH = 0.2
 """The part of a step from which the wait for the slowest worker is what to mend."""
 HALF = 0.5
+STEP = "optimizer.step"
 NETWORK = ("tcp", "tls")
 NS_PER_S = 1e9
 
@@ -30,7 +31,7 @@ class WorkerTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds a step of one worker, on its script's thread: they add up to ``step_s``.
 
     ``script_s``: what is neither forward nor backward, nor a wait. ``others_s``: waits until the
-    slowest worker has begun to push; ``push_s``, ``vote_s`` and ``pull_s``: waits while that is
+    slowest worker has come to its step; ``push_s``, ``vote_s`` and ``pull_s``: waits while that is
     under way, one of them at a time; ``rest_s``: other waits. ``over_network`` is the part of
     ``pushed_bytes`` that went to other machines.
     """
@@ -85,10 +86,15 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     left_out: int
 
 
-def step_profile(processes: Sequence[ProcessSpans], codec: str = DEFAULT_CODEC) -> StepProfile:
-    """Of processes whose spans are on one clock; ``codec`` is the job's."""
+def step_profile(
+    processes: Sequence[ProcessSpans], codec: str = DEFAULT_CODEC, *, in_step: bool = True
+) -> StepProfile:
+    """Of processes whose spans are on one clock; ``codec`` is the job's.
+
+    ``in_step``: its rounds wait for every worker.
+    """
     workers = [each for each in processes if each.is_worker and _named(each.spans, "step")]
-    latest = _last_to_push(workers)
+    latest = _last_to_come(workers) if in_step else {}
     times = tuple(_worker_times(each, latest) for each in workers)
     steps = max((each.steps for each in times), default=0)
     servers = tuple(_server_times(each, steps or 1) for each in processes if not each.is_worker)
@@ -119,15 +125,11 @@ def in_the_steps(processes: Sequence[ProcessSpans]) -> list[ProcessSpans]:
     return [each if each.is_worker else kept(each) for each in processes]
 
 
-def _last_to_push(workers: Iterable[ProcessSpans]) -> dict[int, int]:
-    """For each round, when the last worker of it had begun to push."""
+def _last_to_come(workers: Iterable[ProcessSpans]) -> dict[int, int]:
+    """For each round, when the last worker of it came to its step."""
     latest: dict[int, int] = {}
-    for process in workers:
-        first: dict[int, int] = {}
-        for span in _named(process.spans, "push"):
-            first[span.round] = min(span.began_ns, first.get(span.round, span.began_ns))
-        for round_, began in first.items():
-            latest[round_] = max(began, latest.get(round_, began))
+    for span in chain.from_iterable(_named(each.spans, STEP) for each in workers):
+        latest[span.round] = max(span.began_ns, latest.get(span.round, 0))
     return latest
 
 
@@ -137,7 +139,11 @@ def _worker_times(process: ProcessSpans, latest: dict[int, int]) -> WorkerTimes:
     total = length(window)
     waits = within(_time(_named(process.spans, "wait")), window)
     pushes = _named(process.spans, "push")
-    others = union([(p.began_ns, min(p.ended_ns, latest[p.round])) for p in pushes])
+    alone = [
+        (span.began_ns, min(span.ended_ns, latest.get(span.round, 0)))
+        for span in _named(process.spans, STEP)
+    ]
+    others = union([(began, ended) for began, ended in alone if began < ended])
     left, parts = waits, []
     for part in (others, *(_time(_named(process.spans, n)) for n in ("push", "vote", "pull"))):
         parts.append(length(within(part, left)))

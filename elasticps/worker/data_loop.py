@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -56,6 +56,11 @@ class DataLoop:
             coroutine.close()
             raise UsageError("this worker's run is closed", hint="train inside the with-block")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def tell(self, act: Callable[..., None], *arguments: object) -> None:
+        """Have ``act`` called there, and do not wait for it."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(act, *arguments)
 
     def close(self) -> None:
         """Cancel what still runs, and end the thread. Idempotent."""

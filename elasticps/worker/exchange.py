@@ -51,6 +51,7 @@ from elasticps.worker.attendance import Attendance
 from elasticps.worker.block_calls import BlockCalls, States, Targets, together
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
 from elasticps.worker.clipping import Clipping
+from elasticps.worker.early_pushes import EarlyPushes
 from elasticps.worker.encoder import Encoder
 from elasticps.worker.parameters import BlockMemory
 
@@ -86,6 +87,7 @@ class Exchange:
         self._called_together = info.backup_workers > 0
         self._memory = memory
         self._staged = [each for each in memory if not (self._in_rounds and each.at_once)]
+        self.early = EarlyPushes(self._push)
         self._attendance = Attendance(client)
         self._floor: Floor = {}
         self._seq = Seq(0)
@@ -245,12 +247,18 @@ class Exchange:
 
         True when the round counts what this worker pushed.
         """
-        commit = None
-        while commit is None:
+        counted = await self.whole_round()
+        await self.read(into)
+        return counted
+
+    async def whole_round(self) -> bool:
+        """As ``round``, but that nothing is read."""
+        while True:
             await self.push()
-            commit = await self.vote()
+            if await self.vote() is not None:
+                break
         counted = self._counted
-        await self.pull(commit, into)
+        self._tell_counted()
         return counted
 
     async def agree(self, *, pushes: bool) -> bool:
@@ -262,9 +270,7 @@ class Exchange:
         if pushes and contributes:
             await self.push()
         commit = await self.vote(contributes=contributes, pushed=pushes)
-        if self._counted:
-            self._tally = self._tally.plus(self._seq)
-            self._counted = False
+        self._tell_counted()
         return commit is not None
 
     async def push(self) -> None:
@@ -282,7 +288,8 @@ class Exchange:
             )
         if self._called_together and not await self._is_called(turn):
             return
-        pushing = together(self._push(memory, turn) for memory in self._staged)
+        self.early.settle()
+        pushing = together(self.early.pushed(memory, turn) for memory in self._staged)
         if not self._in_rounds:
             await pushing
             return
@@ -293,6 +300,12 @@ class Exchange:
         elif whole is not None and self._bound is not None:
             norms = [self._norms[memory.block.id] for memory in self._memory]
             self._scale = self.clipping.scale(norms, self._bound)
+
+    def push_early(self, parameter: int) -> None:
+        """The gradient of a parameter, by its index in the model, is there. On the data loop."""
+        if self.turn is not None:
+            blocks = [each for each in self._staged if each.block.parameter == parameter]
+            self.early.offer(blocks, self.turn)
 
     async def push_at_once(self, updates: Targets) -> None:
         """Push in no round; on return every counted replica has applied it, and none twice."""
@@ -378,10 +391,13 @@ class Exchange:
         return answer.commit
 
     async def pull(self, commit: Commit, into: Targets | None = None) -> None:
+        self._tell_counted()
+        await self.read(into)
+
+    def _tell_counted(self) -> None:
         if self._counted:
             self._tally = self._tally.plus(self._seq)
             self._counted = False
-        await self.read(into)
 
     async def abstain(self, into: Targets | None = None) -> None:
         """Take part in a round without a gradient: there were fewer samples than workers."""

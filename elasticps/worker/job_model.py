@@ -14,6 +14,7 @@ from elasticps.api.pipeline import Pipeline
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.api.strategy import ServedOptimizer, Strategy
 from elasticps.core.blocks import Model
+from elasticps.core.chosen import DEFAULT_STRATEGY
 from elasticps.core.consistency import Consistency
 from elasticps.errors import UsageError
 from elasticps.optimizers.by_group import KEY as OPTIMIZER
@@ -114,6 +115,17 @@ def check_at_once(model: Model, job: JobInfo) -> None:
                 field=field,
                 limit="no checkpoints and no backup workers with such a strategy",
             )
+
+
+def check_overlap(job: JobInfo, field: str) -> None:
+    """Raise UsageError for a job whose steps are not each a round of the gradients of all."""
+    in_step = job.consistency is Consistency.SYNC and not job.backup_workers
+    if job.strategy != DEFAULT_STRATEGY or not in_step:
+        raise UsageError(
+            f"{field} in a job of strategy {job.strategy}, {job.consistency.value}",
+            field=field,
+            limit=f"--strategy {DEFAULT_STRATEGY} in sync consistency, without backup workers",
+        )
 
 
 def check_clipping(model: JobModel, bound: float | None) -> None:

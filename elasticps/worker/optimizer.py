@@ -88,6 +88,13 @@ class ElasticOptimizer(torch.optim.Optimizer):
         self._run.step(self.changed_options())
         return loss
 
+    def wait_for_values(self) -> None:
+        """Wait until all parameters have the last round's values (for ``overlap_forward``).
+
+        For who reads parameters that were taken out of the model before the step.
+        """
+        self._run.arrive()
+
     def catch_up(self, scheduler: LRScheduler, *, every: int = 1) -> None:
         """Bring ``scheduler`` to the job's round, now and before each step from now on.
 
@@ -134,6 +141,11 @@ class ElasticOptimizer(torch.optim.Optimizer):
             }
             for group, described in zip(self.param_groups, self._described, strict=True)
         ]
+
+    def options_of_the_step(self) -> list[Hyperparameters]:
+        """As ``changed_options``, once schedules are where the step will have them."""
+        self._bring_schedules_to_the_job()
+        return self.changed_options()
 
     def add_param_group(self, param_group: ParamGroup) -> None:
         """Refused once the job's model is known to the servers."""

@@ -24,10 +24,17 @@ from elasticps.wire.messages import Finished, JobInfo, Prefer, Progress, StateMe
 from elasticps.wire.spans import Spans
 from elasticps.wire.transports import TRANSPORTS_VARIABLE, allowed_transports
 from elasticps.worker.agent import Agent
+from elasticps.worker.backward_overlap import BackwardOverlap
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
-from elasticps.worker.job_model import check_at_once, check_clipping, job_model, pipeline_of
+from elasticps.worker.job_model import (
+    check_at_once,
+    check_clipping,
+    check_overlap,
+    job_model,
+    pipeline_of,
+)
 from elasticps.worker.lease import Samples
 from elasticps.worker.membership import Membership
 from elasticps.worker.optimizer import ElasticOptimizer
@@ -60,6 +67,7 @@ class Run:
         self._welcome = welcome
         self._membership = Membership(loop, agent, welcome)
         self._recorder = StepRecorder(loop, agent)
+        self._overlap: BackwardOverlap | None = None
         self._stepping: Stepping | None = None
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -135,6 +143,8 @@ class Run:
         *,
         groups: Sequence[ParamGroup] | None = None,
         clip_grad_norm: float | None = None,
+        overlap_backward: bool = False,
+        overlap_forward: bool = False,
         **options: Any,
     ) -> ElasticOptimizer:
         """Hand ``model``'s parameters to the job and get the optimizer that trains them.
@@ -143,7 +153,10 @@ class Run:
         torch param groups where one set of options is not enough. ``clip_grad_norm`` is the largest
         norm that the gradient of a step may have, over all parameters and workers. The job's first
         worker gives the initial values, every other worker's parameters are overwritten by the
-        job's.
+        job's. ``overlap_backward``: gradients leave while backward computes the others; it must be
+        the only one of its step, and leave them as they are to be. ``overlap_forward``: ``step``
+        may return before the new values are there; what takes a parameter out of its module waits
+        for it, what the script took out before does not (docs/overlap.md says more of both).
 
         Raises UsageError for a model or option that cannot be served, PluginError for the plugin.
         """
@@ -151,6 +164,12 @@ class Run:
             raise UsageError("a run has one optimizer", hint="use groups= for several param groups")
         clipping = Clipping(clip_grad_norm)
         strategy = ChosenStrategy(self._job.strategy)
+        for field, wanted in (
+            ("overlap_backward", overlap_backward),
+            ("overlap_forward", overlap_forward),
+        ):
+            if wanted:
+                check_overlap(self._job, field)
         chosen = ServedOptimizer(name=name, options=options)
         pipeline = pipeline_of(model, strategy)
         whole = model.layers if isinstance(model, Pipeline) else model
@@ -182,7 +201,7 @@ class Run:
             pipeline.computed_by(self.forward_backward)
         self._stepped_at = time.monotonic()
         local = made.local
-        return ElasticOptimizer(
+        optimizer = ElasticOptimizer(
             self,
             local.param_groups,
             local.defaults,
@@ -190,6 +209,13 @@ class Run:
             local=None if made.follows_script else local,
             served=made.served_as_chosen,
         )
+        if overlap_forward:
+            member.overlap_forward(whole)
+        if overlap_backward:
+            self._overlap = BackwardOverlap(
+                member, member.parameters, optimizer.options_of_the_step, lambda: self.weight
+            )
+        return optimizer
 
     def data(
         self,
@@ -246,6 +272,8 @@ class Run:
     def step(self, changed_options: Sequence[Hyperparameters]) -> None:
         """Carry out one step by the job's strategy."""
         member = self._member
+        if self._overlap is not None:
+            self._overlap.check()
         self._take_part(lambda: member.step(changed_options, self.weight))
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -257,6 +285,7 @@ class Run:
         return loss
 
     def register(self, spec: DataSpec) -> None:
+        self._member.arrive()
         self._member.register(spec)
 
     def next_samples(self) -> Samples | None:
@@ -270,16 +299,22 @@ class Run:
         return samples
 
     def fetch_states(self) -> Sequence[tuple[StateMeta, memoryview]]:
+        self._member.arrive()
         return self._loop.call(self._membership.exchange.states())
 
     def fetch_options(self) -> Sequence[Hyperparameters]:
         return self._member.of_the_script(self._loop.call(self._membership.exchange.options()))
 
     def give_states(self, states: Sequence[tuple[StateMeta, memoryview]]) -> None:
+        self._member.arrive()
         self._member.initialize(states)
 
     def read_values(self) -> None:
+        self._member.arrive()
         self._member.read_values()
+
+    def arrive(self) -> None:
+        self._member.arrive()
 
     def _take_part(self, act: Callable[[], None]) -> None:
         """Do what may end a round, and what follows from that."""
@@ -288,21 +323,24 @@ class Run:
             self._membership.checkpoints.finish()
         before, round_ = member.generation, member.round
         self._compute_s = time.monotonic() - self._stepped_at
+        member.arrive()
         began_ns = self._agent.spans.begin()
         act()
-        self._agent.spans.end("optimizer.step", began_ns)
+        self._agent.spans.end("optimizer.step", began_ns, round_=member.round)
         if self._recorder.is_asked:
             self._recorder.stepped(member.round)
         if member.round != round_:
             self._keep_checkpoints(member)
         self._tell_progress()
         if member.turn is None:
+            member.arrive()
             self._left = True
             raise WorkerRetired(self._agent.retiring or "asked to leave")
         self._tell_listeners(before)
 
     def _tell_listeners(self, before: int) -> None:
         if before != self._member.generation:
+            self._member.arrive()
             for listener in self._listeners:
                 listener()
 
@@ -367,6 +405,7 @@ class Run:
         try:
             if self._stepping is not None and not failed:
                 failed = True
+                self._stepping.arrive()
                 self._stepping.end()
                 self._membership.checkpoints.finish()
                 failed = False

@@ -91,6 +91,7 @@ class ModelHooks:
 
     def __init__(self, model: torch.nn.Module, spans: Spans) -> None:
         self._spans = spans
+        self._is_removed = False
         self._forward_ns = 0
         self._backward_ns = self._gradient_ns = 0
         self._handles: list[RemovableHandle] = [
@@ -112,14 +113,21 @@ class ModelHooks:
         self._backward_ns = self._gradient_ns = 0
 
     def remove(self) -> None:
+        self._is_removed = True
         for handle in self._handles:
             handle.remove()
+
+    def __deepcopy__(self, _: Any) -> ModelHooks:
+        """A copy of the model has the hooks too; they do nothing once they are removed."""
+        return self
 
     def _before_forward(self, *_: Any) -> None:
         self.end_backward()
         self._forward_ns = time.monotonic_ns()
 
     def _after_forward(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if self._is_removed:
+            return
         self._spans.end("forward", self._forward_ns)
         first = _first_tensor(output)
         if first is not None:

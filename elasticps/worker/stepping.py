@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,6 +23,7 @@ from elasticps.worker.block_calls import States
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
+from elasticps.worker.forward_overlap import Arrivals
 from elasticps.worker.lease import Lease, Samples
 from elasticps.worker.peer_calls import PeerCalls
 from elasticps.worker.served_model import ServedModel
@@ -83,6 +85,8 @@ class Stepping:
         self._last_turn: Turn | None = None
         self._ticket: _Ticket | None = None
         self._ended = False
+        self._began_early = False
+        self.arrivals: Arrivals | None = None
         self._clipping = clipping
         self._is_in_rounds = job.consistency is Consistency.SYNC
         if None in follows:
@@ -177,8 +181,12 @@ class Stepping:
 
     def exchange(self, updates: Tensors | None = None, *, weight: Weight = None) -> bool:
         self._begin_round(updates, weight)
-        counted = self._loop.call(self._exchange.round())
-        self._model.refresh()
+        if self.arrivals is None or self._model.is_kept:
+            counted = self._loop.call(self._exchange.round())
+            self._model.refresh()
+        else:
+            counted = self._loop.call(self._exchange.whole_round())
+            self.arrivals.expect()
         self._settle(counted=counted)
         return counted
 
@@ -293,9 +301,13 @@ class Stepping:
                 raise UsageError(f"{name} is in no round: push it", field="updates")
         exchange = self._exchange
         exchange.keeps = self._lease.hand_in()
+        exchange.leaving = self.leaving
+        began_early, self._began_early = self._began_early, False
+        if began_early:
+            self.weight = 0.0
+            return
         exchange.weight = weight if isinstance(weight, float | int) else self.weight or 1.0
         exchange.weights = self._model.numbered(weight) if isinstance(weight, Mapping) else {}
-        exchange.leaving = self.leaving
         exchange.begin(None if updates is None else self._model.by_index(updates))
         self.weight = 0.0
 
@@ -339,9 +351,7 @@ class Stepping:
             raise JobFailed("this worker has left the job")
         before = self.generation
         self._leaving = self._is_retiring()
-        self._exchange.hyper = [
-            {} if index is None else changed_options[index] for index in self._follows
-        ]
+        self._exchange.hyper = self._of_the_servers(changed_options)
         if None not in self._follows and not self._is_in_rounds:
             self._clip()
         self.steps += 1
@@ -350,6 +360,45 @@ class Stepping:
         self._lease.stepped()
         self._strategy.step(self)
         self._tell_change(before)
+
+    def begin_early(self, options: Sequence[Hyperparameters], weight: float) -> bool:
+        """Number the pushes of the round before its step; False where this worker has none."""
+        if self.turn is None or not self.turn.contributes:
+            return False
+        exchange = self._exchange
+        exchange.hyper = self._of_the_servers(options)
+        exchange.weight, exchange.weights = weight or 1.0, {}
+        exchange.begin(None)
+        self._began_early = True
+        return True
+
+    def push_early(self, name: str) -> None:
+        """The gradient of a parameter is there, and stays as it is until the step."""
+        self._loop.tell(self._exchange.push_early, *self._model.numbered({name: 1.0}))
+
+    def overlap_forward(self, model: torch.nn.Module) -> None:
+        """From now on the values that a round ends with may come after its step."""
+        here = self._model.by_index(self.parameters)
+
+        def read(indices: Sequence[int]) -> Future[None]:
+            return self._loop.start(self._exchange.read({index: here[index] for index in indices}))
+
+        tensors = list(self.parameters.values())
+        arrivals = Arrivals(tensors, read, self._loop.result_of)
+        arrivals.guard(model)
+        self.arrivals = arrivals
+
+    def arrive(self) -> None:
+        """Wait for values that are still to come."""
+        if self.arrivals is not None:
+            self.arrivals.wait()
+
+    @property
+    def clip_bound(self) -> float | None:
+        return self._clipping.bound
+
+    def _of_the_servers(self, options: Sequence[Hyperparameters]) -> list[Hyperparameters]:
+        return [{} if index is None else options[index] for index in self._follows]
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss and the gradients of a batch, as the strategy computes them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import time
 
@@ -105,7 +106,9 @@ def test_a_models_calls_and_gradients_are_spans_and_leave_no_hooks_behind() -> N
     for _ in range(2):  # gradients are accumulated
         model(torch.ones(3, 4)).sum().backward()
     hooks.end_backward()
+    twin = copy.deepcopy(model)
     hooks.remove()
+    twin(torch.ones(3, 4)).sum().backward()
     model(torch.ones(3, 4)).sum().backward()
     found, _ = spans.stop()
     assert [span.name for span in found] == ["forward", "backward"] * 2
@@ -242,6 +245,11 @@ def test_a_steps_time_is_told_apart_to_the_last_millisecond() -> None:
     assert first.pushed_bytes == 2_000_000
     assert found.steps == 1
     assert found.step_s == pytest.approx(0.1)
+
+
+def test_where_rounds_do_not_wait_for_all_no_wait_is_for_others() -> None:
+    found = step_profile([step(0, 20), step(1, 60)], in_step=False)
+    assert [each.others_s for each in found.workers] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from elasticps.core.consistency import documented, in_range
+from elasticps.core.consistency import Consistency, documented, in_range
 from elasticps.core.ids import JobKey
-from elasticps.core.records import NodeRecord
+from elasticps.core.records import JobSpec, NodeRecord
 from elasticps.core.spans import MAX_SPANS, MAX_STEPS, MAX_WAIT_S, NodeSpans, ProcessSpans
 from elasticps.core.step_profile import StepProfile, in_the_steps, step_profile
 from elasticps.core.trace import TraceEvent, trace_events
@@ -121,7 +121,7 @@ class ProfileRoutes:
             )
             found += [each for answer in answers for each in answer.processes]
         assert job.spec is not None
-        document = await asyncio.to_thread(_document, found, ahead, missing, job.spec.codec)
+        document = await asyncio.to_thread(_document, found, ahead, missing, job.spec)
         return web.Response(body=document, content_type=JSON)
 
     async def _clock(self, record: NodeRecord, missing: dict[str, str]) -> tuple[int, int]:
@@ -207,7 +207,7 @@ def _document(
     found: list[ProcessSpans],
     ahead: dict[Any, tuple[int, int]],
     missing: dict[str, str],
-    codec: str,
+    spec: JobSpec,
 ) -> bytes:
     """The answer as JSON: worth a thread, for it may be megabytes."""
     told = [
@@ -218,7 +218,8 @@ def _document(
     ]
     told.sort(key=lambda each: (not each.is_worker, each.rank or 0, each.node))
     kept = in_the_steps(told)
-    profile = step_profile(kept, codec)
+    in_step = spec.consistency is Consistency.SYNC and not spec.backup_workers
+    profile = step_profile(kept, spec.codec, in_step=in_step)
     about = {"clock_error_s": profile.clock_error_s, "spans_left_out": profile.left_out}
     trace = Trace(events=list(trace_events(kept)), other=about, profile=profile, missing=missing)
     return msgspec.json.encode(trace)
