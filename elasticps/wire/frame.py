@@ -69,6 +69,8 @@ class Kind(IntEnum):
     """A read of a tensor that another worker holds ready, or a part of it."""
     PROBE = 12
     """Bytes by which a node measures its link: dropped, and answered once all are here."""
+    SHARE = 13
+    """A worker of the same machine asks where to show its regions."""
 
 
 class Status(IntEnum):

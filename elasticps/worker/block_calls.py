@@ -13,7 +13,7 @@ from elasticps.core.ids import BlockId, Round
 from elasticps.errors import BlockUnavailable, JobFailed
 from elasticps.wire.frame import Kind, Status
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import AuditMeta, PullMeta, StateMeta, decode, encode
+from elasticps.wire.messages import AuditMeta, Place, PullMeta, StateMeta, decode, encode
 from elasticps.worker.client import Call, Client
 from elasticps.worker.parameters import BlockMemory
 
@@ -44,14 +44,28 @@ class BlockCalls:
     async def read(self, proof: PullMeta, into: Targets | None) -> None:
         """Read the values of the parameters in ``into`` there, or all that are held here."""
 
-        async def one(memory: BlockMemory, target: memoryview) -> None:
-            block, meta = memory.block.id, _proof_for(memory, proof)
-            call = Call(kind=Kind.PULL, block=block, meta=meta, into=target, deadline_s=None)
+        shared = self._client.shared
+
+        async def one(memory: BlockMemory, tensor: torch.Tensor) -> None:
+            target, place = memory.of(tensor), None
+            if shared is not None:
+                place = shared.value_place(memory.block, tensor)
+            call = Call(
+                kind=Kind.PULL,
+                block=memory.block.id,
+                meta=_proof_for(memory, proof),
+                into=target,
+                deadline_s=None,
+                place=place,
+                place_meta=_proof_for(memory, proof, place) if place else b"",
+            )
             await self._settled(call)
+            if shared is not None:
+                shared.returned(memory.block.id)
             self.bytes_pulled += len(target)
 
         await together(
-            one(memory, memory.value if into is None else memory.of(into[memory.block.parameter]))
+            one(memory, memory.parameter if into is None else into[memory.block.parameter])
             for memory in self._memory
             if (memory.is_held if into is None else memory.block.parameter in into)
         )
@@ -108,9 +122,9 @@ class BlockCalls:
         return reply
 
 
-def _proof_for(memory: BlockMemory, proof: PullMeta) -> bytes:
+def _proof_for(memory: BlockMemory, proof: PullMeta, place: Place | None = None) -> bytes:
     """A block whose pushes are in no rounds knows of none."""
-    return encode(PullMeta(None, proof.floor) if memory.at_once else proof)
+    return encode(PullMeta(None if memory.at_once else proof.commit, proof.floor, place))
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

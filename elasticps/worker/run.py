@@ -339,6 +339,7 @@ class Run:
                     checkpoint=checkpoints.report,
                     checkpoint_attempts=checkpoints.attempts,
                     waits_for=self._waits_for,
+                    transport=self._membership.exchange.transport,
                 )
             )
 
