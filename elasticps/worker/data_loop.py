@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -13,6 +14,10 @@ import uvloop
 from elasticps.errors import UsageError
 
 Result = TypeVar("Result")
+
+
+CANCEL_TIMEOUT_S = 5.0
+"""For what is cancelled to end; it has nothing to wait for."""
 
 
 class DataLoop:
@@ -30,13 +35,17 @@ class DataLoop:
     def call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run ``coroutine`` there and wait for its result; a Ctrl-C here cancels it there.
 
-        Raises UsageError once the loop is closed.
+        It has ended when this returns or raises: it may use the script's memory until then. Raises
+        UsageError once the loop is closed.
         """
-        future = self.start(coroutine)
+        ended = threading.Event()
+        future = self.start(_told(coroutine, ended))
         try:
             return future.result()
         except BaseException:
-            future.cancel()
+            late = future.cancel() and not ended.wait(CANCEL_TIMEOUT_S)
+            if late and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                coroutine.close()  # cancelled before it began
             raise
 
     def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
@@ -54,6 +63,13 @@ class DataLoop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _told(coroutine: Coroutine[Any, Any, Result], ended: threading.Event) -> Result:
+    try:
+        return await coroutine
+    finally:
+        ended.set()
 
 
 async def _cancel_all() -> None:
