@@ -14,7 +14,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -43,11 +43,15 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Row:
-    """One parameter: ``offset`` is its place in both regions, ``gradient`` its part of the one."""
+    """One parameter: ``offset`` is its place in both regions, ``gradient`` its part of the one.
+
+    ``copied``: blocks of the gradient that were copied there for the push under way.
+    """
 
     parameter: torch.Tensor
     offset: int
     gradient: torch.Tensor
+    copied: set[Block] = field(default_factory=set)
 
 
 class SharedMemory:
@@ -64,8 +68,8 @@ class SharedMemory:
         self._values: Region | None = None
         self._numbers = (0, 0)
         self._rows: dict[int, _Row] = {}
-        self._copied: dict[int, _Row] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._copied: list[_Row] = []
+        self._hooks: dict[int, torch.utils.hooks.RemovableHandle] = {}
         self._showing: weakref.WeakKeyDictionary[Connection, asyncio.Task[bool]]
         self._showing = weakref.WeakKeyDictionary()
         self._lent: set[BlockId] = set()
@@ -119,10 +123,6 @@ class SharedMemory:
             return
         gradient = _view(self._gradients, offset, parameter)
         self._rows[id(parameter)] = _Row(parameter, offset, gradient)
-        if parameter.nbytes >= HOOKED_BYTES and parameter.is_leaf and parameter.requires_grad:
-            take_in = functools.partial(_take_in, gradient)
-            register = parameter.register_post_accumulate_grad_hook
-            self._hooks.append(register(take_in))  # type: ignore[no-untyped-call]
 
     # -- places ---------------------------------------------------------------------------------
 
@@ -142,15 +142,29 @@ class SharedMemory:
             if row is None or not is_gradient or update.dtype != row.gradient.dtype:
                 return None
             row.gradient.view(-1)[block.start : block.stop].copy_(update)
-            self._copied[id(memory.parameter)] = row
+            if not row.copied:
+                self._copied.append(row)
+            row.copied.add(block)
             offset = row.offset + block.start * row.gradient.element_size()
         return Place(self._numbers[0], offset, block.nbytes, kept)
 
     def hold_gradients(self) -> None:
-        """All blocks' gradients have been placed: those that were copied are not kept twice."""
-        for row in self._copied.values():
-            _hold(row.gradient, row.parameter)
+        """All blocks have been pushed: gradients that were copied whole are not kept twice, and the
+        next ones are put there as backward makes them."""
+        for row in self._copied:
+            if sum(block.numel for block in row.copied) == row.parameter.numel():
+                _hold(row.gradient, row.parameter)
+                self._hook(row)
+            row.copied.clear()
         self._copied.clear()
+
+    def _hook(self, row: _Row) -> None:
+        parameter = row.parameter
+        is_large = parameter.nbytes >= HOOKED_BYTES
+        if is_large and id(parameter) not in self._hooks and parameter.requires_grad:
+            register = parameter.register_post_accumulate_grad_hook
+            take_in = functools.partial(_take_in, row.gradient)
+            self._hooks[id(parameter)] = register(take_in)  # type: ignore[no-untyped-call]
 
     def value_place(self, block: Block, target: torch.Tensor) -> Place | None:
         """Where the value lies in ``target``, which is like the parameter; None: nowhere."""
@@ -259,7 +273,7 @@ class SharedMemory:
 
     def close(self) -> None:
         """Let go of the files; the parameters stay as they are, in memory of this process alone."""
-        for hook in self._hooks:
+        for hook in self._hooks.values():
             hook.remove()
         self._hooks.clear()
         for region in (self._gradients, self._values):
