@@ -84,6 +84,7 @@ class JobWorker(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float | None = None
     compute_s: float | None = None
     reason: str
+    transport: str = ""
 
 
 class Movement(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -83,6 +84,13 @@ def traffic(job: Job) -> str:
     """What the job's codec saves."""
     sent, whole = human_bytes(job.pushed_bytes), human_bytes(job.gradient_bytes)
     return f"pushed {sent} for {whole} of gradients (codec {printable(job.codec)})"
+
+
+def transports(job: Job) -> list[str]:
+    """What the workers' pushes and pulls go over, a line for those that say the same."""
+    told = Counter(each.transport for each in job.workers if each.state == "running")
+    told.pop("", None)
+    return [f"{count(number, 'worker')}: {text}" for text, number in sorted(told.items())]
 
 
 def decision(chosen: Prediction, predictions: Sequence[Prediction]) -> str:

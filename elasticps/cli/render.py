@@ -27,6 +27,7 @@ from elasticps.cli.output import (
     metric,
     printable,
     traffic,
+    transports,
     when,
 )
 from elasticps.cli.tables import cell as _cell
@@ -145,7 +146,8 @@ def _print_nodes(nodes: Iterable[Node]) -> None:
 
 
 def _print_jobs(jobs: Iterable[Job]) -> None:
-    """One row a job; lines below for strategy, codec, newest checkpoints and failed audits."""
+    """One row a job; lines below for strategy, codec, transports, newest checkpoints and failed
+    audits."""
     jobs = tuple(jobs)
     table = _table("JOB", "STATE", "ROUND>", "METRIC", "WORKERS>", "BLOCKS>", "REASON")
     for job in jobs:
@@ -165,6 +167,8 @@ def _print_jobs(jobs: Iterable[Job]) -> None:
             _console().print(Text(printable(f"{job.job}: strategy {job.strategy}")))
         if job.codec != DEFAULT_CODEC:
             _console().print(Text(printable(f"{job.job}: {traffic(job)}")))
+        for line in transports(job):
+            _console().print(Text(printable(f"{job.job}: {line}")))
         if job.checkpoint is not None:
             _print_checkpoint(job.job, job.checkpoint)
         if job.failure is not None:

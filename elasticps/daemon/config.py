@@ -95,7 +95,8 @@ class DaemonConfig:
     many workers of one job it runs. ``lease_ttl_s`` is in whole seconds, as etcd counts; after
     ``drain_timeout_s`` a stopping daemon leaves although it still holds blocks; as leader it gives
     a job up when blocks have had no living replica for ``lost_after_s``. The folders are
-    made by the daemon; daemons that share a machine need folders of their own.
+    made by the daemon; daemons that share a machine need folders of their own. ``shared_memory``:
+    workers give the shard server of this machine their gradients and parameters to read and write.
     """
 
     etcd: StoreConfig
@@ -118,6 +119,7 @@ class DaemonConfig:
     allow_insecure_network: bool = False
     log_level: str = "info"
     worker_units: bool = field(default_factory=is_service)
+    shared_memory: bool = True
 
     def __post_init__(self) -> None:
         _check_name("node", self.node, _NODE, hint="--node NAME gives this machine another name")

@@ -199,6 +199,12 @@ SETTINGS = (
         help="Run workers as units with users of their own, elasticps-worker@.service.",
     ),
     Setting(
+        key="shared_memory",
+        kind=Kind.SWITCH,
+        reload=True,
+        help="Let workers that start from now on share memory with this machine's shard server.",
+    ),
+    Setting(
         key="lease_ttl",
         kind=Kind.WHOLE,
         field="lease_ttl_s",

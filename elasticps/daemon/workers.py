@@ -420,6 +420,7 @@ class Workers:
             audit=life.audit,
             block_bytes=life.block_bytes,
             access=self.access(uid),
+            shared_memory=self._config.shared_memory,
         )
 
 

@@ -69,6 +69,11 @@ class FiniteWatch:
                     limit=f"nonfinite={self._policy.value}: no NaN, no infinity",
                 )
 
+    @property
+    def looks_at_some(self) -> bool:
+        """Is nothing refused for what is in it?"""
+        return self._policy is NonFinite.APPLY
+
     def note(self, gradient: torch.Tensor | None) -> None:
         """Count what is applied although it is not finite, as far as it is looked at."""
         due = self._policy is NonFinite.APPLY and self._spot_check.is_due

@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from elasticps.core.ids import BlockId, JobKey, PlanEpoch, ServerId
 from elasticps.core.plan import Entry
@@ -29,6 +29,9 @@ from elasticps.wire.messages import OpMeta, RefusalMeta, SnapshotMeta, encode
 from elasticps.wire.spans import Spans
 from elasticps.wire.tallies import JobCounts
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger(__name__)
 
 NO_SERVER = ServerId("")
@@ -42,16 +45,18 @@ STATUS_OF = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Request:
     """A client's request that can be answered now or later.
 
-    A push that is not taken is counted in ``refused``.
+    A push that is not taken is counted in ``refused``. ``into``: the bytes of the worker's that a
+    pull is to be written to.
     """
 
     connection: Connection
     header: Header
     refused: Counter[Status]
+    into: torch.Tensor | None = None
 
     def answer(self, status: Status, meta: bytes = b"", payload: bytes | None = None) -> None:
         if status is not Status.OK and self.header.kind is Kind.PUSH:

@@ -45,6 +45,7 @@ from elasticps.wire.messages import (
     Stop,
 )
 from elasticps.wire.pool import ConnectionPool, addresses_of
+from elasticps.wire.region_socket import RegionSocket
 
 log = logging.getLogger(__name__)
 
@@ -172,13 +173,15 @@ async def _serve(
     context = tls.server() if tls else None
 
     def session(_: Connection) -> Session:
-        return Session(options.cluster, server.table, server.lease, admission)
+        return Session(options.cluster, server.table, server.lease, admission, passing)
 
     tcp_address, unix_address = Address.parse(options.tcp), Address.parse(options.unix)
     control = ControlEnd(server.on_message, server.on_closed)
     traffic = server.peers.traffic
+    passing = RegionSocket(unix_address, shared=options.shared, traffic=traffic.by_transport["shm"])
     over_tcp, over_unix = traffic.of(tcp_address, tls=bool(tls)), traffic.of(unix_address)
     async with (
+        passing,
         listen(tcp_address, session, on_error=_note, tls=context, traffic=over_tcp) as tcp,
         listen(
             unix_address, session, on_error=_note, shared=options.shared, traffic=over_unix

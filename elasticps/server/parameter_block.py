@@ -24,7 +24,7 @@ from elasticps.server.meter import Meter
 from elasticps.server.saving import Save, Saver
 from elasticps.server.staging import PreparedGradient, Staged, Staging
 from elasticps.server.tensor_block import TensorBlock
-from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Header, Kind, Status
+from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
 from elasticps.wire.messages import (
     AuditMeta,
     JobInfo,
@@ -96,6 +96,15 @@ class ParameterBlock(Hosted):
     def nbytes_held(self) -> int:
         return self._tensor.nbytes_held
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._tensor.dtype
+
+    @property
+    def pushed_dtype(self) -> torch.dtype | None:
+        """Of a gradient as it is pushed; None where it is coded."""
+        return None if self._codec else self._tensor.dtype
+
     def check_push_nbytes(self, nbytes: int) -> None:
         """Raise WireError for a payload of a size that no push of this block has."""
         most = self._max_coded
@@ -134,9 +143,9 @@ class ParameterBlock(Hosted):
             generation=meta.generation,
             pushers=meta.pushers,
         )
-        self._take(request, push, staged)
+        self._take(request, push, staged, 0 if payload is None else payload.nbytes)
 
-    def _take(self, request: Request, push: Push, staged: Staged) -> None:
+    def _take(self, request: Request, push: Push, staged: Staged, nbytes: int) -> None:
         header = request.header
         outcome = self._replica.push(push)
         self._staging.keep_only(self._replica.staged)
@@ -150,11 +159,11 @@ class ParameterBlock(Hosted):
             case PushOutcome.HELD:
                 self._staging.hold(header.worker, request)
             case PushOutcome.APPLY:
-                self._count(header)
+                self._count(nbytes)
                 self._update(request, push, staged)
             case PushOutcome.STAGE | PushOutcome.PREPARE:
                 self._staging.hold(header.worker, request)
-                self._count(header)
+                self._count(nbytes)
                 self._stage(header.worker, staged)
                 if outcome is PushOutcome.PREPARE:
                     self._prepare()
@@ -164,17 +173,27 @@ class ParameterBlock(Hosted):
             self._first_push_ns = self.spans.begin()
         self._staging.take(worker, staged)
 
-    def _count(self, header: Header) -> None:
+    def _count(self, nbytes: int) -> None:
         self.pushes += 1
         self.counts.pushes += 1
-        self.counts.pushed_bytes += header.payload_length
+        self.counts.pushed_bytes += nbytes
 
     def _staged(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> Staged:
-        self.meter.nbytes += request.header.payload_length
+        self.meter.nbytes += 0 if payload is None else payload.nbytes
         empty = payload is None or request.header.flags & FLAG_EMPTY
         gradient = None if empty else self._decoded(payload)  # type: ignore[arg-type]
+        place = meta.place
+        if place is not None and gradient is not None and not self._finite.looks_at_some:
+            gradient, place = gradient.clone(), None  # what is applied is what was looked at
         self._finite.check(gradient)
-        return Staged(gradient, meta.weight, meta.hyper, meta.rank)
+        return Staged(
+            gradient,
+            meta.weight,
+            meta.hyper,
+            meta.rank,
+            lent=place is not None,
+            kept=place is not None and place.kept,
+        )
 
     def _decoded(self, payload: torch.Tensor) -> torch.Tensor:
         """A pushed gradient in the block's shape: decoded as float32, else in the block's dtype."""
@@ -289,7 +308,11 @@ class ParameterBlock(Hosted):
                 self.meter.nbytes += self.nbytes
                 self.counts.pulls += 1
                 self.counts.pulled_bytes += self.nbytes
-                return encode(meta), self._tensor.value_bytes()
+                if request.into is None:
+                    return encode(meta), self._tensor.value_bytes()
+                if not request.connection.closed:  # else the worker may have given it to others
+                    self._tensor.write_value(request.into)
+                return encode(meta), None
             case Kind.STATE:
                 state, payload = self._state()
                 return encode(state), payload
@@ -347,7 +370,10 @@ class ParameterBlock(Hosted):
         self.spans.end("wait", self._first_push_ns, block=self.id)
         began_ns = self.spans.begin()
         mean, waiting = self._staging.taken()
-        prepared = PreparedGradient(self._tensor.gradient_of(mean.gradient), mean.hyper)
+        gradient = self._tensor.gradient_of(mean.gradient)
+        prepared = PreparedGradient(gradient, mean.hyper, mean.lent, mean.kept)
+        if self.replication.peers or not mean.kept:
+            prepared = prepared.owned()
         self._finite.note(prepared.gradient)
         self.spans.end("stage", began_ns, block=self.id)
         self._publish(self._replica.staged_round(), prepared)
@@ -369,11 +395,14 @@ class ParameterBlock(Hosted):
         self._streams.publish(self, meta, _payload_of(prepared.gradient))
 
     def _apply_prepared(self, scale: float) -> None:
-        gradient, hyper = self._prepared.gradient, self._prepared.hyper
+        gradient, hyper, lent = self._prepared.gradient, self._prepared.hyper, self._prepared.lent
         if gradient is not None and not self.replication.all_acked:
             gradient = gradient.clone()  # a stream may still send it, and the optimizer write to it
+            lent = False
         if gradient is not None and scale != 1.0:
-            gradient.mul_(scale)
+            gradient, lent = (gradient.mul(scale), False) if lent else (gradient.mul_(scale), False)
+        if gradient is not None and lent and not self._tensor.only_reads_gradients:
+            gradient = gradient.clone()
         self._replica.apply_prepared(scale)
         self._prepared = PreparedGradient(None, {})
         self._step(gradient, hyper)
@@ -381,6 +410,8 @@ class ParameterBlock(Hosted):
     def _update(self, request: Request, push: Push, staged: Staged) -> None:
         """Apply a push at once, as an op of its own."""
         gradient = self._tensor.gradient_of(staged.gradient)
+        if gradient is not None and staged.lent and not self._tensor.only_reads_gradients:
+            gradient = gradient.clone()
         self._finite.note(gradient)
         sent = gradient.clone() if gradient is not None and self.replication.peers else None
         self._step(gradient, staged.hyper)
@@ -500,6 +531,9 @@ class ParameterBlock(Hosted):
         super().adopt(entry)
         if self.replication.role is not role:
             self.meter = Meter(time.monotonic())
+        if self.replication.peers or self.replication.role is not Role.PRIMARY:
+            # A worker keeps it for who was the block's only replica, and for no other.
+            self._prepared = self._prepared.owned()
         if self.replication.role is not Role.PRIMARY:
             self.refuse_waiting()
 

@@ -12,6 +12,7 @@ from elasticps.server.admission import Admission, Admitted, Open
 from elasticps.server.hosted import STATUS_OF, Hosted, Request
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
+from elasticps.server.shared import SharedRegions
 from elasticps.server.table import Table
 from elasticps.server.tensor_block import MAX_STATE_FACTOR
 from elasticps.wire.connection import Connection
@@ -19,6 +20,7 @@ from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
 from elasticps.wire.messages import (
     HelloMeta,
     OpMeta,
+    Place,
     PullMeta,
     PushMeta,
     RefusalMeta,
@@ -29,12 +31,22 @@ from elasticps.wire.messages import (
     decode,
     encode,
 )
+from elasticps.wire.region_socket import RegionSocket
 from elasticps.wire.tensors import bytes_of
 
 STATE_SLACK = 64 * 1024
 _PAYLOAD_KINDS = frozenset({Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP, Kind.PROBE})
 _CLIENT_KINDS = frozenset(
-    {Kind.PUSH, Kind.PULL, Kind.INIT, Kind.LEDGER, Kind.STATE, Kind.STATUS, Kind.SAVE}
+    {
+        Kind.PUSH,
+        Kind.PULL,
+        Kind.INIT,
+        Kind.LEDGER,
+        Kind.STATE,
+        Kind.STATUS,
+        Kind.SAVE,
+        Kind.SHARE,
+    }
 )
 
 
@@ -53,7 +65,12 @@ class Session:
     """The server's end of one connection (a ``wire.connection.Dispatcher``)."""
 
     def __init__(
-        self, cluster: str, table: Table, lease: Lease, admission: Admission | None = None
+        self,
+        cluster: str,
+        table: Table,
+        lease: Lease,
+        admission: Admission | None = None,
+        passing: RegionSocket | None = None,
     ) -> None:
         self._cluster = cluster
         self._table = table
@@ -62,6 +79,7 @@ class Session:
         self._admitted: Admitted | None = None
         self._caller = ""
         self._incoming: torch.Tensor | None = None
+        self._regions = SharedRegions(passing)
 
     def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
         """Memory for a payload that its block can take; a block that is not here drops it."""
@@ -117,6 +135,7 @@ class Session:
 
     def closed(self, conn: Connection) -> None:
         self._incoming = None
+        self._regions.close()
 
     def _hello(self, request: Request, meta: bytes) -> None:
         hello = decode(meta, HelloMeta)
@@ -151,6 +170,9 @@ class Session:
         if broken:
             request.answer(Status.REFUSED, encode(RefusalMeta(broken)))
             return
+        if header.kind is Kind.SHARE:
+            self._share(request)
+            return
         hosted = self._table.replica(header.job, header.block)
         dropped = header.payload_length > 0 and payload is None
         if hosted is None or dropped:
@@ -167,6 +189,15 @@ class Session:
         else:
             raise WireError(f"{header.kind.name} is not for block {header.block}", field="block")
 
+    def _share(self, request: Request) -> None:
+        """Say how this worker's regions can be shown, once the job's model is known here."""
+        sizes = self._table.block_bytes(request.header.job)
+        if not sizes:
+            request.answer(Status.UNKNOWN)
+            return
+        offer = self._regions.offer(request.connection, sizes)
+        request.answer(Status.OK, encode(offer) if offer else b"")
+
     def _block(
         self,
         block: ParameterBlock,
@@ -177,9 +208,12 @@ class Session:
     ) -> None:
         kind = request.header.kind
         if kind is Kind.PUSH:
-            if incoming is None and not request.header.flags & FLAG_EMPTY:
+            push = decode(meta, PushMeta)
+            if push.place is not None:
+                incoming = self._in_place(block, request, push.place)
+            elif incoming is None and not request.header.flags & FLAG_EMPTY:
                 raise WireError("a push without its gradient", field="payload_length")
-            block.push(request, decode(meta, PushMeta), incoming)
+            block.push(request, push, incoming)
         elif kind is Kind.INIT:
             if payload is None:
                 raise WireError("an initial value without its numbers", field="payload_length")
@@ -187,7 +221,17 @@ class Session:
         elif kind is Kind.SAVE:
             block.save(request, decode(meta, SaveMeta))
         else:
-            block.read(request, decode(meta, PullMeta))
+            pull = decode(meta, PullMeta)
+            if pull.place is not None:
+                _check_value(block, kind, pull.place)
+                request.into = self._regions.value(pull.place, block.dtype)
+            block.read(request, pull)
+
+    def _in_place(self, block: ParameterBlock, request: Request, place: Place) -> torch.Tensor:
+        if request.header.payload_length:
+            raise WireError("a gradient in two places", field="payload_length", limit="0")
+        block.check_push_nbytes(place.nbytes)
+        return self._regions.gradient(place, block.pushed_dtype)
 
     # -- other servers --------------------------------------------------------------------------
 
@@ -220,3 +264,12 @@ class Session:
         if check is Check.OK and op.version > hosted.replication.version:
             hosted.follow(op, payload)
         request.answer(STATUS_OF[check], encode(VersionMeta(hosted.replication.version)))
+
+
+def _check_value(block: ParameterBlock, kind: Kind, place: Place) -> None:
+    if kind is not Kind.PULL or place.nbytes != block.nbytes:
+        raise WireError(
+            f"{kind.name} of block {block.id} into {place.nbytes} bytes",
+            field="nbytes",
+            limit=f"PULL, exactly {block.nbytes}",
+        )

@@ -17,20 +17,37 @@ from elasticps.wire.tallies import JobCounts
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """One worker's gradient; None where the step gave the parameter none."""
+    """One worker's gradient; None where the step gave the parameter none.
+
+    One that is ``lent`` is in the worker's memory and must not be written to; the worker keeps it
+    as it is until its push is answered, and where it is ``kept`` until it has pulled the result.
+    """
 
     gradient: torch.Tensor | None
     weight: float
     hyper: Hyperparameters
     rank: int = 0
+    lent: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)  # without slots, for what is cached
 class PreparedGradient:
-    """A round's mean gradient, held until the round is known to be committed."""
+    """A round's mean gradient, held until the round is known to be committed.
+
+    One that is ``lent`` is in the memory of its only worker, see ``Staged``.
+    """
 
     gradient: torch.Tensor | None
     hyper: Hyperparameters
+    lent: bool = False
+    kept: bool = False
+
+    def owned(self) -> PreparedGradient:
+        """The same, in this server's memory."""
+        if not self.lent or self.gradient is None:
+            return self
+        return PreparedGradient(self.gradient.clone(), self.hyper)
 
     @cached_property
     def norm(self) -> float:
@@ -82,7 +99,14 @@ class Staging:
         The options are those of the lowest rank: of who has been there longest.
         """
         staged = [self.gradients[worker] for worker in sorted(self.gradients)]
-        prepared = PreparedGradient(mean(staged), min(staged, key=lambda item: item.rank).hyper)
+        gradient = mean(staged)
+        source = next((item for item in staged if item.gradient is gradient), None)
+        prepared = PreparedGradient(
+            gradient,
+            min(staged, key=lambda item: item.rank).hyper,
+            lent=source is not None and source.lent,
+            kept=source is not None and source.kept,
+        )
         waiting = list(self.held.values())
         self.gradients, self.held = {}, {}
         return prepared, waiting
@@ -92,16 +116,22 @@ def mean(staged: list[Staged]) -> torch.Tensor | None:
     """The workers' mean gradient by samples, summed in the order of their ids.
 
     Half precision is summed in single, for a batch's sum may not fit it; others in the first one's
-    memory.
+    memory, where that is not lent.
     """
     total = sum(item.weight for item in staged)
-    given = [(item.gradient, item.weight) for item in staged if item.gradient is not None]
+    given = [item for item in staged if item.gradient is not None]
     if not given:
         return None
-    first, weight = given[0]
-    if weight == total:
+    first = given[0].gradient
+    assert first is not None
+    if given[0].weight == total:
         return first
-    result = first.to(torch.promote_types(first.dtype, torch.float32)).mul_(weight)
-    for gradient, weight in given[1:]:
-        result.add_(gradient, alpha=weight)
+    wide = torch.promote_types(first.dtype, torch.float32)
+    if given[0].lent and first.dtype == wide:
+        result = first.mul(given[0].weight)
+    else:
+        result = first.to(wide).mul_(given[0].weight)
+    for item in given[1:]:
+        assert item.gradient is not None
+        result.add_(item.gradient, alpha=item.weight)
     return result.div_(total).to(first.dtype)

@@ -191,6 +191,11 @@ class Table:
         known = self._jobs.get(job)
         return known.broken if known else ""
 
+    def block_bytes(self, job: JobKey) -> list[int]:
+        """The sizes of the job's blocks; none while its model is not known here."""
+        known = self._jobs.get(job)
+        return [block.nbytes for block in known.blocks] if known else []
+
     def replica(self, job: JobKey, block: BlockId) -> Hosted | None:
         known = self._jobs.get(job)
         return known.hosted.get(block) if known else None

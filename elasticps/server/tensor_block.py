@@ -61,6 +61,15 @@ class TensorBlock:
         """A copy of the value: a reply must not change under the socket that sends it."""
         return bytes_of(self._value).tobytes()
 
+    def write_value(self, target: torch.Tensor) -> None:
+        """Copy the value to ``target``, a uint8 tensor of ``nbytes``."""
+        target.view(self._dtype).copy_(self._value.view(-1))
+
+    @property
+    def only_reads_gradients(self) -> bool:
+        """Does the optimizer leave a gradient as it is? Torch's do; of others nobody knows."""
+        return type(self._optimizer).__module__.startswith("torch.optim.")
+
     def gradient_from(self, payload: torch.Tensor) -> torch.Tensor:
         """Received bytes (a uint8 tensor of ``nbytes``) as a gradient of the value's shape."""
         return payload.view(self._dtype).view(self._value.shape)

@@ -24,6 +24,7 @@ from elasticps.wire.connection import Connection, connect
 from elasticps.wire.frame import Header, Kind
 from elasticps.wire.listener import Listener, listen
 from elasticps.wire.messages import Control, HelloMeta, encode
+from elasticps.wire.region_socket import RegionSocket
 
 CLUSTER = "rig"
 JOB = JobKey(1)
@@ -86,9 +87,13 @@ class RigServer:
         return self.listeners[0].address
 
     @contextlib.asynccontextmanager
-    async def spoken_to(self, caller: object) -> AsyncIterator[Connection]:
-        """A connection that has said hello as ``caller``; without hello if that is empty."""
-        async with await connect(self.tcp, timeout_s=PATIENCE_S) as conn:
+    async def spoken_to(self, caller: object, *, local: bool = False) -> AsyncIterator[Connection]:
+        """A connection that has said hello as ``caller``; without hello if that is empty.
+
+        ``local``: over the Unix socket.
+        """
+        address = self.listeners[1].address if local else self.tcp
+        async with await connect(address, timeout_s=PATIENCE_S) as conn:
             if caller:
                 hello = encode(HelloMeta(cluster=CLUSTER, caller=str(caller)))
                 await conn.request(Header(Kind.HELLO), hello, timeout_s=PATIENCE_S)
@@ -167,7 +172,7 @@ async def _listening(
     errors: list[ElasticError] = []
 
     def session(conn: Connection) -> Session:
-        sessions[conn] = Session(CLUSTER, server.table, server.lease)
+        sessions[conn] = Session(CLUSTER, server.table, server.lease, passing=passing)
         return sessions[conn]
 
     def note(conn: Connection, error: ElasticError) -> None:
@@ -177,7 +182,9 @@ async def _listening(
     unix_path = directory / f"{me.replace('/', '.')}.sock"
     addresses = Address.tcp("127.0.0.1", 0), Address.unix(unix_path)
     over_tcp, over_unix = (server.peers.traffic.of(address) for address in addresses)
+    passing = RegionSocket(addresses[1], traffic=server.peers.traffic.by_transport["shm"])
     async with (
+        passing,
         listen(addresses[0], session, on_error=note, traffic=over_tcp) as tcp,
         listen(addresses[1], session, on_error=note, traffic=over_unix) as unix,
     ):

@@ -71,6 +71,7 @@ class Connection(asyncio.BufferedProtocol):
     """A connection that belongs to one event loop. Made by ``connect`` and ``listen``.
 
     ``where`` names the peer. ``error`` says why the connection ended, None after an orderly end.
+    ``ended_by_peer``: the other end has closed, so that its process has no part of it any more.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         self.where = where
         self.error: ElasticError | None = None
+        self.ended_by_peer = False
         self._on_connect = on_connect
         self._on_lost = on_lost
         self._checksum_payloads = checksum_payloads
@@ -285,6 +287,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.error is None and exc is not None:
             self.error = PeerUnavailable(f"the connection was lost: {exc}", where=str(self.where))
+        self.ended_by_peer |= isinstance(exc, ConnectionResetError | BrokenPipeError)
         self._lost.set()
         self._can_write.set()
         self._parser.discard_payload()
@@ -297,6 +300,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._on_lost(self)
 
     def eof_received(self) -> None:
+        self.ended_by_peer = True
         if not self._parser.between_frames:
             what = "the peer closed in the middle of a frame"
             self._fail(PeerUnavailable(what, where=str(self.where)))

@@ -71,6 +71,8 @@ class Kind(IntEnum):
     """Bytes by which a node measures its link: dropped, and answered once all are here."""
     SAVE = 13
     """A block is to be written for a checkpoint, as it is after the round that the worker knows."""
+    SHARE = 14
+    """A worker of the same machine asks where to show its regions."""
 
 
 class Status(IntEnum):

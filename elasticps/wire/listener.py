@@ -96,8 +96,8 @@ class Listener:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         if self.address.transport == "unix":
-            sock = _bind_unix(self.address, 0o660 if self._shared else 0o600)
-            self._inode = _inode(self.address.path)
+            sock = bind_unix(self.address, 0o660 if self._shared else 0o600)
+            self._inode = inode_of(self.address.path)
             self._server = await loop.create_unix_server(
                 self._protocol, sock=sock, backlog=BACKLOG, start_serving=False
             )
@@ -132,7 +132,7 @@ class Listener:
             await self._server.wait_closed()
         finally:
             if self.address.transport == "unix":
-                _remove(self.address.path, self._inode)
+                remove_socket(self.address.path, self._inode)
 
     def _protocol(self) -> Connection:
         return Connection(
@@ -201,10 +201,13 @@ async def _bind_tcp(address: Address) -> socket.socket:
     return sock
 
 
-def _bind_unix(address: Address, mode: int) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
+def bind_unix(
+    address: Address, mode: int, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
+    """A socket bound there, in the place of one that nobody listens at. Raises UsageError."""
+    sock = socket.socket(socket.AF_UNIX, kind)
     try:
-        _replace_stale(address)
+        _replace_stale(address, kind)
         sock.bind(address.path)
         # Nobody can connect before listen(), so there is no moment with a wider mode.
         Path(address.path).chmod(mode)
@@ -217,7 +220,7 @@ def _bind_unix(address: Address, mode: int) -> socket.socket:
     return sock
 
 
-def _replace_stale(address: Address) -> None:
+def _replace_stale(address: Address, kind: socket.SocketKind) -> None:
     """Remove the socket file of a listener that is gone; UsageError for anything else there."""
     try:
         mode = os.lstat(address.path).st_mode
@@ -225,21 +228,22 @@ def _replace_stale(address: Address) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise UsageError("a file that is no socket is there", where=str(address), field="path")
-    with socket.socket(socket.AF_UNIX) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         if probe.connect_ex(address.path) != errno.ECONNREFUSED:
             raise UsageError("another process listens there", where=str(address), field="path")
     Path(address.path).unlink()
 
 
-def _inode(path: str) -> tuple[int, int]:
+def inode_of(path: str) -> tuple[int, int]:
     found = os.lstat(path)
     return found.st_dev, found.st_ino
 
 
-def _remove(path: str, inode: tuple[int, int]) -> None:
+def remove_socket(path: str, inode: tuple[int, int]) -> None:
+    """Remove a socket's file, unless it is another's by now."""
     with contextlib.suppress(FileNotFoundError):
-        if _inode(path) == inode:
+        if inode_of(path) == inode:
             Path(path).unlink()
 
 

@@ -50,10 +50,39 @@ class HelloMeta(msgspec.Struct, frozen=True):
     token: bytes = b""
 
 
+class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Bytes of a region of the sender, in the place of a payload.
+
+    ``kept``: a gradient's bytes stay as they are until the sender has pulled the block as of its
+    round; else until the push is answered.
+    """
+
+    region: int
+    offset: int
+    nbytes: int
+    kept: bool = False
+
+
+class RegionsOffer(msgspec.Struct, frozen=True, array_like=True):
+    """Answers SHARE: where to show regions, and the token to show with them."""
+
+    path: str
+    token: bytes
+
+
+class RegionsShown(msgspec.Struct, frozen=True, array_like=True):
+    """Passed with one descriptor for each number that is not 0, in this order."""
+
+    token: bytes
+    gradients: int
+    values: int
+
+
 class PushMeta(msgspec.Struct, frozen=True, array_like=True):
     """``weight``: how many samples the gradient is the mean of. ``pushers``: how many workers
     contribute to the round. ``commit``: the proof of the round before. ``rank``: the sender's.
-    ``codec``: what the payload is coded with, the job's."""
+    ``codec``: what the payload is coded with, the job's. ``place``: where the gradient lies, if it
+    is no payload."""
 
     generation: Generation
     weight: float
@@ -62,6 +91,7 @@ class PushMeta(msgspec.Struct, frozen=True, array_like=True):
     commit: Commit | None
     rank: int = 0
     codec: str = DEFAULT_CODEC
+    place: Place | None = None
 
 
 class MeasureMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -71,10 +101,13 @@ class MeasureMeta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PullMeta(msgspec.Struct, frozen=True, array_like=True):
-    """A read, and what it must not be older than: the last round, or each worker's pushes."""
+    """A read, and what it must not be older than: the last round, or each worker's pushes.
+
+    ``place``: where a value is to be written, instead of being the answer's payload."""
 
     commit: Commit | None = None
     floor: Floor = {}
+    place: Place | None = None
 
 
 class SaveMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -369,7 +402,8 @@ class Access(msgspec.Struct, frozen=True, tag=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """To a worker: who it is. ``access`` where the cluster has certificates."""
+    """To a worker: who it is. ``access`` where the cluster has certificates. ``shared_memory``:
+    whether the servers of its machine may be given its memory."""
 
     worker: WorkerId
     job: JobKey
@@ -378,6 +412,7 @@ class Welcome(msgspec.Struct, frozen=True, tag=True):
     audit: bool
     block_bytes: int
     access: Access | None = None
+    shared_memory: bool = True
 
 
 class Describe(msgspec.Struct, frozen=True, tag=True):
@@ -408,7 +443,8 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     straggler is told by that, for in step all take as long as the slowest. A metric that is no
     finite number is None once it has been JSON.
     ``pushed_bytes`` were sent for gradients that have ``gradient_bytes`` in their own dtype.
-    ``waits_for``: what it cannot go on without, for a user to read.
+    ``waits_for``: what it cannot go on without, for a user to read. ``transport``: what its pushes
+    and pulls go over, and why not shared memory.
     """
 
     round: Round
@@ -423,6 +459,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     checkpoint: CheckpointReport | None = None
     checkpoint_attempts: Attempts = Attempts()
     waits_for: str = ""
+    transport: str = ""
 
 
 class Prefer(msgspec.Struct, frozen=True, tag=True):

@@ -82,6 +82,11 @@ class ConnectionPool(Generic[Name]):
             self._connections[name] = made
             return made
 
+    @property
+    def transports(self) -> set[str]:
+        """What its open connections go over: unix, tcp."""
+        return {each.where.transport for each in self._connections.values() if not each.closed}
+
     def _hello(self) -> bytes:
         token = self._credentials.token() if self._credentials else b""
         return encode(HelloMeta(cluster=self._cluster, caller=self._caller, token=token))

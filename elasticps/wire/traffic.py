@@ -5,8 +5,9 @@ from __future__ import annotations
 from elasticps.wire.address import Address
 from elasticps.wire.tallies import Traffic
 
-TRANSPORTS = ("unix", "tcp", "tls")
-"""``tls`` is TCP with TLS; its bytes are counted before they are encrypted."""
+TRANSPORTS = ("shm", "unix", "tcp", "tls")
+"""``shm`` are bytes that lie in a region of memory, with no frame that carries them. ``tls`` is TCP
+with TLS; its bytes are counted before they are encrypted."""
 
 
 class TrafficBy:

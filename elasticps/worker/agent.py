@@ -122,6 +122,11 @@ class Agent:
     def address(self, server: ServerId) -> Address | None:
         return self._addresses.get(server)
 
+    @property
+    def has_near_servers(self) -> bool:
+        """Is a shard server of this machine known?"""
+        return any(address.transport == "unix" for address in self._addresses.values())
+
     async def until(self, found: Callable[[], Found | None], timeout_s: float | None) -> Found:
         """Wait until ``found`` gives something; it is asked again whenever the daemon speaks.
 

@@ -15,6 +15,7 @@ from elasticps.wire.frame import Kind, Status
 from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import (
     AuditMeta,
+    Place,
     PullMeta,
     SavedMeta,
     SaveMeta,
@@ -54,14 +55,28 @@ class BlockCalls:
     async def read(self, proof: PullMeta, into: Targets | None) -> None:
         """Read the values of the parameters in ``into`` there, or all that are held here."""
 
-        async def one(memory: BlockMemory, target: memoryview) -> None:
-            block, meta = memory.block.id, _proof_for(memory, proof)
-            call = Call(kind=Kind.PULL, block=block, meta=meta, into=target, deadline_s=None)
+        shared = self._client.shared
+
+        async def one(memory: BlockMemory, tensor: torch.Tensor) -> None:
+            target, place = memory.of(tensor), None
+            if shared is not None:
+                place = shared.value_place(memory.block, tensor)
+            call = Call(
+                kind=Kind.PULL,
+                block=memory.block.id,
+                meta=_proof_for(memory, proof),
+                into=target,
+                deadline_s=None,
+                place=place,
+                place_meta=_proof_for(memory, proof, place) if place else b"",
+            )
             await self._settled(call)
+            if shared is not None:
+                shared.returned(memory.block.id)
             self.bytes_pulled += len(target)
 
         await together(
-            one(memory, memory.value if into is None else memory.of(into[memory.block.parameter]))
+            one(memory, memory.parameter if into is None else into[memory.block.parameter])
             for memory in self._memory
             if (memory.is_held if into is None else memory.block.parameter in into)
         )
@@ -149,13 +164,13 @@ class BlockCalls:
         return reply
 
 
-def _proof_for(memory: BlockMemory, proof: PullMeta) -> bytes:
-    return encode(_proof_of(memory, proof))
+def _proof_for(memory: BlockMemory, proof: PullMeta, place: Place | None = None) -> bytes:
+    return encode(_proof_of(memory, proof, place))
 
 
-def _proof_of(memory: BlockMemory, proof: PullMeta) -> PullMeta:
+def _proof_of(memory: BlockMemory, proof: PullMeta, place: Place | None = None) -> PullMeta:
     """A block whose pushes are in no rounds knows of none."""
-    return PullMeta(None, proof.floor) if memory.at_once else proof
+    return PullMeta(None if memory.at_once else proof.commit, proof.floor, place)
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -12,12 +12,14 @@ import msgspec
 from elasticps.core.commands import Answer, Attend, Command, Question, Refused
 from elasticps.core.ids import LEDGER, BlockId, JobKey, Round, Seq, ServerId, WorkerId
 from elasticps.errors import BlockUnavailable, JobFailed, PeerUnavailable
+from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import PlanRow, PlanUpdate, RefusalMeta, decode
+from elasticps.wire.messages import Place, PlanRow, PlanUpdate, RefusalMeta, decode
 from elasticps.wire.pool import ConnectionPool
 from elasticps.worker.agent import Agent
 from elasticps.worker.credentials import ToServers
+from elasticps.worker.shared_memory import SharedMemory
 
 REQUEST_TIMEOUT_S = 30.0
 HELD_TIMEOUT_S = 600.0
@@ -36,7 +38,8 @@ _answers = msgspec.msgpack.Decoder(Answer)
 class Call:
     """A request but for its epoch, which each attempt takes from the newest plan.
 
-    The payload's and ``into``'s memory must stay as they are until the call returns.
+    The payload's and ``into``'s memory must stay as they are until the call returns. Where the
+    server has this worker's regions, ``place_meta``, which tells it of ``place``, is sent instead.
     """
 
     kind: Kind
@@ -49,6 +52,8 @@ class Call:
     flags: int = 0
     deadline_s: float | None = BLOCK_DEADLINE_S
     timeout_s: float = REQUEST_TIMEOUT_S
+    place: Place | None = None
+    place_meta: bytes = b""
 
 
 class Client:
@@ -64,6 +69,7 @@ class Client:
         # What waits for a server that is gone learns it at once, not when its time is up.
         agent.on_servers = self._pool.forget_unlisted
         agent.on_plan = self._give_up_deposed
+        self.shared: SharedMemory | None = None
         self._asking: dict[BlockId, dict[asyncio.Timeout, ServerId]] = {}
 
     async def call(self, call: Call) -> Reply:
@@ -140,14 +146,7 @@ class Client:
         try:
             connection = await self._pool.connection(row.primary)
             began_ns = self._spans.begin()
-            reply = await connection.request(
-                header,
-                call.meta,
-                call.payload,
-                into=call.into,
-                max_reply=MAX_STATE_BYTES,
-                timeout_s=call.timeout_s,
-            )
+            reply = await self._sent(connection, header, call)
         except PeerUnavailable as error:
             return str(error), None
         if began_ns and call.kind is not Kind.LEDGER:
@@ -157,6 +156,64 @@ class Client:
                 name, began_ns, block=call.block, nbytes=len(sent), via=via, round_=number
             )
         return f"{row.primary} answered {reply.header.status.name}", reply
+
+    async def _sent(self, connection: Connection, header: Header, call: Call) -> Reply:
+        """The request by shared memory where that can be, otherwise with its payload."""
+        shared, into = self.shared, call.into
+        if shared is not None and call.place is not None:
+            if await shared.ready(connection, call.block):
+                return await self._by_place(shared, connection, header, call)
+            if into is not None and shared.is_abandoned(call.block):
+                into = memoryview(bytearray(into.nbytes))
+        reply = await connection.request(
+            header,
+            call.meta,
+            call.payload,
+            into=into,
+            max_reply=MAX_STATE_BYTES,
+            timeout_s=call.timeout_s,
+        )
+        rescued = into is not None and into is not call.into
+        if shared is not None and into is not None and rescued:
+            shared.rescue(call.block, into if reply.header.status is Status.OK else None)
+        return reply
+
+    async def _by_place(
+        self, shared: SharedMemory, connection: Connection, header: Header, call: Call
+    ) -> Reply:
+        assert call.place is not None
+        if call.kind is Kind.PUSH:
+            shared.lend(call.block)
+        try:
+            reply = await connection.request(header, call.place_meta, timeout_s=call.timeout_s)
+        except BaseException:
+            if not connection.ended_by_peer:
+                shared.abandoned(call.place, call.block, connection)
+            raise
+        if call.kind is Kind.PUSH:
+            shared.answered(call.block, connection)
+            if not (call.place.kept and reply.header.status is Status.OK):
+                shared.returned(call.block)
+        return reply
+
+    @property
+    def may_share(self) -> bool:
+        """May the servers of this machine be given this worker's memory?"""
+        welcome = self._agent.welcome
+        return welcome is None or welcome.shared_memory
+
+    @property
+    def has_near_servers(self) -> bool:
+        """Is a shard server of this machine known?"""
+        return self._agent.has_near_servers
+
+    @property
+    def transport(self) -> str:
+        """What its requests go over now, and why not shared memory."""
+        used = self._pool.transports
+        near = self.shared.described if self.shared is not None else "Unix socket"
+        far = "TCP (another machine)"
+        return "; ".join([near] * ("unix" in used) + [far] * ("tcp" in used))
 
     async def ledger(self, make: Callable[[WorkerId], Command | Question]) -> Answer:
         """Say something to the ledger and wait for its answer, however long the others take.

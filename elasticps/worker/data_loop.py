@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -14,6 +15,10 @@ from elasticps.errors import UsageError
 from elasticps.wire.spans import Spans
 
 Result = TypeVar("Result")
+
+
+CANCEL_TIMEOUT_S = 5.0
+"""For what is cancelled to end; it has nothing to wait for."""
 
 
 class DataLoop:
@@ -35,9 +40,18 @@ class DataLoop:
     def call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run ``coroutine`` there and wait for its result; a Ctrl-C here cancels it there.
 
-        Raises UsageError once the loop is closed.
+        It has ended when this returns or raises: it may use the script's memory until then. Raises
+        UsageError once the loop is closed.
         """
-        return self.result_of(self.start(coroutine))
+        ended = threading.Event()
+        future = self.start(_told(coroutine, ended))
+        try:
+            return self.result_of(future)
+        except BaseException:
+            late = future.cancelled() and not ended.wait(CANCEL_TIMEOUT_S)
+            if late and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                coroutine.close()  # cancelled before it began
+            raise
 
     def result_of(self, future: Future[Result]) -> Result:
         """Wait for what was started; a Ctrl-C here cancels it there."""
@@ -70,6 +84,13 @@ class DataLoop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _told(coroutine: Coroutine[Any, Any, Result], ended: threading.Event) -> Result:
+    try:
+        return await coroutine
+    finally:
+        ended.set()
 
 
 async def _cancel_all() -> None:

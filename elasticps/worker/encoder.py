@@ -40,6 +40,11 @@ class Encoder:
         self._step: dict[BlockId, _Coded] = {}
         self._residuals: dict[BlockId, torch.Tensor] = {}
 
+    @property
+    def sends_gradients(self) -> bool:
+        """Are gradients sent as they are, uncoded?"""
+        return self._codec is None
+
     def payload(
         self, memory: BlockMemory, seq: Seq, updates: Mapping[int, torch.Tensor] | None
     ) -> memoryview | None:

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from elasticps.api.job_codec import load_codec
 from elasticps.core.affinity import Span, joined
 from elasticps.core.audit import Tally, Verdict
@@ -40,6 +42,7 @@ from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
 from elasticps.wire.messages import (
     JobInfo,
     MeasureMeta,
+    Place,
     PullMeta,
     PushMeta,
     SavedMeta,
@@ -54,6 +57,7 @@ from elasticps.worker.clipping import Clipping
 from elasticps.worker.early_pushes import EarlyPushes
 from elasticps.worker.encoder import Encoder
 from elasticps.worker.parameters import BlockMemory
+from elasticps.worker.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +86,10 @@ class Exchange:
         self.encoder = Encoder(load_codec(info.codec), client.worker)
         self._codec = info.codec
         self._client = client
+        gradients = self.encoder.sends_gradients
+        self.shared = SharedMemory(info.job, client.worker, gradients=gradients)
+        client.shared = self.shared
+        self._keeps = False
         self._blocks = BlockCalls(client, memory)
         self._in_rounds = info.consistency is Consistency.SYNC
         self._called_together = info.backup_workers > 0
@@ -114,6 +122,10 @@ class Exchange:
         ``first_values``: parameters that have theirs until the next are asked for; None: all have.
         """
         admitted = await self._admission(await self._client.ledger(Join))
+        if not self._client.may_share:
+            self.shared.why_not = "the daemon's setting shared_memory is false"
+        elif self._client.has_near_servers:
+            self.shared.adopt(self._memory)
         if admitted.initialize:
             cut = None
             if restore is not None:
@@ -129,7 +141,10 @@ class Exchange:
 
     async def read(self, into: Targets | None = None) -> None:
         """Read blocks as of the last round, into ``into``; by default all into the parameters."""
-        await self._blocks.read(self._proof(), into)
+        try:
+            await self._blocks.read(self._proof(), into)
+        finally:
+            self.shared.settle()
 
     async def _admission(self, answer: Answer) -> Admitted:
         if not isinstance(answer, Admitted):
@@ -231,6 +246,7 @@ class Exchange:
     async def aclose(self) -> None:
         """Wait for nothing any more. Idempotent."""
         await self._attendance.aclose()
+        self.shared.close()
 
     # -- a round --------------------------------------------------------------------------------
 
@@ -247,12 +263,23 @@ class Exchange:
 
         True when the round counts what this worker pushed.
         """
-        counted = await self.whole_round()
-        await self.read(into)
+        self._keeps = self._in_rounds and into is None  # a gradient stays until all is read
+        try:
+            counted = await self._pushed_and_voted()
+            await self.read(into)
+        finally:
+            self._keeps = False
+            self.shared.settle()
         return counted
 
     async def whole_round(self) -> bool:
         """As ``round``, but that nothing is read."""
+        try:
+            return await self._pushed_and_voted()
+        finally:
+            self.shared.settle()
+
+    async def _pushed_and_voted(self) -> bool:
         while True:
             await self.push()
             if await self.vote() is not None:
@@ -268,7 +295,10 @@ class Exchange:
         """
         contributes = self.member_turn.contributes
         if pushes and contributes:
-            await self.push()
+            try:
+                await self.push()
+            finally:
+                self.shared.settle()
         commit = await self.vote(contributes=contributes, pushed=pushes)
         self._tell_counted()
         return commit is not None
@@ -292,8 +322,10 @@ class Exchange:
         pushing = together(self.early.pushed(memory, turn) for memory in self._staged)
         if not self._in_rounds:
             await pushing
+            self.shared.hold_gradients()
             return
         whole = await self._attendance.unless_regenerated(turn.generation, pushing)
+        self.shared.hold_gradients()
         if whole is not None and not all(whole):
             # A block knows of a newer generation: the ledger knew of it first.
             await self._attendance.until_regenerated(turn.generation)
@@ -312,7 +344,11 @@ class Exchange:
         turn = self.member_turn
         self.begin(updates)
         pushed = [item for item in self._memory if item.at_once and item.block.parameter in updates]
-        if not all(await together(self._push(memory, turn) for memory in pushed)):
+        try:
+            taken = await together(self._push(memory, turn) for memory in pushed)
+        finally:
+            self.shared.settle()
+        if not all(taken):
             raise JobFailed("a push outside of rounds was refused", where="the data plane")
         self.encoder.settle(counted=True)
         for memory in pushed:
@@ -342,6 +378,7 @@ class Exchange:
             turn.rank,
             self._codec,
         )
+        place = self._place(memory) if payload is not None else None
         measures = self._in_rounds and self._bound is not None
         call = Call(
             kind=Kind.PUSH,
@@ -353,6 +390,8 @@ class Exchange:
             flags=(FLAG_EMPTY if payload is None else 0) | (FLAG_MEASURE if measures else 0),
             deadline_s=None,
             timeout_s=HELD_TIMEOUT_S,
+            place=place,
+            place_meta=encode(msgspec.structs.replace(meta, place=place)) if place else b"",
         )
         reply = await self._blocks.call(call)
         if reply.header.status is not Status.OK:
@@ -360,6 +399,15 @@ class Exchange:
         if measures:
             self._norms[memory.block.id] = decode(reply.meta, MeasureMeta).norm
         return True
+
+    def _place(self, memory: BlockMemory) -> Place | None:
+        """Where in shared memory the block's gradient lies, None for nowhere."""
+        if not self.shared.is_on:
+            return None
+        update = memory.outgoing(self._updates)
+        assert update is not None
+        is_gradient, kept = self._updates is None, self._keeps and not memory.at_once
+        return self.shared.gradient_place(memory, update, is_gradient=is_gradient, kept=kept)
 
     async def vote(self, *, contributes: bool = True, pushed: bool = True) -> Commit | None:
         turn = self.member_turn
@@ -405,6 +453,11 @@ class Exchange:
         while commit is None:
             commit = await self.vote(contributes=False)
         await self.read(into)
+
+    @property
+    def transport(self) -> str:
+        """What the blocks' bytes go over, and why not shared memory, for a user to read."""
+        return self._client.transport
 
     @property
     def bytes_pulled(self) -> int:

@@ -209,6 +209,8 @@ class Run:
             local=None if made.follows_script else local,
             served=made.served_as_chosen,
         )
+        if overlap_forward or overlap_backward:
+            member.share_no_memory("the optimizer overlaps exchange and computing")
         if overlap_forward:
             member.overlap_forward(whole)
         if overlap_backward:
@@ -388,6 +390,7 @@ class Run:
                     checkpoint=checkpoints.report,
                     checkpoint_attempts=checkpoints.attempts,
                     waits_for=self._waits_for,
+                    transport=self._membership.exchange.transport,
                 )
             )
 

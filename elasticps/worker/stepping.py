@@ -376,6 +376,10 @@ class Stepping:
         """The gradient of a parameter is there, and stays as it is until the step."""
         self._loop.tell(self._exchange.push_early, *self._model.numbered({name: 1.0}))
 
+    def share_no_memory(self, why: str) -> None:
+        """All blocks go through sockets from now on."""
+        self._exchange.shared.turn_off(why)
+
     def overlap_forward(self, model: torch.nn.Module) -> None:
         """From now on the values that a round ends with may come after its step."""
         here = self._model.by_index(self.parameters)

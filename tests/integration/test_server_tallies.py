@@ -172,14 +172,14 @@ async def test_a_worker_that_is_ahead_is_the_jobs_staleness() -> None:
 
 
 async def test_bytes_are_counted_by_transport() -> None:
-    for local, used, unused in ((True, "unix", "tcp"), (False, "tcp", "unix")):
+    for local, used, unused in ((True, "shm", "tcp"), (False, "tcp", "shm")):
         async with Rig(servers=1, local=local) as rig:
             (member,) = await rig.workers(1, COUNTED)
             await bits_of_step([member], [0])
             (tally,) = (each.server.table.load().tally for each in rig.servers.values())
             nbytes = value_bytes(member)
-            assert tally.traffic[used].received > nbytes
-            assert tally.traffic[used].sent > nbytes
+            assert tally.traffic[used].received >= nbytes
+            assert tally.traffic[used].sent >= nbytes
             assert tally.traffic[unused].received == tally.traffic["tls"].received == 0
 
 

@@ -83,7 +83,10 @@ class GoneNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One life of a worker; no ``rank`` and ``round`` where it has not told, or has ended."""
+    """One life of a worker; no ``rank`` and ``round`` where it has not told, or has ended.
+
+    ``transport`` is what its pushes and pulls go over, and why not shared memory.
+    """
 
     uid: str
     node: NodeId
@@ -93,6 +96,7 @@ class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float | None
     compute_s: float | None
     reason: str
+    transport: str = ""
 
 
 class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -302,6 +302,7 @@ def _worker_row(life: LivingWorker, progress: Progress | None) -> WorkerRow:
         step_s=progress.step_s if progress else None,
         compute_s=progress.compute_s if progress else None,
         reason=life.record.reason,
+        transport=progress.transport if progress else "",
     )
 
 

@@ -158,8 +158,9 @@ SERVER = (
     ),
     _counter(
         name="received_bytes_total",
-        help="Bytes that the shard server received on the data plane, by transport: unix, tcp, or "
-        "tls (before encryption). Pushes, snapshots, ops and requests.",
+        help="Bytes that the shard server received on the data plane, by transport: shm (in "
+        "shared memory), unix, tcp, or tls (before encryption). Pushes, snapshots, ops and "
+        "requests.",
         labels=("transport",),
     ),
     _counter(
