@@ -6,19 +6,23 @@ import logging
 import math
 import time
 import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import torch
 
 from elasticps.api.job_codec import JobCodec
 from elasticps.core.audit import Tally, mix
-from elasticps.core.ids import ServerId, WorkerId
+from elasticps.core.blocks import Hyperparameters
+from elasticps.core.ids import BlockId, ServerId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import CodecError, PluginError, WireError
 from elasticps.server.finite import FiniteWatch, SpotCheck
 from elasticps.server.hosted import Hosted, Request, Streams
+from elasticps.server.joint_step import SMALL_BYTES, Due, is_joint, step_together
 from elasticps.server.meter import Meter
 from elasticps.server.staging import PreparedGradient, Staged, Staging
 from elasticps.server.tensor_block import TensorBlock
@@ -43,6 +47,14 @@ from elasticps.wire.tensors import bytes_of
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Siblings:
+    """All that a server hosts of one job, and the newest commit that was shared among them."""
+
+    hosted: Mapping[BlockId, Hosted]
+    swept: Commit | None = None
+
+
 class ParameterBlock(Hosted):
     """One replica of one block of parameters."""
 
@@ -57,15 +69,17 @@ class ParameterBlock(Hosted):
         codec: JobCodec | None = None,
         *,
         in_rounds: bool = True,
+        siblings: Siblings | None = None,
     ) -> None:
         super().__init__(info.job, tensor.block.id, streams, counts)
+        self._siblings = siblings
         self.pushes = 0
         self.meter = Meter(time.monotonic())
         self._finite = FiniteWatch(info, tensor.block.id, counts, spot_check)
         self._max_coded = codec.max_nbytes(tensor.block.numel) if codec else None
         self._codec = codec
         self._codec_name = info.codec
-        self._tensor = tensor
+        self.tensor = tensor
         self._replica = Replica(
             me=me,
             in_rounds=in_rounds,
@@ -75,6 +89,7 @@ class ParameterBlock(Hosted):
         self._prepared = PreparedGradient(None, {})
         self._answers: dict[Request, tuple[bytes, bytes | None]] = {}
         self._broken = ""
+        self._is_small = in_rounds and tensor.nbytes <= SMALL_BYTES
 
     @property
     def replication(self) -> Replication:
@@ -82,11 +97,11 @@ class ParameterBlock(Hosted):
 
     @property
     def nbytes(self) -> int:
-        return self._tensor.nbytes
+        return self.tensor.nbytes
 
     @property
     def nbytes_held(self) -> int:
-        return self._tensor.nbytes_held
+        return self.tensor.nbytes_held
 
     def check_push_nbytes(self, nbytes: int) -> None:
         """Raise WireError for a payload of a size that no push of this block has."""
@@ -158,8 +173,8 @@ class ParameterBlock(Hosted):
     def _decoded(self, payload: torch.Tensor) -> torch.Tensor:
         """A pushed gradient in the block's shape: decoded as float32, else in the block's dtype."""
         if self._codec is None:
-            return self._tensor.gradient_from(payload)
-        return self._codec.decode(bytes_of(payload), self._tensor.block.numel)
+            return self.tensor.gradient_from(payload)
+        return self._codec.decode(bytes_of(payload), self.tensor.block.numel)
 
     def _check(self, meta: PushMeta) -> None:
         """Raise for what is wrong with a push, and stays wrong."""
@@ -169,7 +184,7 @@ class ParameterBlock(Hosted):
             raise WireError(
                 f"a gradient coded with {meta.codec!r}", field="codec", limit=self._codec_name
             )
-        self._tensor.check_options(meta.hyper)
+        self.tensor.check_options(meta.hyper)
 
     def read(self, request: Request, meta: PullMeta) -> None:
         """Answer with the value, the state or the tally, no older than what the request proves."""
@@ -190,12 +205,12 @@ class ParameterBlock(Hosted):
         """
         if not self._replica.untrained:
             untouched = not self._replica.applied and self._replica.round == request.header.round
-            if untouched and self._tensor.holds(meta, payload):
+            if untouched and self.tensor.holds(meta, payload):
                 self.perform(self.replication.answer_when_durable(request))
             else:
                 request.answer(Status.CONFLICT)
             return
-        self._tensor.load(meta, payload)
+        self.tensor.load(meta, payload)
         meta = msgspec.structs.replace(meta, round=request.header.round)
         version = self._replica.initialize(meta.round, _digest_of(payload))
         self._streams.publish(self, OpMeta(version=version, initial=meta), payload)
@@ -211,7 +226,7 @@ class ParameterBlock(Hosted):
                 self.meter.nbytes += self.nbytes
                 self.counts.pulls += 1
                 self.counts.pulled_bytes += self.nbytes
-                return encode(meta), self._tensor.value_bytes()
+                return encode(meta), self.tensor.value_bytes()
             case Kind.STATE:
                 state, payload = self._state()
                 return encode(state), payload
@@ -228,7 +243,7 @@ class ParameterBlock(Hosted):
             request.answer(Status.OK)
 
     def _state(self) -> tuple[StateMeta, bytes]:
-        state, payload = self._tensor.dump()
+        state, payload = self.tensor.dump()
         return msgspec.structs.replace(state, round=self._replica.round), payload
 
     def _tally_of(self, worker: WorkerId) -> Tally:
@@ -251,7 +266,7 @@ class ParameterBlock(Hosted):
         while (settled := self._replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
             assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared(commit.scale)
+                self._apply(commit)
             elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
@@ -267,7 +282,7 @@ class ParameterBlock(Hosted):
     def _prepare(self) -> None:
         """The round's last gradient has come: hold their mean here and at every replica."""
         mean, waiting = self._staging.taken()
-        prepared = PreparedGradient(self._tensor.gradient_of(mean.gradient), mean.hyper)
+        prepared = PreparedGradient(self.tensor.gradient_of(mean.gradient), mean.hyper)
         self._finite.note(prepared.gradient)
         self._publish(self._replica.staged_round(), prepared)
         for request in waiting:
@@ -287,7 +302,43 @@ class ParameterBlock(Hosted):
         meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
         self._streams.publish(self, meta, _payload_of(prepared.gradient))
 
-    def _apply_prepared(self, scale: float) -> None:
+    def _apply(self, commit: Commit) -> None:
+        """Apply the prepared round; a small block's small siblings take theirs in the same step.
+
+        What a commit proves it proves of every block, whichever hears of it first.
+        """
+        together = [self] if self.is_due(commit) else []
+        if together and self._siblings is not None and self._siblings.swept != commit:
+            self._siblings.swept = commit
+            others = (each for each in self._siblings.hosted.values() if each is not self)
+            together += [
+                each for each in others if isinstance(each, ParameterBlock) and each.is_due(commit)
+            ]
+        if len(together) < 2:
+            self.step(*self.take_prepared(commit.scale))
+            return
+        groups: dict[int, list[tuple[ParameterBlock, Due]]] = {}
+        for block in together:
+            gradient, hyper = block.take_prepared(commit.scale)
+            if gradient is None:
+                block.step(None, hyper)
+            else:
+                due = Due(block.tensor, gradient, hyper)
+                groups.setdefault(block.tensor.group, []).append((block, due))
+        for group in groups.values():
+            self._step_together(group)
+
+    def is_due(self, commit: Commit) -> bool:
+        """Is this a small block whose prepared round ``commit`` lets it apply with others?"""
+        return (
+            self._is_small
+            and not self._broken
+            and self._replica.settle(commit) is Settled.APPLY
+            and is_joint(self.tensor)
+        )
+
+    def take_prepared(self, scale: float) -> tuple[torch.Tensor | None, Hyperparameters]:
+        """The prepared round counts as applied: its gradient and options, for the step that is."""
         gradient, hyper = self._prepared.gradient, self._prepared.hyper
         if gradient is not None and not self.replication.all_acked:
             gradient = gradient.clone()  # a stream may still send it, and the optimizer write to it
@@ -295,14 +346,14 @@ class ParameterBlock(Hosted):
             gradient.mul_(scale)
         self._replica.apply_prepared(scale)
         self._prepared = PreparedGradient(None, {})
-        self._step(gradient, hyper)
+        return gradient, hyper
 
     def _update(self, request: Request, push: Push, staged: Staged) -> None:
         """Apply a push at once, as an op of its own."""
-        gradient = self._tensor.gradient_of(staged.gradient)
+        gradient = self.tensor.gradient_of(staged.gradient)
         self._finite.note(gradient)
         sent = gradient.clone() if gradient is not None and self.replication.peers else None
-        self._step(gradient, staged.hyper)
+        self.step(gradient, staged.hyper)
         if self._broken:
             _refuse(request, self._broken)
             return
@@ -311,17 +362,33 @@ class ParameterBlock(Hosted):
         self._streams.publish(self, meta, _payload_of(sent))
         self.perform(self.replication.answer_when_durable(request))
 
-    def _step(self, gradient: torch.Tensor | None, hyper: dict[str, object]) -> None:
+    def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
         began_s = time.monotonic()
         try:
-            self._tensor.step(gradient, hyper)
-            spent_s = time.monotonic() - began_s
-            self.meter.apply_s += spent_s
-            self.counts.apply_s += spent_s
-            self.counts.steps += 1
+            self.tensor.step(gradient, hyper)
+            self.count_step(time.monotonic() - began_s)
         except PluginError as error:
-            log.exception("job=%s block=%s is broken", self.job, self.id)
-            self._broken = str(error)
+            self.fail(error)
+
+    def _step_together(self, group: Sequence[tuple[ParameterBlock, Due]]) -> None:
+        began_s = time.monotonic()
+        try:
+            step_together([due for _, due in group])
+            spent_s = (time.monotonic() - began_s) / len(group)
+            for block, _ in group:
+                block.count_step(spent_s)
+        except PluginError as error:
+            for block, _ in group:
+                block.fail(error)
+
+    def count_step(self, spent_s: float) -> None:
+        self.meter.apply_s += spent_s
+        self.counts.apply_s += spent_s
+        self.counts.steps += 1
+
+    def fail(self, error: PluginError) -> None:
+        log.error("job=%s block=%s is broken", self.job, self.id, exc_info=error)
+        self._broken = str(error)
 
     # -- replication ----------------------------------------------------------------------------
 
@@ -355,7 +422,7 @@ class ParameterBlock(Hosted):
         received = self._received(
             memoryview(bytearray(payload[end:])), prepared.hyper if prepared else {}
         )
-        self._tensor.load(meta.state, payload[:end])
+        self.tensor.load(meta.state, payload[:end])
         self._broken = ""
         replica = self._replica
         replica.drop_staged()
@@ -370,7 +437,7 @@ class ParameterBlock(Hosted):
         if op.initial is not None:
             if payload is None:
                 raise WireError("an initial value without its numbers", field="payload_length")
-            self._tensor.load(op.initial, payload)
+            self.tensor.load(op.initial, payload)
             self._replica.initialized, self._replica.round = True, op.initial.round
             self.replication.follow(_digest_of(payload))
             return
@@ -379,7 +446,7 @@ class ParameterBlock(Hosted):
         received = self._received(payload, op.hyper)
         self._catch_up(op.commit)
         if op.at_once:
-            self._step(received.gradient, received.hyper)
+            self.step(received.gradient, received.hyper)
         if self._broken:  # not to be promoted: it gets a snapshot instead
             raise WireError(f"block {self.id} cannot follow: {self._broken}", field="op")
         if op.at_once:
@@ -393,14 +460,14 @@ class ParameterBlock(Hosted):
         while (settled := self._replica.settle(commit)) is not Settled.DONE:
             assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared(commit.scale)
+                self._apply(commit)
             elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
                 raise WireError(f"an op that does not follow on block {self.id}", field="op")
 
     def _received(self, payload: memoryview | None, hyper: dict[str, object]) -> PreparedGradient:
-        self._tensor.check_options(hyper)
+        self.tensor.check_options(hyper)
         if not payload:
             return PreparedGradient(None, hyper)
         if len(payload) != self.nbytes:
@@ -409,7 +476,7 @@ class ParameterBlock(Hosted):
                 field="payload_length",
                 limit=f"exactly {self.nbytes}",
             )
-        gradient = self._tensor.gradient_from(torch.frombuffer(payload, dtype=torch.uint8))
+        gradient = self.tensor.gradient_from(torch.frombuffer(payload, dtype=torch.uint8))
         return PreparedGradient(gradient, hyper)
 
     def adopt(self, entry: Entry) -> None:
