@@ -6,20 +6,23 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import torch
 
 from elasticps.api.job_codec import JobCodec
 from elasticps.core.audit import Tally, mix
-from elasticps.core.ids import Round, ServerId, WorkerId
+from elasticps.core.blocks import Hyperparameters
+from elasticps.core.ids import BlockId, Round, ServerId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import CodecError, PluginError, WireError
 from elasticps.server.finite import FiniteWatch, SpotCheck
 from elasticps.server.hosted import Hosted, Request, Streams
+from elasticps.server.joint_step import SMALL_BYTES, Due, is_joint, step_together
 from elasticps.server.meter import Meter
 from elasticps.server.saving import Save, Saver
 from elasticps.server.staging import PreparedGradient, Staged, Staging
@@ -47,6 +50,14 @@ from elasticps.wire.tensors import bytes_of
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Siblings:
+    """All that a server hosts of one job, and the newest commit that was shared among them."""
+
+    hosted: Mapping[BlockId, Hosted]
+    swept: Commit | None = None
+
+
 class ParameterBlock(Hosted):
     """One replica of one block of parameters."""
 
@@ -62,15 +73,17 @@ class ParameterBlock(Hosted):
         *,
         saver: Saver | None = None,
         in_rounds: bool = True,
+        siblings: Siblings | None = None,
     ) -> None:
         super().__init__(info.job, tensor.block.id, streams, counts)
+        self._siblings = siblings
         self.pushes = 0
         self.meter = Meter(time.monotonic())
         self._finite = FiniteWatch(info, tensor.block.id, counts, spot_check)
         self._max_coded = codec.max_nbytes(tensor.block.numel) if codec else None
         self._codec = codec
         self._codec_name = info.codec
-        self._tensor = tensor
+        self.tensor = tensor
         self._replica = Replica(
             me=me,
             in_rounds=in_rounds,
@@ -83,6 +96,7 @@ class ParameterBlock(Hosted):
         self._first_push_ns = 0
         self._saver = saver
         self._save: Save | None = None
+        self._is_small = in_rounds and tensor.nbytes <= SMALL_BYTES
 
     @property
     def replication(self) -> Replication:
@@ -90,20 +104,20 @@ class ParameterBlock(Hosted):
 
     @property
     def nbytes(self) -> int:
-        return self._tensor.nbytes
+        return self.tensor.nbytes
 
     @property
     def nbytes_held(self) -> int:
-        return self._tensor.nbytes_held
+        return self.tensor.nbytes_held
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._tensor.dtype
+        return self.tensor.dtype
 
     @property
     def pushed_dtype(self) -> torch.dtype | None:
         """Of a gradient as it is pushed; None where it is coded."""
-        return None if self._codec else self._tensor.dtype
+        return None if self._codec else self.tensor.dtype
 
     def check_push_nbytes(self, nbytes: int) -> None:
         """Raise WireError for a payload of a size that no push of this block has."""
@@ -198,8 +212,8 @@ class ParameterBlock(Hosted):
     def _decoded(self, payload: torch.Tensor) -> torch.Tensor:
         """A pushed gradient in the block's shape: decoded as float32, else in the block's dtype."""
         if self._codec is None:
-            return self._tensor.gradient_from(payload)
-        return self._codec.decode(bytes_of(payload), self._tensor.block.numel)
+            return self.tensor.gradient_from(payload)
+        return self._codec.decode(bytes_of(payload), self.tensor.block.numel)
 
     def _check(self, meta: PushMeta) -> None:
         """Raise for what is wrong with a push, and stays wrong."""
@@ -209,7 +223,7 @@ class ParameterBlock(Hosted):
             raise WireError(
                 f"a gradient coded with {meta.codec!r}", field="codec", limit=self._codec_name
             )
-        self._tensor.check_options(meta.hyper)
+        self.tensor.check_options(meta.hyper)
 
     def read(self, request: Request, meta: PullMeta) -> None:
         """Answer with the value, the state or the tally, no older than what the request proves."""
@@ -232,12 +246,12 @@ class ParameterBlock(Hosted):
         """
         if not self._replica.untrained:
             untouched = not self._replica.applied and self._replica.round == request.header.round
-            if untouched and self._tensor.holds(meta, payload):
+            if untouched and self.tensor.holds(meta, payload):
                 self.perform(self.replication.answer_when_durable(request))
             else:
                 request.answer(Status.CONFLICT)
             return
-        self._tensor.load(meta, payload)
+        self.tensor.load(meta, payload)
         meta = msgspec.structs.replace(meta, round=request.header.round)
         version = self._replica.initialize(meta.round, _digest_of(payload))
         self._streams.publish(self, OpMeta(version=version, initial=meta), payload)
@@ -291,7 +305,7 @@ class ParameterBlock(Hosted):
     ) -> bool:
         """Hold a request that would carry the block past a round that is yet to be copied."""
         save = self._save
-        if save is None or commit is None or not save.holds(commit.round):
+        if save is None or commit is None or not self._is_held(commit):
             return False
         assert self._saver is not None
         save.held.append((request, go_on))
@@ -309,9 +323,9 @@ class ParameterBlock(Hosted):
                 self.counts.pulls += 1
                 self.counts.pulled_bytes += self.nbytes
                 if request.into is None:
-                    return encode(meta), self._tensor.value_bytes()
+                    return encode(meta), self.tensor.value_bytes()
                 if not request.connection.closed:  # else the worker may have given it to others
-                    self._tensor.write_value(request.into)
+                    self.tensor.write_value(request.into)
                 return encode(meta), None
             case Kind.STATE:
                 state, payload = self._state()
@@ -329,7 +343,7 @@ class ParameterBlock(Hosted):
             request.answer(Status.OK)
 
     def _state(self) -> tuple[StateMeta, bytes]:
-        state, payload = self._tensor.dump()
+        state, payload = self.tensor.dump()
         return msgspec.structs.replace(state, round=self._replica.round), payload
 
     def _tally_of(self, worker: WorkerId) -> Tally:
@@ -352,7 +366,7 @@ class ParameterBlock(Hosted):
         while (settled := self._replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
             assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared(commit.scale)
+                self._apply(commit)
             elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
@@ -370,7 +384,7 @@ class ParameterBlock(Hosted):
         self.spans.end("wait", self._first_push_ns, block=self.id)
         began_ns = self.spans.begin()
         mean, waiting = self._staging.taken()
-        gradient = self._tensor.gradient_of(mean.gradient)
+        gradient = self.tensor.gradient_of(mean.gradient)
         prepared = PreparedGradient(gradient, mean.hyper, mean.lent, mean.kept)
         if self.replication.peers or not mean.kept:
             prepared = prepared.owned()
@@ -394,27 +408,68 @@ class ParameterBlock(Hosted):
         meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
         self._streams.publish(self, meta, _payload_of(prepared.gradient))
 
-    def _apply_prepared(self, scale: float) -> None:
+    def _apply(self, commit: Commit) -> None:
+        """Apply the prepared round; a small block's small siblings take theirs in the same step.
+
+        What a commit proves it proves of every block, whichever hears of it first.
+        """
+        together = [self] if self.is_due(commit) else []
+        if together and self._siblings is not None and self._siblings.swept != commit:
+            self._siblings.swept = commit
+            others = (each for each in self._siblings.hosted.values() if each is not self)
+            together += [
+                each for each in others if isinstance(each, ParameterBlock) and each.is_due(commit)
+            ]
+        if len(together) < 2:
+            self.step(*self.take_prepared(commit.scale))
+            return
+        groups: dict[int, list[tuple[ParameterBlock, Due]]] = {}
+        for block in together:
+            gradient, hyper = block.take_prepared(commit.scale)
+            if gradient is None:
+                block.step(None, hyper)
+            else:
+                due = Due(block.tensor, gradient, hyper)
+                groups.setdefault(block.tensor.group, []).append((block, due))
+        for group in groups.values():
+            self._step_together(group)
+
+    def is_due(self, commit: Commit) -> bool:
+        """Is this a small block whose prepared round ``commit`` lets it apply with others?"""
+        return (
+            self._is_small
+            and not self._broken
+            and not self._is_held(commit)
+            and self._replica.settle(commit) is Settled.APPLY
+            and is_joint(self.tensor)
+        )
+
+    def _is_held(self, commit: Commit) -> bool:
+        """Is the state of an earlier round yet to be copied for a checkpoint?"""
+        return self._save is not None and self._save.holds(commit.round)
+
+    def take_prepared(self, scale: float) -> tuple[torch.Tensor | None, Hyperparameters]:
+        """The prepared round counts as applied: its gradient and options, for the step that is."""
         gradient, hyper, lent = self._prepared.gradient, self._prepared.hyper, self._prepared.lent
         if gradient is not None and not self.replication.all_acked:
             gradient = gradient.clone()  # a stream may still send it, and the optimizer write to it
             lent = False
         if gradient is not None and scale != 1.0:
             gradient, lent = (gradient.mul(scale), False) if lent else (gradient.mul_(scale), False)
-        if gradient is not None and lent and not self._tensor.only_reads_gradients:
+        if gradient is not None and lent and not self.tensor.only_reads_gradients:
             gradient = gradient.clone()
         self._replica.apply_prepared(scale)
         self._prepared = PreparedGradient(None, {})
-        self._step(gradient, hyper)
+        return gradient, hyper
 
     def _update(self, request: Request, push: Push, staged: Staged) -> None:
         """Apply a push at once, as an op of its own."""
-        gradient = self._tensor.gradient_of(staged.gradient)
-        if gradient is not None and staged.lent and not self._tensor.only_reads_gradients:
+        gradient = self.tensor.gradient_of(staged.gradient)
+        if gradient is not None and staged.lent and not self.tensor.only_reads_gradients:
             gradient = gradient.clone()
         self._finite.note(gradient)
         sent = gradient.clone() if gradient is not None and self.replication.peers else None
-        self._step(gradient, staged.hyper)
+        self.step(gradient, staged.hyper)
         if self._broken:
             _refuse(request, self._broken)
             return
@@ -423,19 +478,37 @@ class ParameterBlock(Hosted):
         self._streams.publish(self, meta, _payload_of(sent))
         self.perform(self.replication.answer_when_durable(request))
 
-    def _step(self, gradient: torch.Tensor | None, hyper: dict[str, object]) -> None:
+    def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
         began_s = time.monotonic()
         began_ns = self.spans.begin()
         try:
-            self._tensor.step(gradient, hyper)
+            self.tensor.step(gradient, hyper)
             self.spans.end("apply", began_ns, block=self.id, round_=self._replica.round)
-            spent_s = time.monotonic() - began_s
-            self.meter.apply_s += spent_s
-            self.counts.apply_s += spent_s
-            self.counts.steps += 1
+            self.count_step(time.monotonic() - began_s)
         except PluginError as error:
-            log.exception("job=%s block=%s is broken", self.job, self.id)
-            self._broken = str(error)
+            self.fail(error)
+
+    def _step_together(self, group: Sequence[tuple[ParameterBlock, Due]]) -> None:
+        began_s = time.monotonic()
+        began_ns = self.spans.begin()
+        try:
+            step_together([due for _, due in group])
+            self.spans.end("apply", began_ns, block=self.id, round_=self._replica.round)
+            spent_s = (time.monotonic() - began_s) / len(group)
+            for block, _ in group:
+                block.count_step(spent_s)
+        except PluginError as error:
+            for block, _ in group:
+                block.fail(error)
+
+    def count_step(self, spent_s: float) -> None:
+        self.meter.apply_s += spent_s
+        self.counts.apply_s += spent_s
+        self.counts.steps += 1
+
+    def fail(self, error: PluginError) -> None:
+        log.error("job=%s block=%s is broken", self.job, self.id, exc_info=error)
+        self._broken = str(error)
 
     # -- replication ----------------------------------------------------------------------------
 
@@ -469,7 +542,7 @@ class ParameterBlock(Hosted):
         received = self._received(
             memoryview(bytearray(payload[end:])), prepared.hyper if prepared else {}
         )
-        self._tensor.load(meta.state, payload[:end])
+        self.tensor.load(meta.state, payload[:end])
         self._broken = ""
         replica = self._replica
         replica.drop_staged()
@@ -484,7 +557,7 @@ class ParameterBlock(Hosted):
         if op.initial is not None:
             if payload is None:
                 raise WireError("an initial value without its numbers", field="payload_length")
-            self._tensor.load(op.initial, payload)
+            self.tensor.load(op.initial, payload)
             self._replica.initialized, self._replica.round = True, op.initial.round
             self.replication.follow(_digest_of(payload))
             return
@@ -493,7 +566,7 @@ class ParameterBlock(Hosted):
         received = self._received(payload, op.hyper)
         self._catch_up(op.commit)
         if op.at_once:
-            self._step(received.gradient, received.hyper)
+            self.step(received.gradient, received.hyper)
         if self._broken:  # not to be promoted: it gets a snapshot instead
             raise WireError(f"block {self.id} cannot follow: {self._broken}", field="op")
         if op.at_once:
@@ -507,14 +580,14 @@ class ParameterBlock(Hosted):
         while (settled := self._replica.settle(commit)) is not Settled.DONE:
             assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared(commit.scale)
+                self._apply(commit)
             elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
                 raise WireError(f"an op that does not follow on block {self.id}", field="op")
 
     def _received(self, payload: memoryview | None, hyper: dict[str, object]) -> PreparedGradient:
-        self._tensor.check_options(hyper)
+        self.tensor.check_options(hyper)
         if not payload:
             return PreparedGradient(None, hyper)
         if len(payload) != self.nbytes:
@@ -523,7 +596,7 @@ class ParameterBlock(Hosted):
                 field="payload_length",
                 limit=f"exactly {self.nbytes}",
             )
-        gradient = self._tensor.gradient_from(torch.frombuffer(payload, dtype=torch.uint8))
+        gradient = self.tensor.gradient_from(torch.frombuffer(payload, dtype=torch.uint8))
         return PreparedGradient(gradient, hyper)
 
     def adopt(self, entry: Entry) -> None:

@@ -22,7 +22,7 @@ from elasticps.errors import ElasticError
 from elasticps.server.finite import SpotCheck
 from elasticps.server.hosted import Hosted
 from elasticps.server.ledger_host import LedgerHost
-from elasticps.server.parameter_block import ParameterBlock
+from elasticps.server.parameter_block import ParameterBlock, Siblings
 from elasticps.server.saving import Saver
 from elasticps.server.streams import ReplicaStreams
 from elasticps.server.tally import Tallies
@@ -44,6 +44,10 @@ from elasticps.wire.spans import Spans
 log = logging.getLogger(__name__)
 
 REPORT_AGAIN_S = 0.1
+REPORTED_SHARE = 0.1
+"""Of the server's time, what telling promises may take: each report has them all, and where many
+blocks catch up one by one the leader is not to plan for each of them."""
+LEAST_PAUSE_S = 0.01
 MAX_HOT = 64
 BYTES_PER_S = 1e9
 """What a byte counts beside a second of applying, for which blocks are told of at all."""
@@ -60,6 +64,10 @@ class _Job:
     alive: AliveWorkers | None = None
     spans: Spans = field(default_factory=Spans)
     hosted: dict[BlockId, Hosted] = field(default_factory=dict)
+    siblings: Siblings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.siblings = Siblings(self.hosted)
 
 
 class Table:
@@ -80,6 +88,7 @@ class Table:
         self._streams = ReplicaStreams(tasks, peers, self._promises_changed)
         self._jobs: dict[JobKey, _Job] = {}
         self._stale_promises: set[JobKey] = set()
+        self._next_report_s = 0.0
 
     # -- the daemon's word ----------------------------------------------------------------------
 
@@ -157,6 +166,7 @@ class Table:
             job.codec,
             saver=job.saver,
             in_rounds=in_rounds,
+            siblings=job.siblings,
         )
 
     def alive_workers(self, message: AliveWorkers) -> None:
@@ -204,11 +214,16 @@ class Table:
 
     def _promises_changed(self, job: JobKey) -> None:
         if not self._stale_promises:
-            asyncio.get_running_loop().call_soon(self._send_promises)
+            loop = asyncio.get_running_loop()
+            if loop.time() < self._next_report_s:
+                loop.call_at(self._next_report_s, self._send_promises)
+            else:
+                loop.call_soon(self._send_promises)
         self._stale_promises.add(job)
 
     def _send_promises(self) -> None:
         """Each job's newest state; what the daemon has no room for now is sent later."""
+        began_s = time.monotonic()
         for key in sorted(self._stale_promises):
             if self._outbox.full():
                 asyncio.get_running_loop().call_later(REPORT_AGAIN_S, self._send_promises)
@@ -216,6 +231,9 @@ class Table:
             rows = tuple(row for hosted in self._all(key) for row in hosted.promises())
             self._outbox.put_nowait(Promises(key, rows))
             self._stale_promises.discard(key)
+        now_s = time.monotonic()
+        pause_s = max(LEAST_PAUSE_S, (now_s - began_s) / REPORTED_SHARE)
+        self._next_report_s = asyncio.get_running_loop().time() + pause_s
 
     def _all(self, key: JobKey) -> Iterable[Hosted]:
         job = self._jobs.get(key)

@@ -29,6 +29,7 @@ class TensorBlock:
 
     def __init__(self, block: Block, parameter: Parameter, model: Model, plugin: Optimizer) -> None:
         self.block = block
+        self.group = parameter.group
         flat = model.elementwise and parameter.shape
         shape = (block.numel,) if flat else parameter.shape
         self._dtype = dtype_named(parameter.dtype)
@@ -42,6 +43,28 @@ class TensorBlock:
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         group = {"params": [self._value], **self._base}
         return self._plugin.create([group], self._options)
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The numbers themselves, as the optimizer sees them."""
+        return self._value
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one that steps this block alone."""
+        return self._optimizer
+
+    @property
+    def options_in_use(self) -> Hyperparameters:
+        """The param group's options as of the last step."""
+        group: Hyperparameters = self._optimizer.param_groups[0]
+        return group
+
+    def stand_in(self, values: list[torch.Tensor]) -> torch.optim.Optimizer:
+        """An optimizer with this one's options over several blocks' values, by torch's kernels
+        for lists of tensors."""
+        options = {key: item for key, item in self.options_in_use.items() if key != "params"}
+        return self._plugin.create([{**options, "params": values, "foreach": True}], self._options)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,7 +109,7 @@ class TensorBlock:
         the value has no meaning then.
         """
         self.check_options(hyper)
-        self._use(hyper)
+        self.use(hyper)
         if gradient is None:
             return
         self._value.grad = gradient
@@ -111,7 +134,8 @@ class TensorBlock:
                 kind = type(item).__name__
                 raise WireError(f"option {key} is a {kind}", field="hyper", limit="a number")
 
-    def _use(self, hyper: Hyperparameters) -> None:
+    def use(self, hyper: Hyperparameters) -> None:
+        """Take the options that differ from the group's in the model; they have been checked."""
         self._hyper = hyper
         self._optimizer.param_groups[0].update({**self._base, **with_tuples(hyper)})
 
@@ -143,7 +167,7 @@ class TensorBlock:
         self._value.copy_(value.view(self._value.shape))
         # A state may hold less than the one it replaces, and nothing of that one may stay.
         self._optimizer = self._fresh_optimizer()
-        self._use(meta.hyper)
+        self.use(meta.hyper)
         if tensors or meta.scalars:
             shaped = {key: self._shaped(tensor) for key, tensor in tensors.items()}
             self._optimizer.state[self._value] = {**shaped, **meta.scalars}

@@ -36,6 +36,8 @@ MAX_REPLY = 1 << 20
 """Bytes of a reply's payload that are received into fresh memory, unless the request says more."""
 TLS_PIECE = 256 << 10
 """Bytes encrypted at a time: OpenSSL copies more of them more often, as its buffer grows."""
+COALESCED = 16 << 10
+"""Frames of up to so many bytes that are sent in one go are copied together into one write."""
 CLOSE_TIMEOUT_S = 5.0
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 2, 1, 4
 UNREACHABLE_S = 15
@@ -94,7 +96,7 @@ class Connection(asyncio.BufferedProtocol):
         self._dispatcher: Dispatcher | None = None
         self._parser = FrameParser(self, max_payload=max_payload)
         self._in_flight = InFlight()
-        self._turn = asyncio.Lock()
+        self._queued: list[bytes] = []
         self._can_write = asyncio.Event()
         self._can_write.set()
         self._lost = asyncio.Event()
@@ -133,9 +135,10 @@ class Connection(asyncio.BufferedProtocol):
         pending = Pending(kind=header.kind, into=view, max_reply=max_reply)
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._turn:
-                    await self.writable()
-                    self._write(header, self._in_flight.add(pending), meta, payload)
+                while not self._can_write.is_set():  # another may have been first
+                    await self._can_write.wait()
+                self._check_open()
+                self._write(header, self._in_flight.add(pending), meta, payload)
                 return await pending.answer
         except TimeoutError:
             raise PeerUnavailable(
@@ -160,6 +163,7 @@ class Connection(asyncio.BufferedProtocol):
 
         This is the back-pressure of a peer that reads slowly. Raises PeerUnavailable when closed.
         """
+        self._flush()
         await self._can_write.wait()
         self._check_open()
 
@@ -179,6 +183,10 @@ class Connection(asyncio.BufferedProtocol):
         )
         head = pack(filled, meta)
         self._traffic.sent += len(head) + filled.payload_length
+        if len(head) + filled.payload_length <= COALESCED:
+            self._queue(head if view is None else head + bytes(view))
+            return
+        self._flush()
         if view is None:
             self._transport.write(head)
         elif self._is_tls:
@@ -187,6 +195,17 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.write(view[start : start + TLS_PIECE])
         else:
             self._transport.writelines((head, view))
+
+    def _queue(self, frame: bytes) -> None:
+        """Send a small frame with those that are sent until the loop turns to other things."""
+        if not self._queued:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._queued.append(frame)
+
+    def _flush(self) -> None:
+        if self._queued:
+            frames, self._queued = self._queued, []
+            self._transport.write(b"".join(frames))
 
     def peer(self) -> Address:
         """The other end as the kernel knows it; for a Unix socket, the listener's address."""
@@ -246,6 +265,7 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close at once; what was not sent yet is dropped. Idempotent, and cannot block."""
         if not self._lost.is_set():
+            self._flush()
             self._transport.abort()
 
     async def aclose(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
@@ -253,6 +273,7 @@ class Connection(asyncio.BufferedProtocol):
 
         Idempotent. What is in flight fails with PeerUnavailable.
         """
+        self._flush()
         self._transport.close()
         try:
             with contextlib.suppress(TimeoutError):
@@ -265,6 +286,7 @@ class Connection(asyncio.BufferedProtocol):
     def _fail(self, error: ElasticError) -> None:
         if self.error is None:
             self.error = error
+        self._flush()
         self._transport.abort()
 
     # What the event loop calls (asyncio.BufferedProtocol)
@@ -289,6 +311,7 @@ class Connection(asyncio.BufferedProtocol):
             self.error = PeerUnavailable(f"the connection was lost: {exc}", where=str(self.where))
         self.ended_by_peer |= isinstance(exc, ConnectionResetError | BrokenPipeError)
         self._lost.set()
+        self._queued.clear()
         self._can_write.set()
         self._parser.discard_payload()
         self._in_flight.fail_all(self._unavailable())
@@ -325,11 +348,15 @@ class Connection(asyncio.BufferedProtocol):
     # What the parser calls (elasticps.wire.parser.Sink)
 
     def destination(self, header: Header, meta: bytes) -> memoryview | None:
+        if self._transport.is_closing():
+            return None
         if header.is_reply:
             return self._in_flight.destination(header)
         return self._receiver().destination(self, header, meta)
 
     def frame(self, header: Header, meta: bytes, payload: memoryview | None) -> None:
+        if self._transport.is_closing():  # what was read with the frame that ended it
+            return
         if header.is_reply:
             self._in_flight.settle(header, meta, payload)
         else:

@@ -1,7 +1,8 @@
 """Bytes in, frames out, without input or output of its own: the receiving half of a connection.
 
-The owner asks for a buffer, fills a part of it from anywhere, and says how much it filled. No read
-goes past the part in hand (header, meta, payload), so payload bytes land where they belong at once.
+The owner asks for a buffer, fills a part of it from anywhere, and says how much it filled. Payload
+bytes land where they belong at once, but for the ends of payloads and what is small: those come
+through a buffer of ``READ_AHEAD`` bytes, so that one read takes many small frames.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from elasticps.wire.frame import (
 
 SCRATCH_SIZE = 64 * 1024
 """Bytes of the buffer through which unwanted payloads pass."""
+
+
+READ_AHEAD = 32 * 1024
+"""Bytes read at a time, and copied, where no payload wants as much: a read costs more than that."""
 
 
 class Sink(Protocol):
@@ -48,6 +53,7 @@ class FrameParser:
     """
 
     __slots__ = (
+        "_ahead",
         "_complete",
         "_filled",
         "_hash",
@@ -65,6 +71,7 @@ class FrameParser:
         self._sink = sink
         self._max_payload = max_payload
         self._head = memoryview(bytearray(HEADER_SIZE))
+        self._ahead = memoryview(bytearray(READ_AHEAD))
         self._payload: memoryview | None = None
         self._hash: xxhash.xxh3_64 | None = None
         self._expect_header()
@@ -76,10 +83,27 @@ class FrameParser:
 
     def get_buffer(self) -> memoryview:
         """The memory for the next bytes; never empty while the stream is sound."""
-        return self._part[self._filled :]
+        return self._part[self._filled :] if self._is_direct else self._ahead
 
     def buffer_updated(self, nbytes: int) -> None:
         """The first ``nbytes`` of the last buffer hold stream bytes now. Raises WireError."""
+        if self._is_direct:
+            self._take(nbytes)
+            return
+        start = 0
+        while start < nbytes:
+            count = min(nbytes - start, len(self._part) - self._filled)
+            self._part[self._filled : self._filled + count] = self._ahead[start : start + count]
+            start += count
+            self._take(count)
+
+    @property
+    def _is_direct(self) -> bool:
+        """Do the next bytes go to where they belong, and not through the buffer?"""
+        return len(self._part) - self._filled >= READ_AHEAD
+
+    def _take(self, nbytes: int) -> None:
+        """The next ``nbytes`` of the part in hand are there."""
         start = self._filled
         self._filled += nbytes
         if self._hash is not None:

@@ -55,14 +55,22 @@ class ConnectionPool(Generic[Name]):
         self._credentials = credentials
         self._address_of = address_of
         self._connections: dict[Name, Connection] = {}
-        self._connecting: dict[Name, asyncio.Lock] = {}
+        self._connecting: dict[Name, asyncio.Event] = {}
 
     async def connection(self, name: Name) -> Connection:
         """An open connection to ``name``. Raises PeerUnavailable."""
-        async with self._connecting.setdefault(name, asyncio.Lock()):
+        while True:
             known = self._connections.get(name)
             if known is not None and not known.closed:
                 return known
+            under_way = self._connecting.get(name)
+            if under_way is None:
+                return await self._connected(name)
+            await under_way.wait()  # all who wait go on at once
+
+    async def _connected(self, name: Name) -> Connection:
+        over = self._connecting[name] = asyncio.Event()
+        try:
             address = self._address_of(name)
             if address is None:
                 raise PeerUnavailable("nobody of this name is registered", where=str(name))
@@ -81,6 +89,9 @@ class ConnectionPool(Generic[Name]):
                 raise
             self._connections[name] = made
             return made
+        finally:
+            del self._connecting[name]
+            over.set()
 
     @property
     def transports(self) -> set[str]:
@@ -95,7 +106,6 @@ class ConnectionPool(Generic[Name]):
         """Drop the connections to those that have no address any more."""
         for name in [name for name in self._connections if self._address_of(name) is None]:
             self._connections.pop(name).abort()
-            self._connecting.pop(name, None)
 
     async def aclose(self) -> None:
         connections, self._connections = self._connections, {}

@@ -225,7 +225,7 @@ def everything(rig: Rig) -> list[object]:
 
 def values(rig: Rig) -> list[bytes]:
     blocks = [block for block in rig.entries if block != LEDGER]
-    return [rig.primary(block).parameter_block(block)._tensor.value_bytes() for block in blocks]
+    return [rig.primary(block).parameter_block(block).tensor.value_bytes() for block in blocks]
 
 
 def server_of(rig: Rig, row: Row) -> RigServer:

@@ -23,7 +23,7 @@ from elasticps.wire.frame import (
     checksum,
     pack,
 )
-from elasticps.wire.parser import SCRATCH_SIZE, FrameParser
+from elasticps.wire.parser import READ_AHEAD, SCRATCH_SIZE, FrameParser
 
 
 class Frame(NamedTuple):
@@ -223,19 +223,23 @@ def test_discard_without_a_payload_in_transit_changes_nothing() -> None:
     assert tray.frames == [frame]
 
 
-def test_no_read_goes_past_the_part_in_hand() -> None:
-    frame = Frame(1, b"m" * 30, b"p" * 70)
+def test_a_large_payload_is_received_where_it_belongs() -> None:
+    frame = Frame(1, b"m" * 30, b"p" * 3 * READ_AHEAD)
     tray = Tray()
     parser = FrameParser(tray)
-    rooms = []
     stream = frame.encoded()
-    while stream:
-        buffer = parser.get_buffer()
-        rooms.append(len(buffer))
-        assert tray.asked == ([1] if len(rooms) == 3 else [])
-        feed(parser, stream[: len(buffer)], [len(buffer)])
-        stream = stream[len(buffer) :]
-    assert rooms == [HEADER_SIZE, 30, 70]
+    feed(parser, stream[: HEADER_SIZE + 30 + 70], [HEADER_SIZE, 30, 70])
+    assert len(parser.get_buffer()) == 3 * READ_AHEAD - 70
+    feed(parser, stream[HEADER_SIZE + 30 + 70 :], [2 * READ_AHEAD, READ_AHEAD])
+    assert tray.frames == [frame]
+
+
+def test_one_read_takes_many_small_frames() -> None:
+    frames = [Frame(number % 4, b"meta", b"payload") for number in range(20)]
+    tray = Tray()
+    stream = b"".join(frame.encoded() for frame in frames)
+    feed(FrameParser(tray), stream, [len(stream)])
+    assert tray.frames == frames
 
 
 def test_unwanted_payload_passes_through_bounded_memory() -> None:

@@ -49,11 +49,11 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came out of a stream: whole frames, the error's field, and how far it was read."""
+    """What came out of a stream: whole frames, the error's field, and how far whole frames went."""
 
     frames: tuple[Frame, ...]
     error: str | None
-    read: int
+    whole: int
     between_frames: bool
 
 
@@ -65,7 +65,7 @@ class Sink:
         self.read = 0
         self._stream = stream
         self._drop_odd = drop_odd
-        self._begins = 0
+        self.begins = 0
 
     def destination(self, header: Header, meta: bytes) -> memoryview | None:
         require(0 < header.payload_length <= MAX_PAYLOAD, "memory beyond the limit is asked for")
@@ -73,11 +73,11 @@ class Sink:
         return None if dropped else memoryview(bytearray(header.payload_length))
 
     def frame(self, header: Header, meta: bytes, payload: memoryview | None) -> None:
-        head_end = self._begins + HEADER_SIZE
+        head_end = self.begins + HEADER_SIZE
         meta_end = head_end + header.meta_length
         end = meta_end + header.payload_length
-        head = self._stream[self._begins : head_end]
-        require(self.read == end, "a byte was read twice, or left out")
+        head = self._stream[self.begins : head_end]
+        require(self.read >= end, "a byte was read twice")
         require(unpack(head, max_payload=MAX_PAYLOAD) == header, "another header than was sent")
         require(meta == self._stream[head_end:meta_end], "another meta than was sent")
         sent = struct.unpack_from("<Q", head, _CHECKED)[0]
@@ -87,7 +87,7 @@ class Sink:
             require(checksum(body) == header.payload_checksum, "a wrong checksum was taken")
         require(payload is None or payload.tobytes() == body, "another payload than was sent")
         self.frames.append(Frame(header, meta, None if payload is None else body))
-        self._begins = end
+        self.begins = end
 
 
 def require(holds: bool, what: str) -> None:
@@ -120,7 +120,7 @@ def fed(stream: bytes, sizes: Sequence[int], *, drop_odd: bool) -> Outcome:
     except WireError as caught:
         require(bool(caught.field), "an error names no field")
         error = caught.field
-    return Outcome(tuple(sink.frames), error, sink.read, parser.between_frames)
+    return Outcome(tuple(sink.frames), error, sink.begins, parser.between_frames)
 
 
 def _feed(parser: FrameParser, sink: Sink, stream: bytes, sizes: Iterable[int]) -> None:

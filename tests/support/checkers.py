@@ -120,7 +120,7 @@ def brought_up(replica: Hosted, commit: Commit | None) -> Hosted:
         settled = replica._replica.settle(commit)
         assert settled in (Settled.DONE, Settled.APPLY), settled
         if settled is Settled.APPLY:
-            replica._apply_prepared(commit.scale if commit else 1.0)
+            replica.step(*replica.take_prepared(commit.scale if commit else 1.0))
     return replica
 
 

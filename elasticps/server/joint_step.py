@@ -1,0 +1,100 @@
+"""One optimizer step over many small blocks, with torch's kernels for lists of tensors.
+
+A block's own optimizer costs far more than the arithmetic on a few numbers. Blocks of one param
+group whose options are equal are stepped by one optimizer that stands in for theirs: it works on
+their values and their states, which stay where they are. Each number comes out as from the block's
+own optimizer, bit for bit: the kernels for lists take the same operations in the same order (but
+for half precision, which they round elsewhere: such blocks are stepped one by one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from elasticps.core.blocks import Hyperparameters
+from elasticps.errors import PluginError
+from elasticps.server.tensor_block import TensorBlock
+
+SMALL_BYTES = 64 * 1024
+"""Blocks up to this size are stepped together: of larger ones the arithmetic is what costs."""
+JOINT_BYTES = 4 * 1024 * 1024
+"""Of values in one step: its temporary tensors are as large."""
+
+EXACT = frozenset({torch.float32, torch.float64})
+
+JOINT: frozenset[type[torch.optim.Optimizer]] = frozenset(
+    {
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.Adagrad,
+        torch.optim.RMSprop,
+        torch.optim.Adadelta,
+        torch.optim.Adamax,
+        torch.optim.Rprop,
+    }
+)
+"""Those whose two ways of a step are the same to the bit; a test holds each against the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A block's step that is to be made."""
+
+    block: TensorBlock
+    gradient: torch.Tensor
+    hyper: Hyperparameters
+
+
+def is_joint(block: TensorBlock) -> bool:
+    """May the block be stepped with others?"""
+    options = block.options_in_use
+    return (
+        block.nbytes <= SMALL_BYTES
+        and block.dtype in EXACT
+        and type(block.optimizer) in JOINT
+        and options.get("foreach") is None
+        and not any(options.get(key) for key in ("fused", "capturable", "differentiable"))
+    )
+
+
+def step_together(due: Sequence[Due]) -> None:
+    """One step of each block, all of one param group and ``is_joint``.
+
+    Raises PluginError where the optimizer fails: the values have no meaning then.
+    """
+    for _, run in groupby(due, key=lambda item: item.hyper):
+        steps = list(run)
+        per_step = max(1, JOINT_BYTES // max(item.block.nbytes for item in steps))
+        for first in range(0, len(steps), per_step):
+            _step(steps[first : first + per_step])
+
+
+def _step(due: Sequence[Due]) -> None:
+    for item in due:
+        item.block.use(item.hyper)
+        item.block.value.grad = item.gradient
+    values = [item.block.value for item in due]
+    joint = due[0].block.stand_in(values)
+    states = joint.state
+    for item in due:
+        own = item.block.optimizer.state
+        if own:
+            states[item.block.value] = own[item.block.value]
+    try:
+        joint.step()
+    except Exception as error:  # as in a step of one block
+        raise PluginError(
+            f"step() failed on {len(due)} blocks from {due[0].block.block.id} on: "
+            f"{type(error).__name__}: {error}",
+            where=type(joint).__name__,
+        ) from error
+    finally:
+        for item in due:
+            item.block.value.grad = None
+    for item in due:
+        item.block.optimizer.state[item.block.value] = states[item.block.value]

@@ -1,0 +1,87 @@
+"""Small blocks that are stepped together come out as if each had been stepped alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from elasticps.api.optimizer import Optimizer
+from elasticps.api.plugins import OPTIMIZERS, load
+from elasticps.core.blocks import partition
+from elasticps.server.joint_step import JOINT, SMALL_BYTES, Due, is_joint, step_together
+from elasticps.server.tensor_block import TensorBlock
+from elasticps.worker.parameters import describe
+
+SHAPES = ((3,), (17,), (), (64,), (5, 7), (1025,))
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("sgd", {"lr": 0.1}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.1, "maximize": True}),
+    ("adam", {"lr": 1e-2, "weight_decay": 0.1}),
+    ("adam", {"lr": 1e-2, "amsgrad": True}),
+    ("adamw", {"lr": 1e-2}),
+    ("adamw", {"lr": 1e-2, "amsgrad": True, "maximize": True}),
+    ("adagrad", {"lr": 1e-2, "lr_decay": 0.1, "weight_decay": 0.01}),
+    ("rmsprop", {"lr": 1e-2, "momentum": 0.9, "centered": True}),
+    ("rmsprop", {"lr": 1e-2, "weight_decay": 0.1}),
+    ("adadelta", {"weight_decay": 0.1}),
+    ("adamax", {"lr": 1e-2, "weight_decay": 0.1}),
+    ("rprop", {"lr": 1e-2}),
+]
+
+
+def blocks_of(name: str, options: dict[str, Any], dtype: torch.dtype) -> list[TensorBlock]:
+    plugin = load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
+    parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in SHAPES]
+    local = plugin.create([{"params": parameters}], options)
+    model = describe(
+        [(f"p{index}", each) for index, each in enumerate(parameters)],
+        local.param_groups,
+        optimizer=name,
+        options=options,
+        elementwise=plugin.elementwise,
+        block_bytes=4096,
+    )
+    made = [
+        TensorBlock(block, model.parameters[block.parameter], model, plugin)
+        for block in partition(model)
+    ]
+    random = torch.Generator().manual_seed(1)
+    for each in made:
+        each.value.copy_(torch.randn(each.value.shape, generator=random))
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_a_joint_step_is_each_blocks_own_to_the_bit(
+    name: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    alone, joint = blocks_of(name, options, dtype), blocks_of(name, options, dtype)
+    assert all(is_joint(each) for each in joint)
+    random = torch.Generator().manual_seed(2)
+    for step in range(4):
+        hyper = {"lr": 0.01 * step} if step > 1 else {}
+        grads = [torch.randn(each.value.shape, generator=random).to(dtype) for each in alone]
+        if step == 2:  # a block that moved here in between is like any other
+            meta, payload = joint[3].dump()
+            joint[3].load(meta, memoryview(payload))
+        for block, grad in zip(alone, grads, strict=True):
+            block.step(grad.clone(), hyper)
+        pairs = zip(joint, grads, strict=True)
+        step_together([Due(block, grad.clone(), hyper) for block, grad in pairs])
+        assert [each.dump() for each in joint] == [each.dump() for each in alone]
+
+
+def test_only_small_blocks_of_torchs_own_optimizers_are_stepped_together() -> None:
+    tried = {type(blocks_of(*case, torch.float32)[0].optimizer) for case in CASES}
+    assert tried == JOINT
+    for name in ("nadam", "radam", "asgd", "ftrl"):
+        assert not any(is_joint(each) for each in blocks_of(name, {}, torch.float32))
+    assert not any(is_joint(each) for each in blocks_of("adam", {}, torch.bfloat16))
+    chosen = blocks_of("adam", {"foreach": False}, torch.float32)
+    assert all(each.nbytes <= SMALL_BYTES for each in chosen)
+    assert not any(is_joint(each) for each in chosen)
