@@ -115,9 +115,11 @@ class ParameterBlock(Hosted):
         """
         if self._must_wait(request, meta.commit, lambda: self.push(request, meta, payload)):
             return
+        if self._is_up_to(request, meta.commit):
+            self._push(request, meta, payload)
+
+    def _push(self, request: Request, meta: PushMeta, payload: torch.Tensor | None) -> None:
         header = request.header
-        if not self._is_up_to(request, meta.commit):
-            return
         try:
             self._check(meta)
             staged = self._staged(request, meta, payload)
