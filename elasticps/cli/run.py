@@ -139,23 +139,24 @@ def _check_resumable(submission: Submission) -> None:
 
     if not submission.resume:
         return
-    first: CheckpointError | None = None
+    damaged: list[tuple[Path, CheckpointError]] = []
     try:
         for directory in candidates(Path(submission.resume)):
             try:
                 read_manifest(directory)
             except CheckpointError as error:
                 point_to_older(error, directory)
-                click.echo(f"warning: {directory} is damaged: {error.what}", err=True)
-                first = first or error
+                damaged.append((directory, error))
             else:
-                return
-        assert first is not None
-        raise first
+                break
+        else:
+            raise damaged[0][1]
     except CheckpointError as error:
         raise UsageError(
             error.what, where=error.where, field=error.field, limit=error.limit, hint=error.hint
         ) from error
+    for directory, error in damaged:
+        click.echo(f"warning: {directory} is passed over: {error.what}", err=True)
 
 
 async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:
