@@ -155,8 +155,8 @@ def _check_resumable(submission: Submission) -> None:
         raise UsageError(
             error.what, where=error.where, field=error.field, limit=error.limit, hint=error.hint
         ) from error
-    for directory, error in damaged:
-        click.echo(f"warning: {directory} is passed over: {error.what}", err=True)
+    for directory, found in damaged:
+        click.echo(f"warning: {directory} is passed over: {found.what}", err=True)
 
 
 async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -21,6 +22,7 @@ import elasticps
 from elasticps.checkpoint.directory import complete
 from elasticps.checkpoint.manifest import CutKind, read_manifest
 from elasticps.checkpoint.snapshot import read, write
+from elasticps.checkpoint.weights_file import import_weights
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import WorkerId
 from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
@@ -383,6 +385,18 @@ async def test_a_block_that_cannot_be_written_costs_the_checkpoint_alone(
     assert report is not None
     assert "No space left on device" in report.error
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["round-00000004"]
+
+
+async def test_a_job_begins_with_weights_from_a_file(tmp_path: Path) -> None:
+    start = network(seed=5)
+    save_file(start.state_dict(), tmp_path / "w.safetensors")
+    import_weights(tmp_path / "w.safetensors", tmp_path / "start", version="0")
+    async with CheckpointRig() as rig:
+        straight = await as_worker(rig, Training(name="adam", model=network(seed=5)))
+    async with CheckpointRig(resume=str(tmp_path / "start"), start_workers=1) as rig:
+        imported = await as_worker(rig, Training(name="adam", model=network(seed=9)))
+    assert imported.began_at == 0
+    assert_equal(imported.model, straight.model)
 
 
 # -- what is refused ----------------------------------------------------------------------------
