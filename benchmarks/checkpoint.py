@@ -1,7 +1,9 @@
 """What a checkpoint costs the training, how fast it is written, and whether it is ever lost.
 
 Trains parameters with Adam on real processes, with checkpoints now and then. ``step_overhead``: by
-how much longer the steps took that a checkpoint's writing overlaps than those before it.
+how much longer the steps took that a checkpoint's writing overlaps than those before it, where each
+computes for a while as on a GPU; ``step_overhead_without_compute``: where steps do nothing but
+exchange, and have nothing for the writing to hide behind.
 ``write_vs_disk``: bytes a second from the cut until the checkpoint is there, against one file of as
 many bytes written and fsynced on the same disk in the same run. ``resume_bit_equal``: 1 where a
 resumed job ends with the bits of one that never stopped. ``kills_at_write``: how many system calls
@@ -65,7 +67,7 @@ def raw_speed(place: Path, nbytes: int) -> float:
 
 
 def speeds(place: Path, *, mb: float, rounds: int, every: int, think_s: float) -> dict[str, float]:
-    saved = place / "saved"
+    saved = place / f"saved-{think_s:g}"
     before = raw_speed(place, int(3 * mb * 1e6))
     asked = ("--checkpoint-dir", saved, "--checkpoint-every", every, "--checkpoint-keep", 1000)
     out = train(place, "speeds", *asked, mb=mb, rounds=rounds, think_s=think_s)
@@ -208,28 +210,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=26)
     parser.add_argument("--every", type=int, default=8, help="a checkpoint every so many rounds")
     parser.add_argument(
-        "--think-s", type=float, default=0.0, help="seconds a step computes beside the machine"
+        "--think-s", type=float, default=2.0, help="seconds a step computes, as on a GPU"
     )
     parser.add_argument("--place", help="a directory on the disk to measure")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=wanted.place) as directory:
         place = Path(directory)
+        sizes = {"mb": wanted.mb, "rounds": wanted.rounds, "every": wanted.every}
+        hardest = speeds(place, **sizes, think_s=0.0)
         found = {
             "parameter_mb": wanted.mb,
             "think_s": wanted.think_s,
             "kills_at_write": kills_at_write(place),
             "damaged_resumes": damaged_resumes(place),
             "resume_bit_equal": resumes_bit_equal(place),
-            **speeds(
-                place,
-                mb=wanted.mb,
-                rounds=wanted.rounds,
-                every=wanted.every,
-                think_s=wanted.think_s,
-            ),
+            **speeds(place, **sizes, think_s=wanted.think_s),
+            "step_overhead_without_compute": hardest["step_overhead"],
         }
     for key, item in found.items():
-        print(f"{key:18} {item}")
+        print(f"{key:30} {item}")
     print(json.dumps(found))
 
 
