@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,12 +23,19 @@ NESTED = ("state_dict", "model", "model_state_dict")
 """Where those who save more than a state_dict mostly put it."""
 
 
-def import_weights(file: Path, root: Path, *, version: str) -> tuple[Path, int, int]:
+class Imported(msgspec.Struct, frozen=True, kw_only=True):
+    """The checkpoint that was made."""
+
+    path: str
+    tensors: int
+    nbytes: int
+
+
+def import_weights(file: Path, root: Path, *, version: str) -> Imported:
     """Write the tensors of ``file`` into ``root`` as a checkpoint of round 0.
 
-    Returns its directory, how many tensors it has and of how many bytes. ``version`` is that of
-    elasticps. A torch file is read with ``weights_only=True``: it cannot run code. Raises
-    CheckpointError.
+    ``version`` is that of elasticps. A torch file is read with ``weights_only=True``: it cannot run
+    code. Raises CheckpointError.
     """
     tensors = _read(file)
     rows = tuple(
@@ -44,7 +52,8 @@ def import_weights(file: Path, root: Path, *, version: str) -> tuple[Path, int, 
         state={},
     )
     place = write(root, snapshot, version=version)
-    return place, len(tensors), sum(item.nbytes for item in tensors.values())
+    nbytes = sum(item.nbytes for item in tensors.values())
+    return Imported(path=str(place), tensors=len(tensors), nbytes=nbytes)
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:

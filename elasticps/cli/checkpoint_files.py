@@ -123,7 +123,8 @@ def export(checkpoint: Path, out: Path, force: bool, as_json: bool) -> None:
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("directory", type=click.Path(path_type=Path))
-def import_(file: Path, directory: Path) -> None:
+@json_option
+def import_(file: Path, directory: Path, as_json: bool) -> None:
     """Make a checkpoint in DIRECTORY of the weights in FILE: what a job can begin with.
 
     FILE is a .safetensors file, or one of torch (.pt, .pth, .bin) that holds a state_dict; that is
@@ -144,5 +145,8 @@ def import_(file: Path, directory: Path) -> None:
 
     from elasticps.checkpoint.weights_file import import_weights
 
-    place, tensors, nbytes = import_weights(file, directory, version=version("elasticps"))
-    click.echo(f"{place}: {tensors} tensors, {human_bytes(nbytes)}, round 0")
+    made = import_weights(file, directory, version=version("elasticps"))
+    if as_json:
+        print_json(made)
+        return
+    click.echo(f"{made.path}: {made.tensors} tensors, {human_bytes(made.nbytes)}, round 0")

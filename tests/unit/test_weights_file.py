@@ -37,9 +37,10 @@ def test_a_file_of_weights_is_what_a_job_begins_with(name: str, tmp_path: Path) 
         save_file(made, file)
     else:
         torch.save({"epoch": 3, "state_dict": made} if name == "nested.pt" else made, file)
-    place, tensors, _ = import_weights(file, tmp_path / "start", version="0")
+    imported = import_weights(file, tmp_path / "start", version="0")
+    place = Path(imported.path)
     found = read(place)
-    assert (found.round, tensors, found.state) == (0, len(made), {})
+    assert (found.round, imported.tensors, found.state) == (0, len(made), {})
     assert all(torch.equal(found.values[key], item) for key, item in made.items())
     check_same_model(found.model, trained(), place)
     with pytest.raises(CheckpointError, match=r"0.weight \[2, 3\] float32 there"):
