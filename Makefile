@@ -9,6 +9,7 @@
 # make chaos MINUTES=30     real processes under kill -9, cut links, a paused etcd and more
 # make compare              every strategy on two tasks, calm and with a node killed and one joined
 # make picture              local SGD and the codecs: loss against the bytes that a worker has sent
+# make bench-checkpoint     what a checkpoint costs the training, and that none is lost or damaged
 # make bench                the data plane beside a bare socket, two copies beside one, codecs beside a copy
 #
 # A fresh machine needs Python >= 3.11 and make; the rest comes from pip into .venv.
@@ -26,7 +27,7 @@ MINUTES ?= 5
 SECONDS ?= 300
 SEED ?= 1
 
-.PHONY: demo test test-long lint sim ablations audit fuzz chaos compare picture bench clean setup
+.PHONY: demo test test-long lint sim ablations audit fuzz chaos compare picture bench bench-checkpoint clean setup
 
 setup: $(READY)
 
@@ -77,6 +78,9 @@ compare: $(READY)
 
 picture: $(READY)
 	@$(BIN)/python benchmarks/compare/picture.py
+
+bench-checkpoint: $(READY)
+	@$(BIN)/python benchmarks/checkpoint.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/wire.py

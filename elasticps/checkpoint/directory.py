@@ -12,8 +12,6 @@ from elasticps.checkpoint.manifest import MANIFEST, refuse_pickle
 from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
 
-KEPT = 3
-"""How many complete checkpoints stay by default."""
 NAME = re.compile(r"round-([0-9]{8,})")
 LEFTOVER = re.compile(r"\.round-([0-9]{8,})\..+\.tmp")
 
@@ -65,6 +63,26 @@ def newest(place: Path, *, disk: Disk = OS_DISK) -> Path:
             limit=f"a directory with {MANIFEST}, or with such directories named round-<number>",
         )
     return found[0][1]
+
+
+def candidates(place: Path) -> list[Path]:
+    """The checkpoints that a job may go on from, the newest first: ``place`` alone where that is
+    one itself. Raises CheckpointError when there is none.
+    """
+    first = newest(place)
+    return [first] if first == place else [path for _, path in complete(place)]
+
+
+def set_aside(damaged: Path) -> Path:
+    """Give a checkpoint that cannot be read a name that is no checkpoint's. Raises OSError."""
+    aside = damaged.with_name(f"damaged-{damaged.name}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = damaged.with_name(f"damaged-{damaged.name}.{number}")
+    damaged.rename(aside)
+    OS_DISK.sync_directory(damaged.parent)
+    return aside
 
 
 def make_root(root: Path, *, disk: Disk = OS_DISK) -> None:
@@ -138,7 +156,7 @@ def remove_leftovers(root: Path, *, disk: Disk = OS_DISK) -> None:
             disk.remove_tree(path)
 
 
-def prune(root: Path, keep: int = KEPT, *, disk: Disk = OS_DISK) -> None:
+def prune(root: Path, keep: int, *, disk: Disk = OS_DISK) -> None:
     """Remove all complete checkpoints but the ``keep`` newest. Raises CheckpointError.
 
     Each leaves its name first: one that is half removed is never taken for a checkpoint.

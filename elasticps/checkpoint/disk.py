@@ -41,6 +41,14 @@ class Disk(Protocol):
         """Write a new file. Its content is durable, its name is not."""
         ...
 
+    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        """Write a new file. Neither content nor name is durable."""
+        ...
+
+    def sync_file(self, path: Path) -> None:
+        """Make a file's content durable."""
+        ...
+
     def rename(self, source: Path, target: Path) -> None: ...
 
     def remove_tree(self, path: Path, *, ignore_errors: bool = False) -> None: ...
@@ -73,9 +81,16 @@ class OsDisk:
 
     def create(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
         with path.open("xb") as file:
-            for part in parts:
-                file.write(part)
+            file.writelines(parts)
             file.flush()
+            os.fsync(file.fileno())
+
+    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        with path.open("xb") as file:
+            file.writelines(parts)
+
+    def sync_file(self, path: Path) -> None:
+        with path.open("rb") as file:
             os.fsync(file.fileno())
 
     def rename(self, source: Path, target: Path) -> None:

@@ -27,6 +27,8 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 100_000_000
 PICKLE_STARTS = (b"\x80", b"PK\x03\x04")
 """How ``pickle`` and ``torch.save`` begin their files."""
+UNKNOWN_OPTIMIZER = ""
+"""That of a checkpoint that was made of weights alone: there is no state of any."""
 UNSEALED = "0" * 64
 """What stands in place of the digest while it is taken."""
 
@@ -312,8 +314,16 @@ def _is_possible(data: DataPosition) -> bool:
 def check_same_model(written: Model, model: Model, directory: Path) -> None:
     """Raise CheckpointError, naming the difference, unless what was ``written`` is such a model.
 
-    Options such as the learning rate, and the size of blocks, may differ.
+    Options such as the learning rate, and the size of blocks, may differ. One made of weights alone
+    fits any optimizer, and may have more tensors: what a script keeps to itself.
     """
+    if written.optimizer == UNKNOWN_OPTIMIZER:
+        names = {row.name for row in model.parameters}
+        theirs_by_name = {row.name: row for row in written.parameters if row.name in names}
+        rows = tuple(theirs_by_name[r.name] for r in model.parameters if r.name in theirs_by_name)
+        written = msgspec.structs.replace(
+            written, parameters=rows, optimizer=model.optimizer, elementwise=model.elementwise
+        )
     for field in ("optimizer", "elementwise"):
         there, here = getattr(written, field), getattr(model, field)
         if there != here:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from elasticps.checkpoint.directory import check_unused, make_root
+from elasticps.checkpoint.directory import check_unused, make_root, set_aside
 from elasticps.core.ids import Round
 from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 OWNER = "owner.json"
 MAX_OWNER_BYTES = 10_000
@@ -42,14 +45,19 @@ class Ownership:
         self._owner = owner
         self._lock = -1
 
-    def begin(self, start: Round) -> None:
+    def begin(self, start: Round, damaged: Sequence[Path] = ()) -> None:
         """Take the directory for a job that begins at round ``start``; make it if it is not there.
+
+        Checkpoints in it that are ``damaged`` are set aside.
 
         Raises CheckpointError where another job that lives has it, where there are checkpoints of
         rounds that the job is yet to come to, and where it cannot be used.
         """
         with self._opened() as descriptor:
             if _locked(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                for path in damaged:
+                    if path.parent == self._root:
+                        log.warning("%s is now %s", path, set_aside(path))
                 check_unused(self._root, start)
                 self._write(descriptor)
             self._share(descriptor)

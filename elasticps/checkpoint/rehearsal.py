@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 
 from elasticps.checkpoint.directory import complete, newest, path_of, prune
 from elasticps.checkpoint.disk import Disk
+from elasticps.checkpoint.draft import Draft
 from elasticps.checkpoint.integrity import check_whole
-from elasticps.checkpoint.manifest import Manifest
-from elasticps.checkpoint.snapshot import Snapshot, write
+from elasticps.checkpoint.manifest import FORMAT, BlockEntry, Manifest
+from elasticps.checkpoint.snapshot import not_written
+from elasticps.checkpoint.tensor_file import Row, bytes_of, write_rows
 from elasticps.core.blocks import Model, Parameter
 from elasticps.core.ids import Round
 
@@ -31,17 +34,47 @@ class Rehearsal:
     root: Path
 
     def write(self, number: Round) -> None:
-        """Write the checkpoint of a round; its values say which it is."""
-        snapshot = Snapshot(
-            job="rehearsal",
-            owner="rehearsal",
+        """Write the checkpoint of a round, in two blocks; their values say which it is."""
+        draft = Draft(self.root, number, disk=self.disk)
+        try:
+            draft.begin()
+            blocks = tuple(self._block(draft, number, *part) for part in ((0, 2), (2, 3)))
+            draft.check([block.file for block in blocks])
+            draft.commit(
+                Manifest(
+                    format=FORMAT,
+                    elasticps="rehearsal",
+                    created_unix=time.time(),
+                    job="rehearsal",
+                    owner="rehearsal",
+                    round=number,
+                    model=_MODEL,
+                    data=None,
+                    blocks=blocks,
+                )
+            )
+        except OSError as error:
+            raise not_written(error, draft.place) from error
+        finally:
+            draft.drop()
+
+    def _block(self, draft: Draft, number: Round, start: int, stop: int) -> BlockEntry:
+        tensors = {
+            "value": torch.full((stop - start,), float(number)),
+            "momentum": torch.full((stop - start,), -float(number)),
+        }
+        path = draft.directory / f"block-{start}.safetensors"
+        rows = [Row(key, item.dtype, item.shape, bytes_of(item)) for key, item in tensors.items()]
+        entry = write_rows(path, rows, disk=self.disk, durable=False)
+        self.disk.sync_file(path)
+        return BlockEntry(
+            parameter="weight",
+            start=start,
+            stop=stop,
             round=number,
-            model=_MODEL,
-            data=None,
-            values={"weight": torch.full((3,), float(number))},
-            state={"weight": {"momentum": torch.full((3,), -float(number))}},
+            version=number,
+            file=entry,
         )
-        write(self.root, snapshot, version="rehearsal", disk=self.disk)
 
     def prune(self, keep: int) -> None:
         prune(self.root, keep, disk=self.disk)

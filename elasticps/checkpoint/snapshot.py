@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from elasticps.checkpoint.directory import candidates, point_to_older
 from elasticps.checkpoint.disk import OS_DISK, Disk
 from elasticps.checkpoint.draft import Draft
 from elasticps.checkpoint.manifest import (
@@ -142,6 +143,30 @@ def read(directory: Path) -> Snapshot:
         values=values,
         state=state,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The newest checkpoint that is whole; ``damaged`` are newer, with what is wrong with each."""
+
+    directory: Path
+    snapshot: Snapshot
+    damaged: tuple[tuple[Path, CheckpointError], ...]
+
+
+def read_newest(place: Path) -> Found:
+    """Read the newest checkpoint in ``place`` that is whole, or ``place``, where it is one itself.
+
+    Raises CheckpointError when there is none: of several that are damaged the newest one's.
+    """
+    damaged: list[tuple[Path, CheckpointError]] = []
+    for directory in candidates(place):
+        try:
+            return Found(directory=directory, snapshot=read(directory), damaged=tuple(damaged))
+        except CheckpointError as error:
+            point_to_older(error, directory)
+            damaged.append((directory, error))
+    raise damaged[0][1]
 
 
 def _read_whole(directory: Path, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:

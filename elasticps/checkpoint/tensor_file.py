@@ -37,7 +37,7 @@ def write_tensors(
 ) -> FileEntry:
     """Write CPU ``tensors`` to a new file and fsync it. Raises OSError, CheckpointError."""
     rows = [
-        Row(name, tensor.dtype, tuple(tensor.shape), _bytes_of(tensor))
+        Row(name, tensor.dtype, tuple(tensor.shape), bytes_of(tensor))
         for name, tensor in tensors.items()
     ]
     return write_rows(path, rows, disk=disk)
@@ -53,8 +53,13 @@ class Row:
     part: memoryview
 
 
-def write_rows(path: Path, rows: Iterable[Row], *, disk: Disk = OS_DISK) -> FileEntry:
-    """Write tensors to a new file and fsync it. Raises OSError, CheckpointError."""
+def write_rows(
+    path: Path, rows: Iterable[Row], *, disk: Disk = OS_DISK, durable: bool = True
+) -> FileEntry:
+    """Write tensors to a new file, and fsync it where it is to be ``durable``.
+
+    Raises OSError, CheckpointError.
+    """
     # Wider ones first: every tensor is then aligned for its dtype.
     ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
     digest = hashlib.sha256()
@@ -70,7 +75,7 @@ def write_rows(path: Path, rows: Iterable[Row], *, disk: Disk = OS_DISK) -> File
             size += len(part)
             yield part
 
-    disk.create(path, hashed())
+    (disk.create if durable else disk.write)(path, hashed())
     return FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
 
 
@@ -97,7 +102,8 @@ def _header(path: Path, ordered: Sequence[Row]) -> bytes:
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A CPU tensor's bytes in the order of its elements."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy())  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from elasticps.cli.checkpoint_files import export, list_checkpoints
+from elasticps.cli.checkpoint_files import export, import_, list_checkpoints
 from elasticps.cli.completion import complete_job
 from elasticps.cli.options import Settings, json_option, require_known, run_async, seconds
 from elasticps.cli.output import print_json
@@ -31,7 +31,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 def checkpoint() -> None:
-    """Have a job write a checkpoint, list what there is, export weights for plain torch.
+    """Have a job write a checkpoint, list what there is, export and import weights.
 
     `elasticps checkpoint JOB` is `elasticps checkpoint save JOB`.
 
@@ -45,6 +45,7 @@ def checkpoint() -> None:
 
 checkpoint.add_command(list_checkpoints)
 checkpoint.add_command(export)
+checkpoint.add_command(import_)
 
 
 @checkpoint.command()

@@ -118,3 +118,35 @@ def export(checkpoint: Path, out: Path, force: bool, as_json: bool) -> None:
         return
     size = human_bytes(made.nbytes)
     click.echo(f"{made.path}: {made.tensors} tensors, {size}, round {made.round} of {made.job}")
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(path_type=Path))
+@json_option
+def import_(file: Path, directory: Path, as_json: bool) -> None:
+    """Make a checkpoint in DIRECTORY of the weights in FILE: what a job can begin with.
+
+    FILE is a .safetensors file, or one of torch (.pt, .pth, .bin) that holds a state_dict; that is
+    read with weights_only=True and cannot run code. The job begins at round 0 with these values
+    and with no optimizer state. Names, shapes and dtypes must be those of its model.
+
+    \b
+    Example:
+      elasticps checkpoint import mnist.safetensors start
+      elasticps run --resume start train.py
+
+    \b
+    Exit codes:
+      0    it is written
+      1    FILE cannot be read, or DIRECTORY cannot be written
+    """
+    from importlib.metadata import version
+
+    from elasticps.checkpoint.weights_file import import_weights
+
+    made = import_weights(file, directory, version=version("elasticps"))
+    if as_json:
+        print_json(made)
+        return
+    click.echo(f"{made.path}: {made.tensors} tensors, {human_bytes(made.nbytes)}, round 0")

@@ -246,6 +246,14 @@ def job_options(command: Command) -> Command:
             help="Write one every so many rounds; 0: on demand alone.",
         ),
         click.option(
+            "--checkpoint-keep",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=3,
+            show_default=True,
+            help="How many of them stay: the newest.",
+        ),
+        click.option(
             "--resume", metavar="DIR", callback=_folder, help="Begin with the checkpoint in DIR."
         ),
         click.option(

@@ -134,20 +134,29 @@ def run(
 
 def _check_resumable(submission: Submission) -> None:
     """Raise UsageError where a worker could only fail: all of them will be on this machine."""
-    from elasticps.checkpoint.directory import newest, point_to_older
+    from elasticps.checkpoint.directory import candidates, point_to_older
     from elasticps.checkpoint.manifest import read_manifest
 
     if not submission.resume:
         return
-    directory = Path(submission.resume)
+    damaged: list[tuple[Path, CheckpointError]] = []
     try:
-        directory = newest(directory)
-        read_manifest(directory)
+        for directory in candidates(Path(submission.resume)):
+            try:
+                read_manifest(directory)
+            except CheckpointError as error:
+                point_to_older(error, directory)
+                damaged.append((directory, error))
+            else:
+                break
+        else:
+            raise damaged[0][1]
     except CheckpointError as error:
-        point_to_older(error, directory)
         raise UsageError(
             error.what, where=error.where, field=error.field, limit=error.limit, hint=error.hint
         ) from error
+    for directory, found in damaged:
+        click.echo(f"warning: {directory} is passed over: {found.what}", err=True)
 
 
 async def run_job(open_cluster: OpenCluster, wanted: Run) -> None:

@@ -47,7 +47,8 @@ class Guarantees(Chosen, frozen=True, kw_only=True):
     it is acknowledged. ``staleness`` counts rounds and goes with ``bounded``; ``backup_workers``
     are the slowest ones, which a round does not wait for, and go with ``sync``.
     ``nonfinite`` is about gradients with a NaN or an infinity.
-    ``checkpoint_every`` counts rounds, 0 means on demand alone; ``resume`` is the checkpoint to
+    ``checkpoint_every`` counts rounds, 0 means on demand alone; of those made the newest
+    ``checkpoint_keep`` stay; ``resume`` is the checkpoint to
     begin with.
     """
 
@@ -59,6 +60,7 @@ class Guarantees(Chosen, frozen=True, kw_only=True):
     nonfinite: NonFinite = NonFinite.APPLY
     checkpoint_dir: str = ""
     checkpoint_every: Annotated[int, documented(0, MAX_ROUNDS)] = 0
+    checkpoint_keep: Annotated[int, documented(1, MAX_ROUNDS)] = 3
     resume: str = ""
 
 
@@ -86,6 +88,7 @@ def check_guarantees(wanted: Guarantees, start_workers: int) -> None:
             limit="0 unless the consistency is sync",
         )
     in_range("checkpoint_every", wanted.checkpoint_every, 0, MAX_ROUNDS)
+    in_range("checkpoint_keep", wanted.checkpoint_keep, 1, MAX_ROUNDS)
     if wanted.checkpoint_every and not wanted.checkpoint_dir:
         raise UsageError(
             "checkpoints are asked for, and no place for them",

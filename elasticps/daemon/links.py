@@ -274,6 +274,7 @@ def _sync_job(link: _Link, job: JobView, refusal: str) -> None:
         refusal=refusal,
         checkpoint_dir=spec.checkpoint_dir,
         checkpoint_every=spec.checkpoint_every,
+        checkpoint_keep=spec.checkpoint_keep,
         checkpoint_request=job.checkpoint_request,
         resume=spec.resume,
     )

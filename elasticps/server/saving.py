@@ -1,7 +1,8 @@
 """Blocks written for a checkpoint, each by the server that leads it, a few at a time.
 
 A block waits in a queue for its turn; then it is copied, and what was copied is written beside the
-event loop. So no more than ``STREAMS`` blocks are in memory twice. In a job that goes by whole
+event loop. So no more than ``STREAMS`` blocks are in memory twice. The next block does not wait for
+the fsync, for what was written is the operating system's. In a job that goes by whole
 rounds a request that would carry a block past the checkpoint's round waits until it is copied, and
 the block is next in the queue.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from elasticps.checkpoint.disk import OS_DISK
 from elasticps.checkpoint.draft import is_draft
 from elasticps.checkpoint.manifest import FileEntry
 from elasticps.checkpoint.tensor_file import Row, write_rows
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 STREAMS = 2
 """How many blocks of a server are copied and on their way to the disk at a time."""
+SYNCS = 2
+"""How many of its files are fsynced at a time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +103,7 @@ class Saver:
         self._root = root
         self._queue: list[Save] = []
         self._streams = 0
+        self._syncs = asyncio.Semaphore(SYNCS)
 
     def add(self, save: Save) -> None:
         """Raises CheckpointError where nothing may be written there."""
@@ -137,12 +142,21 @@ class Saver:
             save.settle(None, str(error))
         else:
             numbers = entry.name, entry.size, entry.sha256
-            save.settle(SavedMeta(*numbers, meta.round, version, meta.scalars))
+            saved = SavedMeta(*numbers, meta.round, version, meta.scalars)
+            self._tasks.create_task(self._sync(save, directory / entry.name, saved))
+
+    async def _sync(self, save: Save, path: Path, saved: SavedMeta) -> None:
+        try:
+            async with self._syncs:
+                await asyncio.to_thread(OS_DISK.sync_file, path)
+        except OSError as error:
+            save.settle(None, f"block {save.block} cannot be written: {error.strerror}")
+        else:
+            save.settle(saved)
 
 
 def write_block(directory: Path, block: BlockId, meta: StateMeta, payload: bytes) -> FileEntry:
-    """Write a block's value and state, durably but for the file's name. Raises OSError and
-    CheckpointError."""
+    """Write a block's value and state, not durably yet. Raises OSError and CheckpointError."""
     rows: list[Row] = []
     numbers, offset = memoryview(payload), 0
     for row in meta.tensors:
@@ -151,4 +165,4 @@ def write_block(directory: Path, block: BlockId, meta: StateMeta, payload: bytes
         offset += row.nbytes
     # Another server may write the block too, when the first dies or is deposed meanwhile.
     name = f"block-{block:06d}-{secrets.token_hex(4)}.safetensors"
-    return write_rows(directory / name, rows)
+    return write_rows(directory / name, rows, durable=False)

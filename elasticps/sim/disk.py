@@ -144,12 +144,15 @@ class Disk:
                 self.make_directory(directory)
 
     def create(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        self.write(path, parts)
+        self.sync_file(path)
+
+    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
         file = _File()
         self._add("create", path, file)
         for part in parts:
             self._step("write", path)
             file.content += part
-        self.sync_file(path)
 
     def rename(self, source: Path, target: Path) -> None:
         assert source.parent == target.parent, "what else is changed at once is not known"

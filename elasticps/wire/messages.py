@@ -282,6 +282,7 @@ class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     refusal: str = ""
     checkpoint_dir: str = ""
     checkpoint_every: int = 0
+    checkpoint_keep: int = 3
     checkpoint_request: int = 0
     resume: str = ""
     codec: str = DEFAULT_CODEC

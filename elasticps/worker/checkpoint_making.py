@@ -108,7 +108,7 @@ class Making:
         blocks = tuple(self._entry(memory, meta) for memory, meta in saved)
         self.draft.check([row.file for row in blocks])
         self.draft.commit(self._manifest(blocks))
-        prune(Path(self.job.checkpoint_dir))
+        prune(Path(self.job.checkpoint_dir), self.job.checkpoint_keep)
 
     def _entry(self, memory: BlockMemory, saved: SavedMeta) -> BlockEntry:
         return BlockEntry(

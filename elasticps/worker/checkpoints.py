@@ -13,10 +13,9 @@ from pathlib import Path
 import msgspec
 import torch
 
-from elasticps.checkpoint.directory import newest, point_to_older
 from elasticps.checkpoint.manifest import check_same_model
 from elasticps.checkpoint.ownership import Owner, Ownership
-from elasticps.checkpoint.snapshot import Snapshot, read
+from elasticps.checkpoint.snapshot import read_newest
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.ids import Round
@@ -57,11 +56,16 @@ class Checkpoints:
 
         Returns each block's state and where the job stood. Raises CheckpointError.
         """
-        directory = newest(Path(job.resume))
-        found = _read_whole(directory)
-        check_same_model(found.model, self._model, directory)
+        newest = read_newest(Path(job.resume))
+        found = newest.snapshot
+        for damaged, error in newest.damaged:
+            log.warning(
+                "job=%s %s is damaged (%s): going on from %s",
+                *(job.name, damaged, error.what, newest.directory),
+            )
+        check_same_model(found.model, self._model, newest.directory)
         if job.checkpoint_dir:
-            self._owned(job).begin(found.round)
+            self._owned(job).begin(found.round, [path for path, _ in newest.damaged])
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(found.values[name])
@@ -152,15 +156,6 @@ class Checkpoints:
             owner = Owner(job.identity, job.name)
             self._ownership = Ownership(Path(job.checkpoint_dir), owner)
         return self._ownership
-
-
-def _read_whole(directory: Path) -> Snapshot:
-    """Raises CheckpointError, with the next older one to use, for one that is damaged."""
-    try:
-        return read(directory)
-    except CheckpointError as error:
-        point_to_older(error, directory)
-        raise
 
 
 def _is_main(exchange: Exchange) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -21,6 +22,7 @@ import elasticps
 from elasticps.checkpoint.directory import complete
 from elasticps.checkpoint.manifest import CutKind, read_manifest
 from elasticps.checkpoint.snapshot import read, write
+from elasticps.checkpoint.weights_file import import_weights
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import WorkerId
 from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
@@ -169,6 +171,13 @@ async def test_a_job_is_resumed_with_more_workers_and_more_epochs(tmp_path: Path
     every, counts = torch.unique(used, dim=0, return_counts=True)
     assert len(every) == 60
     assert counts.tolist() == [4] * 60
+
+
+async def test_as_many_stay_as_are_wanted(tmp_path: Path) -> None:
+    wishes = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 2, "checkpoint_keep": 1}
+    async with CheckpointRig(**wishes) as rig:
+        await as_worker(rig, Training(stop_at=5))
+    assert rounds_in(tmp_path) == [4]
 
 
 async def test_the_last_three_stay_and_the_newest_is_resumed(tmp_path: Path) -> None:
@@ -378,6 +387,18 @@ async def test_a_block_that_cannot_be_written_costs_the_checkpoint_alone(
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["round-00000004"]
 
 
+async def test_a_job_begins_with_weights_from_a_file(tmp_path: Path) -> None:
+    start = network(seed=5)
+    save_file(start.state_dict(), tmp_path / "w.safetensors")
+    import_weights(tmp_path / "w.safetensors", tmp_path / "start", version="0")
+    async with CheckpointRig() as rig:
+        straight = await as_worker(rig, Training(name="adam", model=network(seed=5)))
+    async with CheckpointRig(resume=str(tmp_path / "start"), start_workers=1) as rig:
+        imported = await as_worker(rig, Training(name="adam", model=network(seed=9)))
+    assert imported.began_at == 0
+    assert_equal(imported.model, straight.model)
+
+
 # -- what is refused ----------------------------------------------------------------------------
 
 
@@ -418,22 +439,24 @@ async def test_a_damaged_checkpoint_is_refused(at_five: Path) -> None:
     assert (error.field, error.hint) == ("blocks[0].file.sha256", None)
 
 
-async def test_the_way_on_from_a_damaged_newest_one_is_told_at_each_step(tmp_path: Path) -> None:
+async def test_a_damaged_newest_one_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 3}
     async with CheckpointRig(**wishes) as rig:
         await as_worker(rig, Training(stop_at=9))
     newest_one, before, oldest = (path for _, path in complete(tmp_path))
-    for damaged in (newest_one, before):
-        (damaged / "manifest.json").write_bytes(b"\0")
-    told = str((await refused(resume=str(tmp_path))).hint)
-    assert f"--resume {oldest}" in told
-    assert f"move {newest_one} away" in told
+    (newest_one / "manifest.json").write_bytes(b"\0")
+    min(before.glob("block-*")).write_bytes(b"")
     told = str((await refused(resume=str(oldest), **wishes)).hint)
     assert f"move {newest_one} and {before} away" in told
-    for damaged in (newest_one, before):
-        damaged.rename(tmp_path / f"damaged-{damaged.name}")
-    async with CheckpointRig(resume=str(oldest), **wishes) as rig:
+    assert (await refused(resume=str(newest_one))).field == "manifest.json"
+    async with CheckpointRig(resume=str(tmp_path), **wishes) as rig:
         assert (await as_worker(rig, Training(stop_at=7))).began_at == 3
+    for damaged in (newest_one, before):
+        assert f"{damaged} is damaged" in caplog.text
+        assert (tmp_path / f"damaged-{damaged.name}").is_dir()
+    assert f"going on from {oldest}" in caplog.text
     assert rounds_in(tmp_path) == [6, 3]
 
 

@@ -102,16 +102,24 @@ def test_a_job_that_succeeds(api, start, script, marks, tmp_path):
 def test_a_checkpoint_that_cannot_be_resumed_is_refused_before_anything_starts(
     start, script, marks, tmp_path
 ):
-    older = write_round(tmp_path / "damaged", 4)
-    damaged = write_round(tmp_path / "damaged", 5) / "manifest.json"
-    damaged.write_bytes(damaged.read_bytes().replace(b'"seed": 3', b'"seed": 4'))
+    for number in (4, 5):
+        damaged = write_round(tmp_path / "damaged", number) / "manifest.json"
+        damaged.write_bytes(damaged.read_bytes().replace(b'"seed": 3', b'"seed": 4'))
     for place, field in ((tmp_path / "nowhere", "resume"), (tmp_path / "damaged", "digest")):
         code, _, err = finish(start("--resume", place, script))
         assert code == 2
         assert f"field {field}" in err
         assert str(place) in err
-    assert f"--resume {older}" in err
     assert marks.read_text() == ""
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(api, start, script, tmp_path):
+    api.career = [{"state": "SUCCEEDED"}]
+    write_round(tmp_path, 4)
+    (write_round(tmp_path, 5) / "manifest.json").write_bytes(b"{")
+    code, _, err = finish(start("--resume", tmp_path, script))
+    assert code == 0
+    assert f"warning: {tmp_path / 'round-00000005'} is passed over" in err
 
 
 def test_a_folder_above_is_written_in_full(api, start, script):
