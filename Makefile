@@ -11,6 +11,7 @@
 # make picture              local SGD and the codecs: loss against the bytes that a worker has sent
 # make bench-checkpoint     what a checkpoint costs the training, and that none is lost or damaged
 # make bench                the data plane beside a bare socket, two copies beside one, codecs beside a copy
+# make bench-data           one worker slowed 4x: leased and static beside the ideal; samples counted
 #
 # A fresh machine needs Python >= 3.11 and make; the rest comes from pip into .venv.
 
@@ -27,7 +28,7 @@ MINUTES ?= 5
 SECONDS ?= 300
 SEED ?= 1
 
-.PHONY: demo test test-long lint sim ablations audit fuzz chaos compare picture bench bench-checkpoint clean setup
+.PHONY: demo test test-long lint sim ablations audit fuzz chaos compare picture bench bench-checkpoint bench-data clean setup
 
 setup: $(READY)
 
@@ -86,6 +87,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/replication.py
 	$(BIN)/python benchmarks/codecs.py
+
+bench-data: $(READY)
+	@$(BIN)/python benchmarks/data.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from elasticps.errors import JobFailed as JobFailed
     from elasticps.errors import PluginError as PluginError
     from elasticps.errors import UsageError as UsageError
-    from elasticps.worker.data import sample_order as sample_order
+    from elasticps.worker.order import sample_order as sample_order
     from elasticps.worker.run import Run as Run
     from elasticps.worker.run import WorkerRetired as WorkerRetired
     from elasticps.worker.run import join as join
@@ -74,7 +74,7 @@ _HOMES = {
     "Worker": "elasticps.api.strategy",
     "WorkerRetired": "elasticps.worker.run",
     "join": "elasticps.worker.run",
-    "sample_order": "elasticps.worker.data",
+    "sample_order": "elasticps.worker.order",
 }
 
 __all__ = [*_HOMES, "__version__"]

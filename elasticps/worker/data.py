@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch.utils.data import default_collate
 
+from elasticps.core.lending import BUILT_IN, DYNAMIC, LOCAL
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.errors import UsageError
+from elasticps.worker.lease import Samples
+from elasticps.worker.loading import Loader, LoaderOptions
+from elasticps.worker.order import check_pieces, mask_of, pieces_of, sample_order
+from elasticps.worker.streamed import Counted, is_stream
 
 if TYPE_CHECKING:
     from elasticps.worker.run import Run
-
 
 MOST = (1 << 63) - 1
 """What the ledger's messages can carry, whatever the data set."""
 
 
-class Dataset(Sized, Protocol):
-    """A map-style data set."""
+class Dataset(Protocol):
+    """A map-style data set, which has a length."""
 
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-def sample_order(size: int, seed: int, data_epoch: int, *, shuffle: bool = True) -> torch.Tensor:
-    """The order of a pass over the data: a function of its arguments alone, the same everywhere."""
-    if not shuffle:
-        return torch.arange(size)
-    generator = torch.Generator().manual_seed(seed + data_epoch)
-    return torch.randperm(size, generator=generator)
+Stream = Iterable[Any]
 
 
 class ElasticData:
@@ -40,25 +38,39 @@ class ElasticData:
 
     The ledger lends the samples of a round, one batch or as many as the strategy's round has
     steps, to its workers, and takes back what a dead worker held.
-    Each batch wants exactly one ``optimizer.step()``. ``epoch`` is the pass under way, from 0.
+    Each batch wants exactly one ``optimizer.step()``. ``epoch`` is the pass under way, from 0;
+    ``len()`` the global batches of all passes.
     """
 
     def __init__(
         self,
         run: Run,
-        dataset: Dataset,
+        dataset: Any,
         spec: DataSpec,
         *,
         shuffle: bool,
-        collate: Callable[[list[Any]], Any] = default_collate,
+        chunk: int,
+        policy: str,
+        local: Iterable[int] | None,
+        collate: Callable[[list[Any]], Any] | None,
+        options: LoaderOptions,
     ) -> None:
         self.epoch = 0
         self._run = run
-        self._dataset = dataset
         self._spec = spec
         self._shuffle = shuffle
-        self._collate = collate
+        self._chunk = chunk
+        self._policy = policy
+        self._counted = isinstance(dataset, Counted)
         self._orders: dict[int, torch.Tensor] = {}
+        self._loader = Loader(dataset, collate, self._indices, options)
+        self._local = None if local is None else mask_of(local, spec.size)
+        self._read = torch.zeros(spec.size, dtype=torch.bool)
+        self._held = -1
+
+    def __len__(self) -> int:
+        spec = self._spec
+        return -(-spec.size // spec.batch_size) * spec.epochs
 
     def __len__(self) -> int:
         """The batches of all epochs: the most that a worker sees, for each may have none of some.
@@ -68,26 +80,66 @@ class ElasticData:
         return self._spec.epochs * math.ceil(self._spec.size / self._spec.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        self._run.register(self._spec)
-        while (samples := self._run.next_samples()) is not None:
-            self._run.weight = float(sum(len(part) for part in samples))
-            before = self._run.steps
-            yield self._collate([self._dataset[index] for index in self._indices(samples)])
-            _check_stepped_once(self._run.steps - before)
+        run, loader = self._run, self._loader
+        rules = run.register(self._spec, self._policy, loader.ahead)
+        says_local = self._local is not None or rules == LOCAL
+        try:
+            while (samples := run.next_samples()) is not None:
+                loader.expect([samples, *run.samples_ahead])
+                run.weight = float(sum(len(part) for part in samples))
+                self.epoch = (samples[-1].stop - 1) // self._spec.size
+                if says_local:
+                    self._say_local(samples)
+                batch, before = loader.load(samples), run.steps
+                yield batch
+                del batch
+                _check_stepped_once(run.steps - before)
+        finally:
+            self.close()
 
-    def _indices(self, samples: Sequence[Range]) -> list[int]:
-        size = self._spec.size
-        positions = [position for part in samples for position in range(part.start, part.stop)]
-        self.epoch = positions[-1] // size
-        return [int(self._order(position // size)[position % size]) for position in positions]
+    def close(self) -> None:
+        """End the loader processes. Idempotent."""
+        self._loader.close()
+
+    def _say_local(self, samples: Samples) -> None:
+        """Once a data epoch: where in it and the next this node's samples are.
+
+        Where the script does not say which they are, they are those that this worker has read.
+        """
+        if self.epoch > self._held:
+            self._held = self.epoch
+            mask = self._read if self._local is None else self._local
+            epochs = range(self.epoch, min(self.epoch + 2, self._spec.epochs))
+            parts = [part for each in epochs for part in pieces_of(mask, self._order(each), each)]
+            if self._local is not None:
+                check_pieces(len(parts))
+            self._run.hold(parts)
+        if self._local is None:
+            for part in samples:
+                self._read[self._of(part)] = True
+
+    def _indices(self, samples: Samples) -> list[int]:
+        if self._counted:
+            return _positions(samples)
+        return torch.cat([self._of(part) for part in samples]).tolist()
+
+    def _of(self, part: Range) -> torch.Tensor:
+        """The indices of the samples at ``part``, which lies in one data epoch."""
+        data_epoch, start = divmod(part.start, self._spec.size)
+        return self._order(data_epoch)[start : start + len(part)]
 
     def _order(self, data_epoch: int) -> torch.Tensor:
         if data_epoch not in self._orders:
             self._orders = {key: self._orders[key] for key in self._orders if key >= self.epoch - 1}
+            spec = self._spec
             self._orders[data_epoch] = sample_order(
-                self._spec.size, self._spec.seed, data_epoch, shuffle=self._shuffle
+                spec.size, spec.seed, data_epoch, shuffle=self._shuffle, chunk=self._chunk
             )
         return self._orders[data_epoch]
+
+
+def _positions(samples: Sequence[Range]) -> list[int]:
+    return [position for part in samples for position in range(part.start, part.stop)]
 
 
 def _check_stepped_once(steps: int) -> None:
@@ -101,21 +153,101 @@ def _check_stepped_once(steps: int) -> None:
         )
 
 
-def data_spec(dataset: Dataset, *, batch_size: int, epochs: int, seed: int) -> DataSpec:
-    """Checked numbers of a data set. Raises UsageError naming the field."""
-    try:
-        size = len(dataset)
-    except TypeError:
-        raise UsageError(
-            f"a {type(dataset).__name__} has no length: run.data needs a map-style data set",
-            field="dataset",
-        ) from None
-    return DataSpec(
-        size=_whole("dataset", size, least=1),
+def elastic_data(
+    run: Run,
+    dataset: Dataset | Stream,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    shuffle: bool | None,
+    chunk: int,
+    length: int | None,
+    policy: str,
+    local: Iterable[int] | None,
+    collate: Callable[[list[Any]], Any] | None,
+    options: LoaderOptions,
+) -> ElasticData:
+    """``Run.data``, its arguments checked. Raises UsageError naming the field."""
+    stream = is_stream(dataset)
+    size = _size_of(dataset, length, stream=stream)
+    if stream:
+        _check_stream(shuffle, options, local)
+    spec = DataSpec(
+        size=size,
         batch_size=_whole("batch_size", batch_size, least=1),
         epochs=_whole("epochs", epochs, least=1),
         seed=_whole("seed", seed, least=-MOST),
     )
+    return ElasticData(
+        run,
+        Counted(dataset, size) if stream else dataset,
+        spec,
+        shuffle=not stream and shuffle is not False,
+        chunk=_whole("chunk", chunk, least=1),
+        policy=_policy(policy, run.data_policy),
+        local=local,
+        collate=collate,
+        options=options,
+    )
+
+
+def _size_of(dataset: Any, length: int | None, *, stream: bool) -> int:
+    if length is not None:
+        if not stream:
+            raise UsageError(
+                f"a {type(dataset).__name__} has a length of its own",
+                field="length",
+                hint="length= is for iterable data sets",
+            )
+        return _whole("length", length, least=1)
+    try:
+        size = len(dataset)
+    except TypeError:
+        hint = "length= says how many items a pass has" if stream else "give it a __len__"
+        raise UsageError(
+            f"a {type(dataset).__name__} has no length", field="dataset", hint=hint
+        ) from None
+    return _whole("dataset", size, least=1)
+
+
+def _check_stream(
+    shuffle: bool | None, options: LoaderOptions, local: Iterable[int] | None
+) -> None:
+    if shuffle:
+        raise UsageError(
+            "an iterable data set is read in its own order",
+            field="shuffle",
+            hint="shuffle inside it, by a seed and the epoch of its set_epoch(epoch)",
+        )
+    if options.get("num_workers", 0) > 1:
+        raise UsageError(
+            f"num_workers of {options['num_workers']} for an iterable data set",
+            field="num_workers",
+            limit="0 or 1: its position is counted by one reader",
+        )
+    if local is not None:
+        raise UsageError("an iterable data set lies nowhere", field="local")
+
+
+def _policy(asked: str, of_the_job: str) -> str:
+    """What the ledger is to be told: nothing where the job has it already."""
+    if asked in ("", of_the_job):
+        return ""
+    if asked not in BUILT_IN:
+        raise UsageError(
+            f"{asked} is no built-in data policy",
+            field="policy",
+            limit=", ".join(BUILT_IN),
+            hint=f"choose a plugin for the whole job: --data-policy {asked}",
+        )
+    if of_the_job != DYNAMIC:
+        raise UsageError(
+            f"the job was submitted with --data-policy {of_the_job}, the script asks for {asked}",
+            field="policy",
+            hint="leave out one of the two",
+        )
+    return asked
 
 
 def _whole(field: str, number: int, *, least: int) -> int:

@@ -20,12 +20,16 @@ from elasticps.core.commands import (
     Committed,
     Cut,
     Floor,
+    Held,
+    Hold,
     Initialized,
     Inspect,
     Inspected,
     Join,
     Leave,
     Ready,
+    Reduce,
+    Reduced,
     Regenerated,
     Register,
     Registered,
@@ -80,6 +84,7 @@ class Exchange:
         self.leaving = False
         self.keeps: tuple[Range, ...] = ()
         self.weight = 1.0
+        self.speed = 0.0
         self.weights: Mapping[int, float] = {}
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
         self.clipping = Clipping(None)
@@ -98,6 +103,8 @@ class Exchange:
         self.early = EarlyPushes(self._push)
         self._attendance = Attendance(client)
         self._floor: Floor = {}
+        self._holds = 0
+        self._reduced = Round(0), 0
         self._seq = Seq(0)
         self._updates: Targets | None = None
         self._called: Called | None = None
@@ -182,9 +189,9 @@ class Exchange:
                 hint="load the same state in every worker, before its first step",
             )
 
-    async def register(self, data: DataSpec) -> Turn:
+    async def register(self, data: DataSpec, policy: str = "", ahead: int = 0) -> Turn:
         """Say what data the job reads; returns the turn with this worker's samples."""
-        answer = await self._client.ledger(lambda worker: Register(worker, data))
+        answer = await self._client.ledger(lambda worker: Register(worker, data, policy, ahead))
         if not isinstance(answer, Registered):
             raise _unexpected(answer)
         self.turn = answer.turn
@@ -192,6 +199,27 @@ class Exchange:
             self.commit = answer.commit
             await self.read()
         return answer.turn
+
+    async def hold(self, parts: Sequence[Range]) -> None:
+        """Say which positions lie on this node."""
+        self._holds += 1
+        number = self._holds
+        answer = await self._client.ledger(lambda worker: Hold(worker, number, tuple(parts)))
+        if not isinstance(answer, Held):
+            raise _unexpected(answer)
+
+    async def reduce(self, numbers: Sequence[float], weight: float) -> Reduced:
+        """The sums of what the round's members give."""
+        round_ = self.commit.round if self.commit else Round(0)
+        last, number = self._reduced
+        number = number + 1 if last == round_ else 1
+        self._reduced = round_, number
+        answer = await self._client.ledger(
+            lambda worker: Reduce(worker, round_, number, tuple(numbers), weight)
+        )
+        if not isinstance(answer, Reduced):
+            raise _unexpected(answer)
+        return answer
 
     async def leave(self) -> None:
         await self._client.ledger(Leave)
@@ -425,6 +453,7 @@ class Exchange:
                 keeps=self.keeps if contributes else (),
                 pushed=pushed,
                 scale=self._scale,
+                speed=self.speed,
             )
 
         answer = await self._client.ledger(ballot)

@@ -25,6 +25,13 @@ class Lease:
         self._steps = 0
         self._kept: Samples = ()
         self._steps_kept = 0
+        self._foreseen: list[Samples] = []
+        self._by_speed = False
+
+    @property
+    def ahead(self) -> list[Samples]:
+        """The batches to come: those lent, and those that will be if all goes on as it is."""
+        return [*self._batches, *self._foreseen]
 
     @property
     def steps_left(self) -> int:
@@ -36,9 +43,13 @@ class Lease:
         self._steps_kept = self._steps
         return self._kept
 
-    def read_data(self, batch_size: int) -> None:
-        """From now on samples are read, in global batches of ``batch_size``."""
-        self._batch_size = batch_size
+    def read_data(self, batch_size: int, *, by_speed: bool) -> None:
+        """From now on samples are read, in global batches of ``batch_size``.
+
+        ``by_speed``: a turn's samples are this worker's share of all the round's steps, whatever
+        their number; else it takes fewer steps where there are fewer samples.
+        """
+        self._batch_size, self._by_speed = batch_size, by_speed
 
     def add(self, turn: Turn) -> None:
         """A new turn has begun, first of all with what was kept.
@@ -50,11 +61,20 @@ class Lease:
         if self._batch_size is None:
             self._steps += max(0, self._span - steps_kept)
             return
-        count = count_of(turn.samples)
-        each = max(1.0, self._batch_size / turn.world)
+        self._batches.extend(self._cut(turn.samples, turn.world, kept))
+        self._foreseen = [
+            batch for samples in turn.ahead for batch in self._cut(samples, turn.world, 0)
+        ]
+
+    def _cut(self, samples: Samples, world: int, kept: int) -> list[Samples]:
+        assert self._batch_size is not None
+        count = count_of(samples)
+        each = max(1.0, self._batch_size / world)
+        if self._by_speed:
+            each = max(1.0, (count - kept) / self._span)
         steps = min(self._span, math.ceil((count - kept) / each))
         bounds = [kept + int(step * each) for step in range(steps)]
-        self._batches.extend(cut_at(turn.samples, [*bounds, count]))
+        return cut_at(samples, [*bounds, count])
 
     def take(self) -> Samples | None:
         """The next step's batch; None when the turn has no more."""
@@ -67,5 +87,6 @@ class Lease:
     def clear(self) -> None:
         """Nothing of what was lent is to be read any more."""
         self._batches.clear()
+        self._foreseen = []
         self._steps = self._steps_kept = 0
         self._kept = ()

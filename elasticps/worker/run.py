@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 
@@ -17,7 +18,7 @@ from elasticps.core.affinity import Span
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.commands import Turn
 from elasticps.core.ids import Round
-from elasticps.core.ranges import DataSpec
+from elasticps.core.ranges import DataSpec, Range
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Prefer, Progress, StateMeta, Welcome
@@ -26,7 +27,7 @@ from elasticps.wire.transports import TRANSPORTS_VARIABLE, allowed_transports
 from elasticps.worker.agent import Agent
 from elasticps.worker.backward_overlap import BackwardOverlap
 from elasticps.worker.clipping import Clipping
-from elasticps.worker.data import Dataset, ElasticData, data_spec
+from elasticps.worker.data import Dataset, ElasticData, Stream, elastic_data
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.job_model import (
     check_at_once,
@@ -36,9 +37,13 @@ from elasticps.worker.job_model import (
     pipeline_of,
 )
 from elasticps.worker.lease import Samples
+from elasticps.worker.loading import LoaderOptions
 from elasticps.worker.membership import Membership
+from elasticps.worker.metrics_file import METRICS_VARIABLE, MetricsFile
 from elasticps.worker.optimizer import ElasticOptimizer
+from elasticps.worker.pace import Pace
 from elasticps.worker.parameters import BlockMemory, ParamGroup, memory_of
+from elasticps.worker.reduction import Metric, Op, reduced
 from elasticps.worker.served_model import ServedModel
 from elasticps.worker.step_recorder import StepRecorder
 from elasticps.worker.stepping import Stepping
@@ -59,7 +64,9 @@ class WorkerRetired(SystemExit):
 class Run:
     """One worker's membership of a job. Made by ``join``; a context manager."""
 
-    def __init__(self, loop: DataLoop, agent: Agent, welcome: Welcome) -> None:
+    def __init__(
+        self, loop: DataLoop, agent: Agent, welcome: Welcome, kept: MetricsFile | None = None
+    ) -> None:
         self.weight = 1.0
         self.memory: Sequence[BlockMemory] = ()
         self._loop = loop
@@ -72,10 +79,12 @@ class Run:
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
         self._metrics: dict[str, float] = {}
+        self._kept = kept
         self._told_at = 0.0
         self._waits_for = ""
         self._stepped_at = time.monotonic()
         self._step_s = self._compute_s = 0.0
+        self._pace = Pace()
         self._left = False
         self._closed = False
 
@@ -221,31 +230,74 @@ class Run:
 
     def data(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Stream,
         *,
         batch_size: int,
         epochs: int = 1,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | None = None,
+        chunk: int = 1,
+        length: int | None = None,
+        policy: str = "",
+        local: Iterable[int] | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        **loader: Unpack[LoaderOptions],
     ) -> ElasticData:
-        """This worker's share of ``dataset``, a map-style data set, as batches.
+        """This worker's share of ``dataset`` as batches, which a torch DataLoader loads.
 
         ``batch_size`` is the global batch: workers share it whatever their number, so that a
         learning rate tuned once stays right. One pass over the result is ``epochs`` passes over the
         data; a worker that joins later continues where the job is. The order of a pass is
-        ``elasticps.sample_order(len(dataset), seed, epoch)``.
+        ``elasticps.sample_order(len(dataset), seed, epoch, chunk=chunk)``, or with
+        ``shuffle=False`` the data set's own. An iterable data set is read in its own order, the
+        first ``length`` items of it a pass.
+
+        ``policy``: how workers share the samples, where the job was submitted without a
+        ``--data-policy``; ``local``: the indices of samples on this node, for policies that ask.
+        ``loader``: num_workers and what else the DataLoader takes. Raises UsageError naming the
+        field.
         """
         if self._data is not None:
             raise UsageError("a run has one data loader", field="run.data")
-        spec = data_spec(dataset, batch_size=batch_size, epochs=epochs, seed=seed)
-        arguments = {} if collate is None else {"collate": collate}
-        self._data = ElasticData(self, dataset, spec, shuffle=shuffle, **arguments)
+        self._data = elastic_data(
+            self,
+            dataset,
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seed,
+            shuffle=shuffle,
+            chunk=chunk,
+            length=length,
+            policy=policy,
+            local=local,
+            collate=collate,
+            options=loader,
+        )
         return self._data
 
     def log(self, **metrics: float | torch.Tensor) -> None:
-        """Numbers to show in ``elasticps status`` (a tensor of one element is read)."""
-        self._metrics.update({key: _number(key, item) for key, item in metrics.items()})
+        """Numbers to show in ``elasticps status`` and on the dashboard.
+
+        A tensor of one element is read. Of all workers the main one's are kept, where the
+        environment says ``ELASTICPS_METRICS_DIR``: as JSON lines, and for TensorBoard.
+        """
+        numbers = {key: _number(key, item) for key, item in metrics.items()}
+        self._metrics.update(numbers)
+        if self._kept is not None and self._stepping is not None and self.is_main:
+            self._kept.write(self.round, numbers)
+
+    def reduce(self, metric: Metric, op: Op = "mean", *, weight: float | None = None) -> Metric:
+        """``metric`` over all workers that call this between the same two rounds.
+
+        A number or a tensor of at most 1,024. The mean is weighted by ``weight``, by default the
+        samples of this worker's last batch: exact, whatever each was lent. All workers are to call
+        it, as often; who goes on to the next step, leaves or dies instead is not waited for.
+
+        Raises UsageError naming the field, and in the consistencies that have no rounds.
+        """
+        if op == "mean" and weight is None:
+            weight = self.weight
+        return reduced(metric, op, 0.0 if weight is None else weight, self._member.reduce)
 
     def on_membership_change(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when the set of workers changes, between two rounds."""
@@ -276,6 +328,9 @@ class Run:
         member = self._member
         if self._overlap is not None:
             self._overlap.check()
+        if self._data is not None:
+            seconds = time.monotonic() - self._stepped_at
+            member.tell_speed(self._pace.stepped(self.weight, seconds))
         self._take_part(lambda: member.step(changed_options, self.weight))
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -286,9 +341,24 @@ class Run:
         self._tell_listeners(before)
         return loss
 
-    def register(self, spec: DataSpec) -> None:
+    @property
+    def data_policy(self) -> str:
+        """What the job was submitted with."""
+        return self._job.data_policy
+
+    def register(self, spec: DataSpec, policy: str, ahead: int) -> str:
+        """Say what is read; returns the data policy that rules."""
         self._member.arrive()
-        self._member.register(spec)
+        self._member.register(spec, policy, ahead)
+        self._stepped_at = time.monotonic()
+        return policy or self.data_policy
+
+    @property
+    def samples_ahead(self) -> list[Samples]:
+        return self._member.samples_ahead
+
+    def hold(self, parts: Sequence[Range]) -> None:
+        self._member.hold(parts)
 
     def next_samples(self) -> Samples | None:
         """This worker's samples of the next step; None when all have been read."""
@@ -405,6 +475,10 @@ class Run:
         if self._closed:
             return
         self._closed = True
+        if self._data is not None:
+            self._data.close()
+        if self._kept is not None:
+            self._kept.close()
         try:
             if self._stepping is not None and not failed:
                 failed = True
@@ -470,4 +544,7 @@ def join(environment: Mapping[str, str] | None = None) -> Run:
         loop.call(agent.aclose())
         loop.close()
         raise
-    return Run(loop, agent, welcome)
+    kept = variables.get(METRICS_VARIABLE)
+    job = agent.job
+    assert job is not None
+    return Run(loop, agent, welcome, MetricsFile(Path(kept) / job.name) if kept else None)

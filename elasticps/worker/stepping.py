@@ -13,10 +13,11 @@ from elasticps.api.pipeline import Pipeline
 from elasticps.api.strategy import Pending, Strategy
 from elasticps.core.affinity import Span
 from elasticps.core.blocks import Hyperparameters
-from elasticps.core.commands import Turn
+from elasticps.core.commands import Reduced, Turn
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import Round
-from elasticps.core.ranges import DataSpec
+from elasticps.core.lending import LEASED, LOCAL
+from elasticps.core.ranges import DataSpec, Range
 from elasticps.errors import JobFailed, UsageError
 from elasticps.wire.messages import JobInfo
 from elasticps.worker.block_calls import States
@@ -438,14 +439,18 @@ class Stepping:
 
     # -- what the data loader and the optimizer do ----------------------------------------------
 
-    def register(self, spec: DataSpec) -> None:
-        """Say what is read; the ledger lends for as many steps as the strategy's round has."""
+    def register(self, spec: DataSpec, policy: str, ahead: int) -> None:
+        """Say what is read; the ledger lends for as many steps as the strategy's round has.
+
+        ``policy``: what the script asks for, empty for the job's; ``ahead``: the rounds to foresee.
+        """
         span = self._strategy.steps_per_round
         wider = msgspec.structs.replace(spec, batch_size=spec.batch_size * span)
-        self._loop.call(self._exchange.register(wider))
+        self._loop.call(self._exchange.register(wider, policy, ahead))
         self._model.refresh()
         self._lease.clear()
-        self._lease.read_data(spec.batch_size)
+        by_speed = (policy or self._job.data_policy) in (LEASED, LOCAL)
+        self._lease.read_data(spec.batch_size, by_speed=by_speed)
         self._adopt_turn()
         assert self.turn is not None
         self._lease.add(self.turn)
@@ -457,6 +462,26 @@ class Stepping:
             self._ticket.wait()
             samples = self._lease.take()
         return samples
+
+    @property
+    def samples_ahead(self) -> list[Samples]:
+        """The batches of the steps after, as far as they can be foreseen."""
+        return self._lease.ahead
+
+    def hold(self, parts: Sequence[Range]) -> None:
+        """Say which positions lie on this node."""
+        self._loop.call(self._exchange.hold(parts))
+
+    def tell_speed(self, speed: float) -> None:
+        """Samples a second, told with the next vote."""
+        self._exchange.speed = speed
+
+    def reduce(self, numbers: Sequence[float], weight: float) -> Reduced:
+        """The sums of what the members give between the same two rounds."""
+        self._be_in_rounds()
+        if self._ticket is not None:
+            self._ticket.wait()
+        return self._loop.call(self._exchange.reduce(numbers, weight))
 
     def sit_out(self) -> None:
         """A round without samples."""

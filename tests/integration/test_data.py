@@ -1,0 +1,332 @@
+"""``run.data``: what it reads, how it is loaded, and that no sample is lost or read twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+
+import elasticps
+from elasticps.core.consistency import Consistency
+from elasticps.core.ranges import Range
+from elasticps.errors import JobFailed, UsageError
+from elasticps.testing.rig import Rig
+from elasticps.testing.scripts import Died
+from elasticps.worker.loading import Loader
+from elasticps.worker.metrics_file import MetricsFile
+from tests.support.scripts import as_worker, as_workers, network
+
+SIZE, BATCH, EPOCHS = 37, 8, 2
+EVERYTHING = Counter(dict.fromkeys(range(SIZE), EPOCHS))
+
+
+class Squares:
+    """Item i is i squared, and the process that it was read in."""
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int) -> tuple[int, int, int]:
+        return index, index * index, os.getpid()
+
+
+class Many(Squares):
+    """Reads a batch at a time, as Hugging Face data sets do."""
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, int, int]]:
+        assert indices
+        return [self[index] for index in indices]
+
+
+class Counting(IterableDataset[tuple[int, int, int]]):
+    """A stream whose order depends on the epoch, as it does where its buffer is shuffled."""
+
+    def __init__(self, size: int = SIZE) -> None:
+        self.size, self.epoch = size, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        for number in range(self.size):
+            item = (number + self.epoch) % self.size
+            yield item, item * item, os.getpid()
+
+
+def reading(run: elasticps.Run, dataset: Any, **options: Any) -> list[list[tuple[int, int, int]]]:
+    """Train on ``dataset``; the batches that this worker read."""
+    optimizer = run.optimizer(network(), "sgd", lr=0.0)
+    data = run.data(dataset, batch_size=BATCH, epochs=EPOCHS, collate=list, **options)
+    batches = []
+    for batch in data:
+        batches.append(batch)
+        optimizer.step()
+    return batches
+
+
+def indices(batches: list[list[tuple[int, int, int]]]) -> list[int]:
+    for index, square, _ in (item for batch in batches for item in batch):
+        assert square == index * index
+    return [item[0] for batch in batches for item in batch]
+
+
+def processes(batches: list[list[tuple[int, int, int]]]) -> set[int]:
+    return {item[2] for batch in batches for item in batch}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dataset", [Squares(), Many()], ids=["items", "batches"])
+async def test_one_worker_reads_the_promised_order_whoever_loads_it(
+    dataset: Squares, workers: int
+) -> None:
+    async with Rig() as rig:
+        batches = await as_worker(rig, lambda run: reading(run, dataset, num_workers=workers))
+    order = [elasticps.sample_order(SIZE, 0, epoch).tolist() for epoch in range(EPOCHS)]
+    assert indices(batches) == [*order[0], *order[1]]
+    assert (os.getpid() in processes(batches)) == (workers == 0)
+
+
+@pytest.mark.parametrize("policy", ["static", "leased", "local"])
+async def test_two_workers_with_loaders_read_everything_once(policy: str) -> None:
+    def script(run: elasticps.Run) -> list[list[tuple[int, int, int]]]:
+        options: dict[str, Any] = {"num_workers": 1, "policy": policy, "chunk": 4}
+        return reading(run, Squares(), **options)
+
+    async with Rig(start_workers=2) as rig:
+        one, other = await as_workers(rig, 2, script)
+    assert Counter(indices(one + other)) == EVERYTHING
+
+
+async def test_what_a_dead_worker_had_loaded_ahead_is_read_by_the_others_once() -> None:
+    counted: list[int] = []
+    lock = threading.Lock()
+
+    def script(run: elasticps.Run) -> None:
+        optimizer = run.optimizer(network(), "sgd", lr=0.0)
+        # A process of its own for each would be a copy of the other's sockets, in this one test.
+        loaders, dies = run.rank, run.rank == 1
+        options: dict[str, Any] = {"collate": list, "num_workers": loaders}
+        for batch in run.data(Squares(), batch_size=BATCH, epochs=EPOCHS, **options):
+            if run.round == 3 and dies:
+                raise Died("in the middle of its batch")
+            optimizer.step()
+            with lock:
+                counted.extend(item[0] for item in batch)
+
+    async with Rig(start_workers=2) as rig:
+        one, other = rig.environment("w0"), rig.environment("w1")
+        ends = await _both(script, one, other)
+        assert sorted(type(end).__name__ for end in ends) == ["Died", "NoneType"]
+    assert Counter(counted) == EVERYTHING
+
+
+async def _both(script: Any, *environments: dict[str, str]) -> list[Any]:
+    def live(environment: dict[str, str]) -> Any:
+        with elasticps.join(environment) as run:
+            script(run)
+
+    lives = [asyncio.to_thread(live, environment) for environment in environments]
+    return await asyncio.gather(*lives, return_exceptions=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_a_stream_is_shared_by_counting(workers: int) -> None:
+    def script(run: elasticps.Run) -> list[list[tuple[int, int, int]]]:
+        return reading(run, Counting(), length=SIZE, num_workers=workers)
+
+    async with Rig(start_workers=2) as rig:
+        one, other = await as_workers(rig, 2, script)
+    assert Counter(indices(one + other)) == EVERYTHING
+
+
+class Broken(Squares):
+    def __getitem__(self, index: int) -> tuple[int, int, int]:
+        if index == 3:
+            raise ZeroDivisionError(index)
+        return super().__getitem__(index)
+
+
+def test_a_data_sets_error_comes_out_as_it_is_and_the_next_batch_is_loaded_all_the_same() -> None:
+    loader = Loader(Broken(), list, lambda samples: [samples[0].start], {"num_workers": 1})
+    batches = [(Range(number, number + 1),) for number in range(5)]
+    loader.expect(batches)
+    with pytest.raises(ZeroDivisionError):
+        loader.load(batches[3])
+    assert loader.load(batches[4])[0][:2] == (4, 16)
+    loader.close()
+
+
+def test_what_is_no_longer_expected_is_loaded_for_nothing_and_not_given() -> None:
+    loader = Loader(Squares(), list, lambda samples: [samples[0].start], {"num_workers": 2})
+    batches = [(Range(number, number + 1),) for number in range(20)]
+    for turn in range(0, 10, 2):
+        loader.expect(batches[turn : turn + 6])
+        assert loader.load(batches[turn])[0][0] == turn
+        assert loader.load(batches[turn + 7])[0][0] == turn + 7
+    loader.close()
+
+
+def test_the_chunks_of_an_order_stay_together_and_every_index_is_there_once() -> None:
+    order = elasticps.sample_order(103, 7, 1, chunk=10)
+    assert sorted(order.tolist()) == list(range(103))
+    assert order.tolist() != elasticps.sample_order(103, 7, 2, chunk=10).tolist()
+    changes = int((order // 10).diff().ne(0).sum())
+    assert changes == 10
+    assert torch.equal(order, elasticps.sample_order(103, 7, 1, chunk=10))
+
+
+async def test_len_counts_the_global_batches_of_all_epochs() -> None:
+    def script(run: elasticps.Run) -> tuple[int, int]:
+        optimizer = run.optimizer(network(), "sgd", lr=0.0)
+        data = run.data(Squares(), batch_size=BATCH, epochs=EPOCHS, collate=list)
+        steps = sum(1 for _ in iter_steps(data, optimizer))
+        return len(data), steps
+
+    async with Rig() as rig:
+        assert await as_worker(rig, script) == (10, 10)
+
+
+def iter_steps(data: Any, optimizer: torch.optim.Optimizer) -> Iterator[Any]:
+    for batch in data:
+        yield batch
+        optimizer.step()
+
+
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "a stream without a length": (Counting(), {}, "dataset"),
+    "a stream that is to be shuffled": (Counting(), {"length": 5, "shuffle": True}, "shuffle"),
+    "a stream with several readers": (Counting(), {"length": 5, "num_workers": 2}, "num_workers"),
+    "a stream that lies somewhere": (Counting(), {"length": 5, "local": [1]}, "local"),
+    "a stream that ends early": (Counting(9), {"length": 10}, "length"),
+    "what can be read only once": (iter([1, 2]), {"length": 2}, "dataset"),
+    "a length that is known": (Squares(), {"length": 5}, "length"),
+    "a policy that nobody has": (Squares(), {"policy": "leasd"}, "policy"),
+    "a chunk of none": (Squares(), {"chunk": 0}, "chunk"),
+    "a local index that is none": (Squares(), {"local": [SIZE]}, "local"),
+    "a DataLoader's option that is wrong": (Squares(), {"num_workers": -1}, "run.data"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+async def test_data_that_cannot_be_read_whole_is_refused_by_name(what: str) -> None:
+    dataset, options, field = REFUSED[what]
+    async with Rig() as rig:
+        with pytest.raises(UsageError) as caught:
+            await as_worker(rig, lambda run: reading(run, dataset, **options))
+    assert caught.value.field == field
+
+
+async def test_a_script_cannot_change_the_policy_that_the_job_was_submitted_with() -> None:
+    async with Rig(data_policy="static") as rig:
+        with pytest.raises(UsageError, match="submitted with --data-policy static"):
+            await as_worker(rig, lambda run: reading(run, Squares(), policy="leased"))
+        await as_worker(rig, lambda run: reading(run, Squares(), policy="static"))
+
+
+async def test_workers_that_ask_for_two_policies_are_told_so() -> None:
+    first = threading.Event()
+
+    def script(run: elasticps.Run) -> str:
+        policy = "static" if first.is_set() else "leased"
+        first.set()
+        try:
+            reading(run, Squares(), policy=policy)
+        except JobFailed as error:
+            return str(error)
+        return ""
+
+    async with Rig(start_workers=2) as rig:
+        said = await as_workers(rig, 2, script)
+    assert [text for text in said if "data policy is" in text]
+
+
+# -- logging that does it once --------------------------------------------------------------------
+
+
+async def test_a_mean_is_weighted_by_samples_and_a_sum_is_of_all() -> None:
+    """Three samples in a batch of two workers: two and one, so that a mean of means is wrong."""
+
+    def script(run: elasticps.Run) -> list[Any]:
+        optimizer = run.optimizer(network(), "sgd", lr=0.0)
+        found: list[Any] = []
+        for batch in run.data(range(9), batch_size=3, shuffle=False, collate=list):
+            mean = sum(batch) / len(batch)
+            found.append((run.reduce(mean), run.reduce(torch.tensor([len(batch), 1]), "sum")))
+            optimizer.step()
+        found.append(run.reduce(float(run.rank), "sum"))
+        return found
+
+    async with Rig(start_workers=2) as rig:
+        one, other = await as_workers(rig, 2, script)
+    means, counts = zip(*one[:-1], strict=True)
+    assert means == (1.0, 4.0, 7.0)
+    assert [count.tolist() for count in counts] == [[3, 2]] * 3
+    assert [mean for mean, _ in other[:-1]] == list(means)
+    assert one[-1] == other[-1] == 1.0
+
+
+async def test_who_has_no_samples_in_a_round_is_not_waited_for() -> None:
+    def script(run: elasticps.Run) -> list[float]:
+        optimizer = run.optimizer(network(), "sgd", lr=0.0)
+        found = []
+        for batch in run.data(range(5), batch_size=1, shuffle=False, collate=list):
+            found.append(run.reduce(float(batch[0]), "sum"))
+            optimizer.step()
+        return found
+
+    async with Rig(start_workers=2) as rig:
+        one, other = await as_workers(rig, 2, script)
+    assert sorted(one + other) == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+async def test_nothing_is_reduced_where_workers_do_not_move_in_step() -> None:
+    def script(run: elasticps.Run) -> None:
+        run.optimizer(network(), "sgd", lr=0.0)
+        run.reduce(1.0)
+
+    async with Rig(consistency=Consistency.ASYNC) as rig:
+        with pytest.raises(UsageError, match="synchronous"):
+            await as_worker(rig, script)
+
+
+async def test_the_main_worker_alone_keeps_what_is_logged(tmp_path: Path) -> None:
+    def script(run: elasticps.Run) -> None:
+        optimizer = run.optimizer(network(), "sgd", lr=0.0)
+        for batch in run.data(range(6), batch_size=2, shuffle=False, collate=list):
+            optimizer.step()
+            run.log(first=batch[0], bad=float("nan"))
+
+    def live(environment: dict[str, str]) -> None:
+        with elasticps.join({**environment, "ELASTICPS_METRICS_DIR": str(tmp_path)}) as run:
+            script(run)
+
+    async with Rig(start_workers=2) as rig:
+        lives = [asyncio.to_thread(live, rig.environment(uid)) for uid in ("w0", "w1")]
+        await asyncio.gather(*lives)
+    kept = (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in kept]
+    assert [(line["round"], line["first"], line["bad"]) for line in lines] == [
+        (1, 0.0, None),
+        (2, 2.0, None),
+        (3, 4.0, None),
+    ]
+
+
+async def test_a_folder_that_cannot_be_written_ends_no_job(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "job").write_text("a file")
+    kept = MetricsFile(tmp_path / "job")
+    kept.write(1, {"loss": 1.0})
+    kept.write(2, {"loss": 1.0})
+    assert len(caplog.records) == 1
+    kept.close()
