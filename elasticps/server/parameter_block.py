@@ -156,7 +156,7 @@ class ParameterBlock(Hosted):
         return Staged(gradient, meta.weight, meta.hyper, meta.rank)
 
     def _decoded(self, payload: torch.Tensor) -> torch.Tensor:
-        """A pushed gradient in the block's shape: decoded as float32, else in the block's dtype."""
+        """A pushed gradient in the block's shape: decoded as float32, else as the block has it."""
         if self._codec is None:
             return self._tensor.gradient_from(payload)
         return self._codec.decode(bytes_of(payload), self._tensor.block.numel)
@@ -403,13 +403,14 @@ class ParameterBlock(Hosted):
         self._tensor.check_options(hyper)
         if not payload:
             return PreparedGradient(None, hyper)
-        if len(payload) != self.nbytes:
+        wanted = self._tensor.nbytes_kept
+        if len(payload) != wanted:
             raise WireError(
                 f"a gradient of {len(payload)} bytes for block {self.id}",
                 field="payload_length",
-                limit=f"exactly {self.nbytes}",
+                limit=f"exactly {wanted}",
             )
-        gradient = self._tensor.gradient_from(torch.frombuffer(payload, dtype=torch.uint8))
+        gradient = self._tensor.replicated(torch.frombuffer(payload, dtype=torch.uint8))
         return PreparedGradient(gradient, hyper)
 
     def adopt(self, entry: Entry) -> None:

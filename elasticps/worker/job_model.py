@@ -13,12 +13,13 @@ from elasticps.api.optimizer import Optimizer
 from elasticps.api.pipeline import Pipeline
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.api.strategy import ServedOptimizer, Strategy
-from elasticps.core.blocks import Model
+from elasticps.core.blocks import HALF, Model
 from elasticps.core.consistency import Consistency
 from elasticps.errors import UsageError
 from elasticps.optimizers.by_group import KEY as OPTIMIZER
 from elasticps.optimizers.by_group import NAME as BY_GROUP
 from elasticps.wire.messages import JobInfo
+from elasticps.wire.tensors import dtype_name
 from elasticps.worker.parameters import ParamGroup, describe, fingerprint
 
 
@@ -65,8 +66,13 @@ def job_model(
     groups: Sequence[ParamGroup] | None,
     strategy: Strategy,
     block_bytes: int,
+    *,
+    master_weights: bool = True,
 ) -> JobModel:
     """``model`` and the script's choice, as ``strategy`` wants them served.
+
+    ``master_weights``: of what is in half precision the servers keep float32 copies, where they run
+    the script's optimizer. Where workers step they give out what those have, to the bit.
 
     Raises UsageError for a model or option that cannot be served, PluginError for a plugin.
     """
@@ -92,6 +98,7 @@ def job_model(
         block_bytes=block_bytes,
         untrained=fingerprint(model, trained),
         at_once=strategy.applied_at_once(list(names.values())),
+        masters=_masters(served, names) if master_weights else (),
     )
     tensors = dict(trained)
     return JobModel(
@@ -100,6 +107,17 @@ def job_model(
         local=local,
         follows=served.follows,
     )
+
+
+def _masters(served: _Served, names: Mapping[int, str]) -> list[str]:
+    chosen = zip(served.groups, served.follows, strict=True)
+    return [
+        names[id(item)]
+        for group, follows in chosen
+        if follows is not None
+        for item in group["params"]
+        if id(item) in names and dtype_name(item.dtype) in HALF
+    ]
 
 
 def check_at_once(model: Model, job: JobInfo) -> None:

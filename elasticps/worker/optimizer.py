@@ -12,7 +12,7 @@ from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import UsageError
 from elasticps.worker.amp import unscale
 from elasticps.worker.clipping import Clipping
-from elasticps.worker.optimizer_state import by_block, by_parameter
+from elasticps.worker.optimizer_state import by_block, by_parameter, loaded
 from elasticps.worker.parameters import ParamGroup, plain
 from elasticps.worker.schedule import Schedule
 
@@ -167,7 +167,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         keep what they have, and the parameters are read from them again.
         """
         super().load_state_dict(state_dict)
-        state = dict(self.state)
+        state = loaded(self._run.memory, self.param_groups, state_dict, self.state)
         self.state.clear()
         if self._local is not None:
             self._local.load_state_dict(state_dict)

@@ -131,15 +131,18 @@ class Run:
         *,
         groups: Sequence[ParamGroup] | None = None,
         clip_grad_norm: float | None = None,
+        master_weights: bool = True,
         **options: Any,
     ) -> ElasticOptimizer:
         """Hand ``model``'s parameters to the job and get the optimizer that trains them.
 
         ``name`` is an optimizer plugin; ``options`` are its class's arguments; ``groups`` are
         torch param groups where one set of options is not enough. ``clip_grad_norm`` is the largest
-        norm that the gradient of a step may have, over all parameters and workers. The job's first
-        worker gives the initial values, every other worker's parameters are overwritten by the
-        job's.
+        norm that the gradient of a step may have, over all parameters and workers. Of parameters in
+        bfloat16 or float16 the servers keep float32 copies, step on those and send them back
+        rounded; ``master_weights=False`` has them step in the parameter's own dtype.
+        The job's first worker gives the initial values, every other worker's parameters are
+        overwritten by the job's.
 
         Raises UsageError for a model or option that cannot be served, PluginError for the plugin.
         """
@@ -150,7 +153,14 @@ class Run:
         chosen = ServedOptimizer(name=name, options=options)
         pipeline = pipeline_of(model, strategy)
         whole = model.layers if isinstance(model, Pipeline) else model
-        made = job_model(whole, chosen, groups, strategy, self._welcome.block_bytes)
+        made = job_model(
+            whole,
+            chosen,
+            groups,
+            strategy,
+            self._welcome.block_bytes,
+            master_weights=master_weights,
+        )
         check_at_once(made.described, self._job)
         check_clipping(made, clipping.bound)
         self.memory = memory_of(made.described, made.tensors)
