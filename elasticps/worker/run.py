@@ -394,10 +394,31 @@ def _number(key: str, item: float | torch.Tensor) -> float:
         raise UsageError(f"metric {key}: {error}", field=key, limit="one number") from error
 
 
+TORCHRUN = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+def forget_torchrun() -> None:
+    """Take out of the environment what frameworks make process groups from.
+
+    The job is the group: a second one, of the workers of a moment, would wait for the dead.
+    """
+    for name in TORCHRUN:
+        os.environ.pop(name, None)
+
+
 def join(environment: Mapping[str, str] | None = None) -> Run:
     """Join the job that this process was started for.
 
-    ``elasticps run`` and the cluster's daemons set what is needed in the environment. Raises
+    ``elasticps run`` and the cluster's daemons set what is needed in the environment. RANK,
+    WORLD_SIZE and the like, which they set too, are taken out of it: see ``run.rank``. Raises
     UsageError when this process was not started by one of them, PeerUnavailable when the daemon
     does not answer.
     """
@@ -409,6 +430,8 @@ def join(environment: Mapping[str, str] | None = None) -> Run:
             field=AGENT_VARIABLE,
             hint="start the script with: elasticps run SCRIPT",
         )
+    if environment is None:
+        forget_torchrun()
     place = Address.parse(address)
     loop, agent = DataLoop(), Agent()
 
