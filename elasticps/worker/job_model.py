@@ -145,6 +145,16 @@ def check_clipping(model: JobModel, bound: float | None) -> None:
         )
 
 
+def check_staged(model: JobModel, *, needed: bool, is_cut: bool) -> None:
+    """Raise UsageError for parameters on a GPU where the workers do more with them than compute."""
+    if needed and (is_cut or not model.follows_script):
+        raise UsageError(
+            "parameters on a GPU, and a strategy whose workers step or exchange by themselves",
+            field="device",
+            limit="cuda with data-parallel, in any consistency; else cpu",
+        )
+
+
 def _served(
     groups: Sequence[ParamGroup], chosen: ServedOptimizer, by_id: Mapping[int, ServedOptimizer]
 ) -> _Served:

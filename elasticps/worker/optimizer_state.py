@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,16 +112,16 @@ def _fitting(item: BlockMemory, entry: torch.Tensor, *, narrow: bool) -> torch.T
 
 
 def loaded(
-    memory: Sequence[BlockMemory],
+    masters: Collection[torch.Tensor],
     groups: Sequence[Mapping[str, Any]],
     state_dict: Mapping[str, Any],
     state: Mapping[torch.Tensor, Any],
 ) -> dict[torch.Tensor, Any]:
     """``state``, which torch has loaded from ``state_dict``, as the servers are to have it.
 
-    Torch gives a state its parameter's dtype, which is too narrow for that of a master copy.
+    Torch gives a state its parameter's dtype, which is too narrow for that of a master copy:
+    ``masters`` are the parameters that have one.
     """
-    masters = {item.parameter for item in memory if item.master}
     ours = [item for group in groups for item in group["params"]]
     theirs = [key for group in state_dict["param_groups"] for key in group["params"]]
     wide = {

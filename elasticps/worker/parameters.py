@@ -130,11 +130,9 @@ def fingerprint(model: torch.nn.Module, trained: Sequence[tuple[str, torch.Tenso
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", "cuda") and not is_absent(tensor):
         raise UsageError(
-            f"parameter {name} is on {tensor.device}; only CPU parameters can be served yet",
-            field="device",
-            limit="cpu",
+            f"parameter {name} is on {tensor.device}", field="device", limit="cpu, cuda"
         )
     if not (tensor.is_contiguous() or is_absent(tensor)):
         raise UsageError(

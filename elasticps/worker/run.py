@@ -25,7 +25,14 @@ from elasticps.worker.agent import Agent
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, data_spec
 from elasticps.worker.data_loop import DataLoop
-from elasticps.worker.job_model import check_at_once, check_clipping, job_model, pipeline_of
+from elasticps.worker.device import Staged
+from elasticps.worker.job_model import (
+    check_at_once,
+    check_clipping,
+    check_staged,
+    job_model,
+    pipeline_of,
+)
 from elasticps.worker.lease import Samples
 from elasticps.worker.membership import Membership
 from elasticps.worker.optimizer import ElasticOptimizer
@@ -57,6 +64,7 @@ class Run:
         self._welcome = welcome
         self._membership = Membership(loop, agent, welcome)
         self._stepping: Stepping | None = None
+        self._staged = Staged(())
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
         self._metrics: dict[str, float] = {}
@@ -163,14 +171,16 @@ class Run:
         )
         check_at_once(made.described, self._job)
         check_clipping(made, clipping.bound)
-        self.memory = memory_of(made.described, made.tensors)
+        staged = self._staged = Staged(made.tensors)
+        check_staged(made, needed=staged.is_needed, is_cut=pipeline is not None)
+        self.memory = memory_of(made.described, staged.host)
         membership = self._membership
         membership.enter(self._job, made.described, self.memory, strategy, pipeline)
         member = self._stepping = Stepping(
             self._loop,
             membership.exchange,
             strategy,
-            ServedModel(made.described, made.tensors),
+            ServedModel(made.described, staged.host),
             made.local,
             self._job,
             follows=made.follows,
@@ -183,6 +193,7 @@ class Run:
             pipeline=pipeline,
         )
         member.begin()
+        staged.values_to_device()
         if pipeline is not None:
             pipeline.computed_by(self.forward_backward)
         self._stepped_at = time.monotonic()
@@ -194,6 +205,7 @@ class Run:
             clipping,
             local=None if made.follows_script else local,
             served=made.served_as_chosen,
+            staged=staged,
         )
 
     def data(
@@ -251,6 +263,7 @@ class Run:
     def step(self, changed_options: Sequence[Hyperparameters]) -> None:
         """Carry out one step by the job's strategy."""
         member = self._member
+        self._staged.gradients_to_host()
         self._take_part(lambda: member.step(changed_options, self.weight))
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -263,6 +276,7 @@ class Run:
 
     def register(self, spec: DataSpec) -> None:
         self._member.register(spec)
+        self._staged.values_to_device()
 
     def next_samples(self) -> Samples | None:
         """This worker's samples of the next step; None when all have been read."""
@@ -270,6 +284,7 @@ class Run:
         while (samples := member.next_samples()) is None:
             if self.turn.exhausted:
                 member.end()
+                self._staged.values_to_device()
                 return None
             self._take_part(member.sit_out)
         return samples
@@ -285,6 +300,7 @@ class Run:
 
     def read_values(self) -> None:
         self._member.read_values()
+        self._staged.values_to_device()
 
     def _take_part(self, act: Callable[[], None]) -> None:
         """Do what may end a round, and what follows from that."""
@@ -292,6 +308,7 @@ class Run:
         before, round_ = member.generation, member.round
         self._compute_s = time.monotonic() - self._stepped_at
         act()
+        self._staged.values_to_device()
         if member.round != round_:
             self._keep_checkpoints(member)
         self._tell_progress()
