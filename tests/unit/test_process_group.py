@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from elasticps.core.ids import JobName, NodeId
 from elasticps.core.records import JobSpec
 from elasticps.daemon.process_group import makes_own_group, torchrun_variables
+from elasticps.worker.run import forget_torchrun
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 ADDRESSES = {A: "http://10.0.0.1:7400", B: "http://10.0.0.2:7400", C: "https://[fd00::3]:7400"}
@@ -50,6 +52,16 @@ def test_jobs_meet_at_ports_of_their_own_below_those_given_to_anybody() -> None:
 def test_an_address_may_be_one_of_ipv6() -> None:
     variables = torchrun_variables(spec(), C, 0, {C: 1}, ADDRESSES)
     assert variables["MASTER_ADDR"] == "fd00::3"
+
+
+def test_a_worker_that_joins_forgets_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a framework that finds them would make a process group beside the job."""
+    variables = torchrun_variables(spec(), A, 0, {A: 1}, ADDRESSES)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    forget_torchrun()
+    assert not variables.keys() & os.environ.keys()
+    forget_torchrun()
 
 
 @pytest.mark.parametrize(
