@@ -22,6 +22,9 @@ LEDGER_BYTES = 4096
 
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
+HALF = frozenset({"float16", "bfloat16"})
+"""What a float32 master copy may be kept of."""
+
 Hyperparameters = dict[str, Any]
 """One param group's options, as ``torch.optim`` names them; numbers, booleans, None, or tuples."""
 
@@ -30,6 +33,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
     """One parameter of the model: its name, shape, dtype (torch's name) and param group.
 
     ``at_once``: a push is applied when it comes, also in a job that goes by whole rounds.
+    ``master``: the servers keep it in float32, step on that, and give it out rounded to its dtype.
     """
 
     name: str
@@ -37,10 +41,16 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     group: int = 0
     at_once: bool = False
+    master: bool = False
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def kept_width(self) -> int:
+        """Bytes of an element of the value that the servers keep."""
+        return DTYPE_BYTES["float32" if self.master else self.dtype]
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +103,12 @@ def check_model(model: Model) -> None:
                 field="dtype",
                 limit=", ".join(DTYPE_BYTES),
             )
+        if parameter.master and parameter.dtype not in HALF:
+            raise UsageError(
+                f"parameter {parameter.name} of {parameter.dtype} has a master copy",
+                field="master",
+                limit=", ".join(sorted(HALF)),
+            )
         if min(parameter.shape, default=1) < 1:
             raise UsageError(
                 f"parameter {parameter.name} has no elements",
@@ -108,7 +124,7 @@ def check_model(model: Model) -> None:
 
 
 def _check_whole_block(model: Model, parameter: Parameter) -> None:
-    nbytes = parameter.numel * DTYPE_BYTES[parameter.dtype]
+    nbytes = parameter.numel * parameter.kept_width
     if not model.elementwise and nbytes > MAX_BLOCK_BYTES:
         raise UsageError(
             f"{model.optimizer} needs whole parameters and {parameter.name} has {nbytes} bytes",
@@ -120,6 +136,8 @@ def _check_whole_block(model: Model, parameter: Parameter) -> None:
 def partition(model: Model) -> tuple[Block, ...]:
     """Cut every parameter into blocks of at most ``model.block_bytes``; ids count from 1.
 
+    A block's bytes are those of the values that workers read; a master copy has more, and fits.
+
     An optimizer that is not element-wise gets one block a parameter, whatever its size.
     """
     blocks: list[Block] = []
@@ -127,7 +145,7 @@ def partition(model: Model) -> tuple[Block, ...]:
         width = DTYPE_BYTES[parameter.dtype]
         # Whole vectors of any processor: torch rounds a vector and its scalar tail differently in
         # half precision, and a cut must not change a result.
-        whole = model.block_bytes // width // VECTOR_ELEMENTS * VECTOR_ELEMENTS
+        whole = model.block_bytes // parameter.kept_width // VECTOR_ELEMENTS * VECTOR_ELEMENTS
         span = whole if model.elementwise else parameter.numel
         for start in range(0, parameter.numel, span):
             stop = min(start + span, parameter.numel)

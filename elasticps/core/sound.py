@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from elasticps.core.blocks import DTYPE_BYTES, Model, check_model
+from elasticps.core.blocks import Model, check_model
 from elasticps.core.consistency import check_guarantees, in_range
 from elasticps.core.ids import NodeId, node_of
 from elasticps.core.plan import PART_BLOCKS, Entry
@@ -25,7 +25,7 @@ def check_described(model: Model) -> None:
     """A model that can be served, cut into a number of blocks that can be planned."""
     check_model(model)
     blocks = sum(
-        -(-parameter.numel * DTYPE_BYTES[parameter.dtype] // model.block_bytes)
+        -(-parameter.numel * parameter.kept_width // model.block_bytes)
         for parameter in model.parameters
         if model.elementwise
     )

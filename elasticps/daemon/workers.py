@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.log_files import LogBuffer, LogLine
+from elasticps.daemon.process_group import makes_own_group, torchrun_variables
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.unit_child import launch_file, unit_child
 from elasticps.daemon.view import ClusterView, JobView
@@ -53,6 +55,10 @@ NEVER_CLOSED = (
     "the script ended with code 0 without leaving the job, so that nobody knows whether it was"
     " through: use `with elasticps.join() as run:`, or call run.close() at its end"
 )
+GROUP_BROKEN = (
+    "the process group that its script made cannot go on without it; start the job again from the"
+    " script's own checkpoint"
+)
 AFTER_SIGNALS = RestartPolicy(when=RestartWhen.ON_SIGNAL, max_restarts=5)
 """A worker may take ten seconds to come to its death: more restarts do not fit into the window."""
 MAX_REASON_CHARS = 2_000
@@ -70,7 +76,8 @@ class Life:
 
     ``hung_up`` is set when its connection has closed, and with that all that it said was heard.
     ``retire`` is the word to leave, once it is to go; ``over`` is set when there is nothing to wait
-    for any more: it has ended, or is to be stopped at once.
+    for any more: it has ended, or is to be stopped at once. ``place`` is its number, from 0, among
+    the job's workers here; with ``own_group`` it is not expected to join.
     """
 
     uid: str
@@ -80,6 +87,8 @@ class Life:
     child: str
     block_bytes: int
     audit: bool
+    place: int = 0
+    own_group: bool = False
     joined: bool = False
     progress: Progress | None = None
     finished: Finished | None = None
@@ -186,7 +195,7 @@ class Workers:
         assert job.spec is not None
         slot = self._slots.setdefault(job.key, _Slot(RestartTracker(AFTER_SIGNALS)))
         wait_s = slot.not_before - time.monotonic()
-        if slot.gave_up:
+        if slot.gave_up or not _has_all(job):
             return again_s
         if wait_s > 0:
             return wait_s if again_s is None else min(again_s, wait_s)
@@ -216,11 +225,13 @@ class Workers:
             child=f"{job.name}.{number}",
             block_bytes=spec.block_bytes,
             audit=spec.audit,
+            place=self._place(job.key),
+            own_group=makes_own_group(spec),
         )
         self.lives[uid] = life
         try:
             self._supervisor.add(
-                self._child_spec(life, spec),
+                self._child_spec(life, spec, job.status.workers if job.status else {}),
                 lambda exit_: self._ended(life, exit_),
                 log_buffer=self._logs,
             )
@@ -229,9 +240,16 @@ class Workers:
             return
         log.info("job=%s worker=%s started, number %d", job.name, uid, life.worker)
 
-    def _child_spec(self, life: Life, spec: JobSpec) -> ChildSpec:
+    def _place(self, job: JobKey) -> int:
+        """The lowest number that none of the job's workers here has."""
+        taken = {life.place for life in self.lives.values() if life.job == job and not life.ended}
+        return next(place for place in itertools.count() if place not in taken)
+
+    def _child_spec(self, life: Life, spec: JobSpec, workers: Mapping[NodeId, int]) -> ChildSpec:
+        addresses = {name: node.http for name, node in self._view.nodes.items()}
         env = {
             "OMP_NUM_THREADS": str(self._config.threads_per_worker),
+            **torchrun_variables(spec, self._me, life.place, workers, addresses),
             **spec.env,
             "PYTHONUNBUFFERED": "1",
             "ELASTICPS_AGENT": self._control,
@@ -323,12 +341,17 @@ class Workers:
             state, reason, traceback = WorkerState.LEFT, "retired", ""
         elif failure is not None:
             state, reason, traceback = WorkerState.FAILED, failure.reason, failure.traceback
+        elif exit_.code == 0 and not life.joined and life.own_group:
+            state, reason, traceback = WorkerState.SUCCEEDED, "finished", ""
         elif exit_.code == 0 and not life.joined:
             state, reason, traceback = WorkerState.FAILED, NEVER_JOINED, ""
         elif exit_.code == 0 and life.finished is None:
             state, reason, traceback = WorkerState.FAILED, NEVER_CLOSED, ""
         elif exit_.code == 0:
             state, reason, traceback = WorkerState.SUCCEEDED, "finished", ""
+        elif exit_.signal is not None and life.own_group:
+            state, traceback = WorkerState.FAILED, ""
+            reason = f"{exit_.reason}: {GROUP_BROKEN}"
         elif exit_.signal is not None:
             state, reason, traceback = WorkerState.KILLED, exit_.reason, ""
         else:
@@ -422,6 +445,15 @@ class Workers:
             access=self.access(uid),
             shared_memory=self._config.shared_memory,
         )
+
+
+def _has_all(job: JobView) -> bool:
+    """Who makes a group of all workers must know of all of them when it starts."""
+    assert job.spec is not None
+    assert job.status is not None
+    if not makes_own_group(job.spec):
+        return True
+    return sum(job.status.workers.values()) >= job.spec.start_workers
 
 
 def _unaware(lives: list[Life]) -> list[Life]:

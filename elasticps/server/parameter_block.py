@@ -210,7 +210,7 @@ class ParameterBlock(Hosted):
         )
 
     def _decoded(self, payload: torch.Tensor) -> torch.Tensor:
-        """A pushed gradient in the block's shape: decoded as float32, else in the block's dtype."""
+        """A pushed gradient in the block's shape: decoded as float32, else as the block has it."""
         if self._codec is None:
             return self.tensor.gradient_from(payload)
         return self._codec.decode(bytes_of(payload), self.tensor.block.numel)
@@ -590,13 +590,14 @@ class ParameterBlock(Hosted):
         self.tensor.check_options(hyper)
         if not payload:
             return PreparedGradient(None, hyper)
-        if len(payload) != self.nbytes:
+        wanted = self.tensor.nbytes_kept
+        if len(payload) != wanted:
             raise WireError(
                 f"a gradient of {len(payload)} bytes for block {self.id}",
                 field="payload_length",
-                limit=f"exactly {self.nbytes}",
+                limit=f"exactly {wanted}",
             )
-        gradient = self.tensor.gradient_from(torch.frombuffer(payload, dtype=torch.uint8))
+        gradient = self.tensor.replicated(torch.frombuffer(payload, dtype=torch.uint8))
         return PreparedGradient(gradient, hyper)
 
     def adopt(self, entry: Entry) -> None:

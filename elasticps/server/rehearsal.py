@@ -90,10 +90,12 @@ def _stepped(tensor: TensorBlock) -> TensorBlock:
 
 def _check_value(model: Model, block: Block, meta: StateMeta) -> None:
     parameter = model.parameters[block.parameter]
+    dtype = "float32" if parameter.master else parameter.dtype
+    nbytes = block.numel * parameter.kept_width
     for row in meta.tensors:
-        if row.key == VALUE and (row.dtype != parameter.dtype or row.nbytes != block.nbytes):
+        if row.key == VALUE and (row.dtype != dtype or row.nbytes != nbytes):
             raise PluginError(
-                f"a parameter of {parameter.dtype} with {block.nbytes} bytes became one of"
+                f"a parameter of {dtype} with {nbytes} bytes became one of"
                 f" {row.dtype} with {row.nbytes}",
                 where=model.optimizer,
                 field="dtype",

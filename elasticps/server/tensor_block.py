@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import torch
 
 from elasticps.api.optimizer import Optimizer
@@ -25,6 +26,10 @@ class TensorBlock:
 
     An element-wise optimizer sees a flat tensor, any other the whole parameter in its shape. A
     parameter without dimensions stays as it is, for its state has none either.
+
+    A master copy (Micikevicius et al. 2018, "Mixed Precision Training", section 3.1) is float32, as
+    is the optimizer's state then, and every gradient once it is here; workers read it rounded to
+    the parameter's dtype, to the nearest.
     """
 
     def __init__(self, block: Block, parameter: Parameter, model: Model, plugin: Optimizer) -> None:
@@ -33,7 +38,8 @@ class TensorBlock:
         flat = model.elementwise and parameter.shape
         shape = (block.numel,) if flat else parameter.shape
         self._dtype = dtype_named(parameter.dtype)
-        self._value = torch.zeros(shape, dtype=self._dtype)
+        self._kept = torch.float32 if parameter.master else self._dtype
+        self._value = torch.zeros(shape, dtype=self._kept)
         self._base = with_tuples(model.groups[parameter.group])
         self._options = with_tuples(model.options)
         self._plugin = plugin
@@ -72,17 +78,22 @@ class TensorBlock:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the value alone."""
+        """Bytes of the value as workers read it."""
         return self.block.nbytes
+
+    @property
+    def nbytes_kept(self) -> int:
+        """Bytes of the value as it is here, and of a gradient that is to be applied to it."""
+        return self._value.nbytes
 
     @property
     def nbytes_held(self) -> int:
         """Bytes of the value and of the optimizer's tensors."""
-        return self.nbytes + sum(tensor.nbytes for _, tensor in self._state_tensors())
+        return self.nbytes_kept + sum(tensor.nbytes for _, tensor in self._state_tensors())
 
     def value_bytes(self) -> bytes:
         """A copy of the value: a reply must not change under the socket that sends it."""
-        return bytes_of(self._value).tobytes()
+        return bytes_of(self._value.to(self._dtype)).tobytes()
 
     def write_value(self, target: torch.Tensor) -> None:
         """Copy the value to ``target``, a uint8 tensor of ``nbytes``."""
@@ -94,12 +105,16 @@ class TensorBlock:
         return type(self._optimizer).__module__.startswith("torch.optim.")
 
     def gradient_from(self, payload: torch.Tensor) -> torch.Tensor:
-        """Received bytes (a uint8 tensor of ``nbytes``) as a gradient of the value's shape."""
-        return payload.view(self._dtype).view(self._value.shape)
+        """A worker's bytes (a uint8 tensor of ``nbytes``) as a gradient of the value."""
+        return payload.view(self._dtype).view(self._value.shape).to(self._kept)
+
+    def replicated(self, payload: torch.Tensor) -> torch.Tensor:
+        """Another replica's bytes (``nbytes_kept``) as a gradient of the value."""
+        return payload.view(self._kept).view(self._value.shape)
 
     def gradient_of(self, flat: torch.Tensor | None) -> torch.Tensor | None:
         """A gradient that was summed in another dtype or shape as one of the value's."""
-        return None if flat is None else flat.to(self._dtype).view(self._value.shape)
+        return None if flat is None else flat.to(self._kept).view(self._value.shape)
 
     def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
         """One optimizer step; ``hyper`` is what differs from the group's options in the model.
@@ -152,6 +167,8 @@ class TensorBlock:
     def holds(self, meta: StateMeta, payload: memoryview) -> bool:
         """Are these the value and the optimizer state that the block has, to the bit?"""
         own, numbers = self.dump()
+        if self._kept != self._dtype:
+            meta, payload = _widened(meta, payload, self._kept)
         rows, own_rows = (
             [(row.key, row.dtype, row.nbytes) for row in each.tensors] for each in (meta, own)
         )
@@ -161,7 +178,8 @@ class TensorBlock:
         """Replace value and optimizer state by what ``dump`` made; raises WireError otherwise."""
         tensors = _unpacked(meta, payload)
         value = tensors.pop(VALUE, None)
-        if value is None or value.nbytes != self.nbytes or value.dtype != self._dtype:
+        fits = value is not None and value.numel() == self.block.numel
+        if value is None or not fits or value.dtype not in (self._dtype, self._kept):
             raise WireError("the value does not fit the block", field="tensors")
         self.check_options(meta.hyper)
         self._value.copy_(value.view(self._value.shape))
@@ -212,6 +230,21 @@ def _unpacked(meta: StateMeta, payload: memoryview) -> dict[str, torch.Tensor]:
     if offset != len(payload):
         raise WireError("bytes left over after the last tensor", field="payload_length")
     return tensors
+
+
+def _widened(
+    meta: StateMeta, payload: memoryview, kept: torch.dtype
+) -> tuple[StateMeta, memoryview]:
+    """The same with the value as a master copy: a worker's first one has the parameter's dtype."""
+    tensors = _unpacked(meta, payload)
+    if VALUE in tensors:
+        tensors[VALUE] = tensors[VALUE].to(kept)
+    rows = tuple(
+        TensorMeta(key, dtype_name(item.dtype), tuple(item.shape), item.nbytes)
+        for key, item in tensors.items()
+    )
+    numbers = b"".join(bytes_of(item.contiguous()) for item in tensors.values())
+    return msgspec.structs.replace(meta, tensors=rows), memoryview(numbers)
 
 
 def _check_row(row: TensorMeta, available: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from elasticps.api.strategy import Worker
+from elasticps.errors import UsageError
 from elasticps.strategies.among_peers import AmongPeers, difference
 from elasticps.strategies.flat import common_dtype, pieces
 from elasticps.strategies.member_state import Undo
@@ -17,7 +18,15 @@ class AllReduce(AmongPeers):
 
     The sum is gloo's. Every worker holds the parameters and the optimizer's state, and steps
     identically: the workers are equal to the bit.
+
+    ``torchrun``: the script makes a process group itself, from the variables that torchrun sets,
+    and joins nothing (see ``daemon.process_group``); all that is here is not used then.
     """
+
+    def __init__(self, publish_every: int = 100, *, torchrun: bool = False) -> None:
+        super().__init__(publish_every)
+        if not isinstance(torchrun, bool):
+            raise UsageError(f"torchrun of {torchrun!r}", field="torchrun", limit="true or false")
 
     def attempt(self, worker: Worker, *, publishes: bool) -> bool:
         take = self._summed(worker)

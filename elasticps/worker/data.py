@@ -69,10 +69,6 @@ class ElasticData:
         self._held = -1
 
     def __len__(self) -> int:
-        spec = self._spec
-        return -(-spec.size // spec.batch_size) * spec.epochs
-
-    def __len__(self) -> int:
         """The batches of all epochs: the most that a worker sees, for each may have none of some.
 
         Frameworks that know it need not ask for a batch before they have stepped on the last.

@@ -13,13 +13,14 @@ from elasticps.api.optimizer import Optimizer
 from elasticps.api.pipeline import Pipeline
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.api.strategy import ServedOptimizer, Strategy
-from elasticps.core.blocks import Model
+from elasticps.core.blocks import HALF, Model
 from elasticps.core.chosen import DEFAULT_STRATEGY
 from elasticps.core.consistency import Consistency
 from elasticps.errors import UsageError
 from elasticps.optimizers.by_group import KEY as OPTIMIZER
 from elasticps.optimizers.by_group import NAME as BY_GROUP
 from elasticps.wire.messages import JobInfo
+from elasticps.wire.tensors import dtype_name
 from elasticps.worker.parameters import ParamGroup, describe, fingerprint
 
 
@@ -66,8 +67,13 @@ def job_model(
     groups: Sequence[ParamGroup] | None,
     strategy: Strategy,
     block_bytes: int,
+    *,
+    master_weights: bool = True,
 ) -> JobModel:
     """``model`` and the script's choice, as ``strategy`` wants them served.
+
+    ``master_weights``: of what is in half precision the servers keep float32 copies, where they run
+    the script's optimizer. Where workers step they give out what those have, to the bit.
 
     Raises UsageError for a model or option that cannot be served, PluginError for a plugin.
     """
@@ -93,6 +99,7 @@ def job_model(
         block_bytes=block_bytes,
         untrained=fingerprint(model, trained),
         at_once=strategy.applied_at_once(list(names.values())),
+        masters=_masters(served, names) if master_weights else (),
     )
     tensors = dict(trained)
     return JobModel(
@@ -101,6 +108,17 @@ def job_model(
         local=local,
         follows=served.follows,
     )
+
+
+def _masters(served: _Served, names: Mapping[int, str]) -> list[str]:
+    chosen = zip(served.groups, served.follows, strict=True)
+    return [
+        names[id(item)]
+        for group, follows in chosen
+        if follows is not None
+        for item in group["params"]
+        if id(item) in names and dtype_name(item.dtype) in HALF
+    ]
 
 
 def check_at_once(model: Model, job: JobInfo) -> None:
@@ -136,6 +154,22 @@ def check_clipping(model: JobModel, bound: float | None) -> None:
             "parameters of several strategies have no gradient whose norm could be taken",
             field="clip_grad_norm",
             limit="one strategy for all parameters",
+        )
+
+
+def check_staged(model: JobModel, *, needed: bool, is_cut: bool, overlaps: bool) -> None:
+    """Raise UsageError for parameters on a GPU where the workers do more with them than compute."""
+    if needed and overlaps:
+        raise UsageError(
+            "parameters on a GPU are copied when all of a step is there",
+            field="device",
+            limit="cpu with overlap_backward and overlap_forward",
+        )
+    if needed and (is_cut or not model.follows_script):
+        raise UsageError(
+            "parameters on a GPU, and a strategy whose workers step or exchange by themselves",
+            field="device",
+            limit="cuda with data-parallel, in any consistency; else cpu",
         )
 
 

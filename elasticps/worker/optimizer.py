@@ -12,7 +12,8 @@ from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import UsageError
 from elasticps.worker.amp import unscale
 from elasticps.worker.clipping import Clipping
-from elasticps.worker.optimizer_state import by_block, by_parameter
+from elasticps.worker.device import Staged
+from elasticps.worker.optimizer_state import by_block, by_parameter, loaded
 from elasticps.worker.parameters import ParamGroup, plain
 from elasticps.worker.schedule import Schedule
 
@@ -39,6 +40,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         *,
         local: torch.optim.Optimizer | None = None,
         served: Collection[torch.Tensor] = (),
+        staged: Staged | None = None,
     ) -> None:
         self._sealed = False
         super().__init__(list(groups), dict(defaults))
@@ -47,6 +49,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         self._local = local
         self._clipping = clipping
         self._served = frozenset(served)
+        self._staged = staged or Staged(())
         self._described = [plain(group) for group in groups]
         self._schedules: list[Schedule] = []
         # To a ``GradScaler``: call step() whatever has overflowed, and say so (see amp.py).
@@ -162,7 +165,8 @@ class ElasticOptimizer(torch.optim.Optimizer):
         local = self._local
         if local is not None and not self._served:
             return local.state_dict()
-        state = by_parameter(self._run.memory, self._run.fetch_states())
+        found = by_parameter(self._run.memory, self._run.fetch_states())
+        state = self._staged.of_device(found)
         if local is not None:
             state = {name: item for name, item in state.items() if name in self._served}
             state.update((name, item) for name, item in local.state.items() if name not in state)
@@ -179,13 +183,16 @@ class ElasticOptimizer(torch.optim.Optimizer):
         keep what they have, and the parameters are read from them again.
         """
         super().load_state_dict(state_dict)
-        state = dict(self.state)
+        masters = dict.fromkeys(item.parameter for item in self._run.memory if item.master)
+        wide = self._staged.of_device(masters)
+        state = loaded(wide, self.param_groups, state_dict, self.state)
         self.state.clear()
         if self._local is not None:
             self._local.load_state_dict(state_dict)
             self._local.param_groups = self.param_groups
             state = {name: item for name, item in state.items() if name in self._served}
         if self._run.round == 0:
-            self._run.give_states(by_block(self._run.memory, state))
+            self._staged.values_to_host()
+            self._run.give_states(by_block(self._run.memory, self._staged.of_host(state)))
         else:
             self._run.read_values()

@@ -20,12 +20,16 @@ ParamGroup = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class BlockMemory:
-    """One block and its parameter. ``at_once``: its pushes are in no rounds."""
+    """One block and its parameter. ``at_once``: its pushes are in no rounds.
+
+    ``master``: the servers keep it, and the state of its optimizer, in float32.
+    """
 
     block: Block
     parameter: torch.Tensor
     group: int
     at_once: bool = False
+    master: bool = False
 
     @property
     def is_held(self) -> bool:
@@ -75,8 +79,12 @@ def describe(
     block_bytes: int,
     untrained: str = "",
     at_once: Collection[str] = (),
+    masters: Collection[str] = (),
 ) -> Model:
-    """The job's model as the servers must know it. Raises UsageError naming what cannot be."""
+    """The job's model as the servers must know it. Raises UsageError naming what cannot be.
+
+    ``masters`` are parameters of which they keep float32 copies.
+    """
     group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
     if group_of.keys() - {id(tensor) for _, tensor in named}:
         raise UsageError(
@@ -94,6 +102,7 @@ def describe(
                     dtype=dtype_name(tensor.dtype),
                     group=group_of[id(tensor)],
                     at_once=name in at_once,
+                    master=name in masters,
                 )
             )
     model = Model(
@@ -121,11 +130,9 @@ def fingerprint(model: torch.nn.Module, trained: Sequence[tuple[str, torch.Tenso
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", "cuda") and not is_absent(tensor):
         raise UsageError(
-            f"parameter {name} is on {tensor.device}; only CPU parameters can be served yet",
-            field="device",
-            limit="cpu",
+            f"parameter {name} is on {tensor.device}", field="device", limit="cpu, cuda"
         )
     if not (tensor.is_contiguous() or is_absent(tensor)):
         raise UsageError(
@@ -171,6 +178,7 @@ def memory_of(model: Model, tensors: Sequence[torch.Tensor]) -> list[BlockMemory
             tensors[block.parameter],
             rows[block.parameter].group,
             rows[block.parameter].at_once,
+            rows[block.parameter].master,
         )
         for block in partition(model)
     ]

@@ -29,10 +29,12 @@ from elasticps.worker.backward_overlap import BackwardOverlap
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, Stream, elastic_data
 from elasticps.worker.data_loop import DataLoop
+from elasticps.worker.device import Staged
 from elasticps.worker.job_model import (
     check_at_once,
     check_clipping,
     check_overlap,
+    check_staged,
     job_model,
     pipeline_of,
 )
@@ -76,6 +78,7 @@ class Run:
         self._recorder = StepRecorder(loop, agent)
         self._overlap: BackwardOverlap | None = None
         self._stepping: Stepping | None = None
+        self._staged = Staged(())
         self._data: ElasticData | None = None
         self._listeners: list[Callable[[], None]] = []
         self._metrics: dict[str, float] = {}
@@ -152,6 +155,7 @@ class Run:
         *,
         groups: Sequence[ParamGroup] | None = None,
         clip_grad_norm: float | None = None,
+        master_weights: bool = True,
         overlap_backward: bool = False,
         overlap_forward: bool = False,
         **options: Any,
@@ -160,12 +164,15 @@ class Run:
 
         ``name`` is an optimizer plugin; ``options`` are its class's arguments; ``groups`` are
         torch param groups where one set of options is not enough. ``clip_grad_norm`` is the largest
-        norm that the gradient of a step may have, over all parameters and workers. The job's first
-        worker gives the initial values, every other worker's parameters are overwritten by the
-        job's. ``overlap_backward``: gradients leave while backward computes the others; it must be
-        the only one of its step, and leave them as they are to be. ``overlap_forward``: ``step``
-        may return before the new values are there; what takes a parameter out of its module waits
-        for it, what the script took out before does not (docs/overlap.md says more of both).
+        norm that the gradient of a step may have, over all parameters and workers. Of parameters in
+        bfloat16 or float16 the servers keep float32 copies, step on those and send them back
+        rounded; ``master_weights=False`` has them step in the parameter's own dtype.
+        The job's first worker gives the initial values, every other worker's parameters are
+        overwritten by the job's. ``overlap_backward``: gradients leave while backward computes the
+        others; it must be the only one of its step, and leave them as they are to be.
+        ``overlap_forward``: ``step`` may return before the new values are there; what takes a
+        parameter out of its module waits for it, what the script took out before does not
+        (docs/overlap.md says more of both).
 
         Raises UsageError for a model or option that cannot be served, PluginError for the plugin.
         """
@@ -182,17 +189,31 @@ class Run:
         chosen = ServedOptimizer(name=name, options=options)
         pipeline = pipeline_of(model, strategy)
         whole = model.layers if isinstance(model, Pipeline) else model
-        made = job_model(whole, chosen, groups, strategy, self._welcome.block_bytes)
+        made = job_model(
+            whole,
+            chosen,
+            groups,
+            strategy,
+            self._welcome.block_bytes,
+            master_weights=master_weights,
+        )
         check_at_once(made.described, self._job)
         check_clipping(made, clipping.bound)
-        self.memory = memory_of(made.described, made.tensors)
+        staged = self._staged = Staged(made.tensors)
+        check_staged(
+            made,
+            needed=staged.is_needed,
+            is_cut=pipeline is not None,
+            overlaps=overlap_backward or overlap_forward,
+        )
+        self.memory = memory_of(made.described, staged.host)
         membership = self._membership
         membership.enter(self._job, made.described, self.memory, strategy, pipeline)
         member = self._stepping = Stepping(
             self._loop,
             membership.exchange,
             strategy,
-            ServedModel(made.described, made.tensors),
+            ServedModel(made.described, staged.host),
             made.local,
             self._job,
             follows=made.follows,
@@ -206,6 +227,7 @@ class Run:
         )
         member.begin()
         self._recorder.model = whole
+        staged.values_to_device()
         if pipeline is not None:
             pipeline.computed_by(self.forward_backward)
         self._stepped_at = time.monotonic()
@@ -217,6 +239,7 @@ class Run:
             clipping,
             local=None if made.follows_script else local,
             served=made.served_as_chosen,
+            staged=staged,
         )
         if overlap_forward or overlap_backward:
             member.share_no_memory("the optimizer overlaps exchange and computing")
@@ -331,6 +354,7 @@ class Run:
         if self._data is not None:
             seconds = time.monotonic() - self._stepped_at
             member.tell_speed(self._pace.stepped(self.weight, seconds))
+        self._staged.gradients_to_host()
         self._take_part(lambda: member.step(changed_options, self.weight))
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -350,6 +374,7 @@ class Run:
         """Say what is read; returns the data policy that rules."""
         self._member.arrive()
         self._member.register(spec, policy, ahead)
+        self._staged.values_to_device()
         self._stepped_at = time.monotonic()
         return policy or self.data_policy
 
@@ -366,6 +391,7 @@ class Run:
         while (samples := member.next_samples()) is None:
             if self.turn.exhausted:
                 member.end()
+                self._staged.values_to_device()
                 return None
             self._take_part(member.sit_out)
         return samples
@@ -384,6 +410,7 @@ class Run:
     def read_values(self) -> None:
         self._member.arrive()
         self._member.read_values()
+        self._staged.values_to_device()
 
     def arrive(self) -> None:
         self._member.arrive()
@@ -398,6 +425,7 @@ class Run:
         member.arrive()
         began_ns = self._agent.spans.begin()
         act()
+        self._staged.values_to_device()
         self._agent.spans.end("optimizer.step", began_ns, round_=member.round)
         if self._recorder.is_asked:
             self._recorder.stepped(member.round)
@@ -513,11 +541,32 @@ def _number(key: str, item: float | torch.Tensor) -> float:
         raise UsageError(f"metric {key}: {error}", field=key, limit="one number") from error
 
 
+TORCHRUN = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+def forget_torchrun() -> None:
+    """Take out of the environment what frameworks make process groups from.
+
+    The job is the group: a second one, of the workers of a moment, would wait for the dead.
+    """
+    for name in TORCHRUN:
+        os.environ.pop(name, None)
+
+
 def join(environment: Mapping[str, str] | None = None) -> Run:
     """Join the job that this process was started for.
 
     ``elasticps run`` and the cluster's daemons set what is needed in the environment;
-    ELASTICPS_TRANSPORTS=tcp there leaves out what is faster on one machine. Raises UsageError when
+    ELASTICPS_TRANSPORTS=tcp there leaves out what is faster on one machine. RANK, WORLD_SIZE and
+    the like, which they set too, are taken out of it: see ``run.rank``. Raises UsageError when
     this process was not started by one of them, PeerUnavailable when the daemon does not answer.
     """
     variables = os.environ if environment is None else environment
@@ -528,6 +577,8 @@ def join(environment: Mapping[str, str] | None = None) -> Run:
             field=AGENT_VARIABLE,
             hint="start the script with: elasticps run SCRIPT",
         )
+    if environment is None:
+        forget_torchrun()
     place = Address.parse(address)
     transports = allowed_transports(variables.get(TRANSPORTS_VARIABLE, ""))
     spans = Spans()

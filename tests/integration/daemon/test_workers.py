@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -63,8 +64,8 @@ class Staffed:
     def retire(self, uid: str, _: Retire) -> None:
         self.told.append(uid)
 
-    async def submitted(self) -> None:
-        spec = JobSpec(name=JOB, argv=(str(self._script),), cwd="/")
+    async def submitted(self, **more: Any) -> None:
+        spec = JobSpec(name=JOB, argv=(str(self._script),), cwd="/", **more)
         await self.cluster.store.put(self.cluster.keys.job_spec(JOB), encode(spec))
 
     async def wanted(
@@ -87,13 +88,16 @@ class Staffed:
 
 
 @asynccontextmanager
-async def staffed(store: Store, directory: Path) -> AsyncIterator[tuple[Staffed, Lease]]:
+async def staffed(
+    store: Store, directory: Path, **more: Any
+) -> AsyncIterator[tuple[Staffed, Lease]]:
+    """``more``: of the job's spec."""
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(mirrored(store))
         lease = await stack.enter_async_context(Lease.grant(store, 60))
         supervisor = await stack.enter_async_context(Supervisor(directory / "logs"))
         node = Staffed(cluster, supervisor, directory)
-        await node.submitted()
+        await node.submitted(**more)
         tasks = asyncio.TaskGroup()
         await tasks.__aenter__()
         node.workers.start(tasks)
