@@ -74,12 +74,12 @@ def main() -> None:
     found: dict[str, Any] = {"benchmark": "all", **machine()}
     for name in options.subjects or SUBJECTS:
         found |= SUBJECTS[name](options, show)
+        if options.write:  # what was measured stays, should a later subject be cut off
+            write(options.write, found, [goals.table(found), *tables])
     busy_after, stolen_after = machine_cpu_s()
     found |= {"busy_s": round(busy_after - busy), "stolen_s": round(stolen_after - stolen)}
     summary = goals.table(found)
     printed(summary)
-    if options.write:
-        write(options.write, found, [summary, *tables])
     print(json.dumps(found))
 
 
