@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,6 +65,7 @@ def main() -> None:
             parser.error(f"no subject {name!r} (limit: {', '.join(SUBJECTS)})")
     if options.quick:
         sys.exit(quick.check(record=options.record))
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # contestants end too
     tables: list[Table] = []
 
     def show(table: Table) -> None:

@@ -42,11 +42,11 @@ class Point:
     servers: int = 1
 
 
-def points(free_bytes: int) -> Iterator[Point]:
-    """Those that fit into the machine."""
+def points(free_bytes: int, most: int = max(PARAMETERS)) -> Iterator[Point]:
+    """The cells; the model that is cut into blocks fits the machine and ``most`` parameters."""
     for numel in PARAMETERS:
         yield Point(curve="size", line="1 worker, 1 server", x=numel, nbytes=4 * numel)
-    nbytes = min(BLOCKS_NBYTES, int(free_bytes * MEMORY_SHARE) // COPIES)
+    nbytes = min(BLOCKS_NBYTES, 4 * most, int(free_bytes * MEMORY_SHARE) // COPIES)
     for count in BLOCKS:
         of_block = max(MIN_BLOCK, -(-nbytes // count // 4) * 4)
         if of_block <= 128 << 20:
@@ -125,7 +125,7 @@ def main() -> None:
     free = free_memory()
     rows = []
     table = Table(title="scaling", columns=("", "x", "MB", "ms", "spread", "GB/s", "CPU s/GB"))
-    for point in points(free):
+    for point in points(free, options.most):
         name = f"{point.curve}: {point.line}"
         if not fits(point, free) or point.nbytes > 4 * options.most:
             print(f"  {name}, {point.x}: left out, this machine has {free >> 30} GiB free")
