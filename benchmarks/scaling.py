@@ -47,8 +47,8 @@ def points(free_bytes: int, most: int = max(PARAMETERS)) -> Iterator[Point]:
     for numel in PARAMETERS:
         yield Point(curve="size", line="1 worker, 1 server", x=numel, nbytes=4 * numel)
     nbytes = min(BLOCKS_NBYTES, 4 * most, int(free_bytes * MEMORY_SHARE) // COPIES)
-    for count in BLOCKS:
-        of_block = max(MIN_BLOCK, -(-nbytes // count // 4) * 4)
+    of_blocks = (max(MIN_BLOCK, -(-nbytes // count // 4) * 4) for count in BLOCKS)
+    for of_block in dict.fromkeys(of_blocks):  # no smaller than the smallest that there may be
         if of_block <= 128 << 20:
             yield Point(
                 curve="blocks",
@@ -128,7 +128,7 @@ def main() -> None:
     for point in points(free, options.most):
         name = f"{point.curve}: {point.line}"
         if not fits(point, free) or point.nbytes > 4 * options.most:
-            print(f"  {name}, {point.x}: left out, this machine has {free >> 30} GiB free")
+            print(f"  {name}, {point.x}: left out: --most, or {free >> 30} GiB free")
             continue
         found = measured(point, Pace(rounds=options.rounds, steps=options.steps))
         if found.unavailable:
