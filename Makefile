@@ -9,8 +9,10 @@
 # make chaos MINUTES=30     real processes under kill -9, cut links, a paused etcd and more
 # make compare              every strategy on two tasks, calm and with a node killed and one joined
 # make picture              local SGD and the codecs: loss against the bytes that a worker has sent
+# make bench                the data plane beside its limits and its peers: tables, and one JSON object
+# make bench-scaling        step time by workers, servers, sizes and blocks: docs/images/scaling.png
+# make bench-quick          a minute: a few ratios, none below half of what is recorded
 # make bench-checkpoint     what a checkpoint costs the training, and that none is lost or damaged
-# make bench                the data plane beside a bare socket, two copies beside one, codecs beside a copy
 # make bench-data           one worker slowed 4x: leased and static beside the ideal; samples counted
 #
 # A fresh machine needs Python >= 3.11 and make; the rest comes from pip into .venv.
@@ -27,8 +29,10 @@ FIRST ?= 0
 MINUTES ?= 5
 SECONDS ?= 300
 SEED ?= 1
+BENCH_ARGS ?=
 
-.PHONY: demo test test-long lint sim ablations audit fuzz chaos compare picture bench bench-checkpoint bench-data clean setup
+.PHONY: demo test test-long lint sim ablations audit fuzz chaos compare picture bench bench-scaling \
+	bench-quick bench-checkpoint bench-data clean setup
 
 setup: $(READY)
 
@@ -83,10 +87,19 @@ picture: $(READY)
 bench-checkpoint: $(READY)
 	@$(BIN)/python benchmarks/checkpoint.py
 
+# A peer that cannot be installed is named in the table, and the others are measured.
 bench: $(READY)
-	$(BIN)/python benchmarks/wire.py
-	$(BIN)/python benchmarks/replication.py
-	$(BIN)/python benchmarks/codecs.py
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' \
+		|| echo "not all of the peers' packages can be installed here"
+	$(BIN)/python -m benchmarks.replication
+	$(BIN)/python -m benchmarks.codecs
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-scaling: $(READY)
+	$(BIN)/python -m benchmarks.scaling
+
+bench-quick: $(READY)
+	@$(BIN)/python -m benchmarks --quick
 
 bench-data: $(READY)
 	@$(BIN)/python benchmarks/data.py

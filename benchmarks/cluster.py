@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from elasticps.wire.transports import TRANSPORTS_VARIABLE
 
 LEASE_TTL_S = 20
 """Long: between its turns a cluster may wait while others have the machine."""
-METRICS_PERIOD_S = 1.0
+METRICS_PERIOD_S = 2.0
+LOOK_S = 0.5
 HERE = Path(__file__).resolve().parent
 PUSH_PULL = HERE / "push_pull_worker.py"
 _BYTES = re.compile(
@@ -47,8 +49,12 @@ def entry(
     block_bytes: int = 4 << 20,
     codec: str = "none",
     transports: str = "",
+    link: str = "",
 ) -> Entry:
-    """A contestant; ``transports`` as in ELASTICPS_TRANSPORTS, empty for what is best."""
+    """A contestant; ``transports`` as in ELASTICPS_TRANSPORTS, empty for what is best.
+
+    ``link``: the rate, as tc writes it, of a link that is to be between worker and server.
+    """
     options = {
         "nodes": nodes,
         "workers": workers,
@@ -56,6 +62,7 @@ def entry(
         "block-bytes": block_bytes,
         "codec": codec,
         "transports": transports,
+        "link": link,
     }
     flags = [word for key, item in options.items() for word in (f"--{key}", str(item))]
     return Entry(
@@ -63,6 +70,7 @@ def entry(
         module="benchmarks.cluster",
         options=(*flags, str(script), *arguments),
         parts=workers,
+        settles=True,
     )
 
 
@@ -74,7 +82,7 @@ def used_transports(metrics: str) -> dict[str, float]:
     return found
 
 
-async def main() -> None:
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--nodes", type=int, default=1)
@@ -83,19 +91,33 @@ async def main() -> None:
     parser.add_argument("--block-bytes", type=int, default=4 << 20)
     parser.add_argument("--codec", default="none")
     parser.add_argument("--transports", default="")
+    parser.add_argument("--link", default="")
     parser.add_argument("script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
+    if options.link:
+        from benchmarks import slow_link  # needs root and the tests' packages
+
+        if not slow_link.is_inside():
+            slow_link.enter("benchmarks.cluster", sys.argv[1:])
     os.environ["PYTHONPATH"] = str(ROOT)
     if options.transports:
         os.environ[TRANSPORTS_VARIABLE] = options.transports  # the daemons' workers inherit it
+    asyncio.run(work(options))
+
+
+def opened(options: argparse.Namespace) -> AbstractAsyncContextManager[LocalCluster]:
+    if options.link:
+        from benchmarks.slow_link import linked_cluster
+
+        return linked_cluster(options.link, LEASE_TTL_S)
     per_node = -(-options.workers // options.nodes)
-    async with (
-        LocalCluster(
-            nodes=options.nodes, workers_per_node=per_node, lease_ttl_s=LEASE_TTL_S
-        ) as cluster,
-        Api(cluster.api) as api,
-    ):
+    return LocalCluster(nodes=options.nodes, workers_per_node=per_node, lease_ttl_s=LEASE_TTL_S)
+
+
+async def work(options: argparse.Namespace) -> None:
+    """Run the job to its end."""
+    async with opened(options) as cluster, Api(cluster.api) as api:
         submission = Submission(
             argv=(options.script, "--socket", str(options.socket), *options.arguments),
             cwd=str(ROOT),
@@ -107,7 +129,10 @@ async def main() -> None:
         )
         submitted = await api.submit(submission)
         telling = asyncio.create_task(_tell_transports(cluster, options.socket))
-        async for job in watch(lambda: api.job(submitted.job), period_s=METRICS_PERIOD_S):
+        settled = options.socket.with_suffix(".settled")
+        async for job in watch(lambda: api.job(submitted.job), period_s=LOOK_S):
+            if job.round and not (job.under_replicated or job.pending_moves):
+                settled.touch()
             if job.final:
                 telling.cancel()
                 if job.state != "SUCCEEDED":
@@ -131,4 +156,4 @@ async def _tell_transports(cluster: LocalCluster, socket: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 120.0
 TURN_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 60.0
+SETTLE_LOOK_S = 0.1
 
 
 class Unavailable(Exception):
@@ -38,6 +39,7 @@ class Entry:
     """Who takes part: ``python -m MODULE --socket PATH OPTIONS``, with ``parts`` that report.
 
     ``spins``: it computes even while nobody asks it to, and is stopped between its turns.
+    ``settles``: it makes the file PATH with the suffix .settled, before which no turn counts.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Entry:
     options: tuple[str, ...] = ()
     parts: int = 1
     spins: bool = False
+    settles: bool = False
 
 
 @dataclass(kw_only=True)
@@ -161,6 +164,14 @@ class Contestant:
             signal_all(pids, signal.SIGSTOP)
         return seconds
 
+    def settle(self) -> None:
+        """Wait until it says that it is as it should be."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.entry.settles and not self._path.with_suffix(".settled").exists():
+            if time.monotonic() > deadline:
+                raise Unavailable(self._why(f"not settled in {START_TIMEOUT_S:g} s"))
+            time.sleep(SETTLE_LOOK_S)
+
     def finish(self) -> Result:
         """Its last word, on what it has computed. Raises Unavailable where any of it was wrong."""
         if self.entry.spins:
@@ -245,6 +256,7 @@ def compete(entries: Sequence[Entry], pace: Pace) -> dict[str, Result]:
                 with _left_out(contestant, running, results):
                     contestant.start()
                     contestant.turn(pace.steps, counted=False)
+                    contestant.settle()
             for _ in range(pace.rounds):
                 for contestant in list(running):
                     with _left_out(contestant, running, results):

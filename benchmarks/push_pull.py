@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import cluster, memory
 from benchmarks.contest import Entry, Pace, Result, available, compete, ratio
 from benchmarks.peers import LOCAL_ONLY, PEERS, SPINS
-from benchmarks.report import Table
+from benchmarks.report import Show, Table, printed
 
 OURS, BARE = "elasticps", "bare socket"
 COPY_ONE, COPY_ALL = "copy, 1 thread", "copy, all cores"
@@ -64,7 +64,7 @@ def peers(names: Sequence[str], nbytes: int, *, tcp: bool) -> list[Entry]:
     ]
 
 
-def contest(plan: Plan, nbytes: int, *, tcp: bool) -> dict[str, Result]:
+def contest(plan: Plan, nbytes: int, show: Show = printed, *, tcp: bool) -> dict[str, Result]:
     small = nbytes <= SMALL
     pace = (
         Pace(rounds=plan.small_rounds, steps=plan.small_steps)
@@ -73,29 +73,29 @@ def contest(plan: Plan, nbytes: int, *, tcp: bool) -> dict[str, Result]:
     )
     entries = [ours(nbytes, tcp=tcp), *limits(nbytes, tcp=tcp), *peers(plan.peers, nbytes, tcp=tcp)]
     results = compete(entries, pace)
-    _table(results, nbytes, tcp=tcp).show()
+    show(_table(results, nbytes, tcp=tcp))
     return results
 
 
-def measure(plan: Plan) -> dict[str, Any]:
-    """The issue's keys, and below ``details`` what they were made of."""
+def measure(plan: Plan, show: Show = printed) -> dict[str, Any]:
+    """The keys of the report, and below ``push_pull`` what they were made of."""
     found: dict[str, Any] = {}
     details: dict[str, Any] = {}
     for tcp in (False, True):
         way = "tcp" if tcp else "shm"
-        large = contest(plan, plan.nbytes, tcp=tcp)
-        small = contest(plan, SMALL, tcp=tcp)
+        large = contest(plan, plan.nbytes, show, tcp=tcp)
+        small = contest(plan, SMALL, show, tcp=tcp)
         found |= ratios(large, plan.nbytes, way)
         mine = small[OURS]
-        found[f"small_{way}_p50_us"] = _us(mine.median_s) if not mine.unavailable else None
+        found[f"small_{way}_p50_us"] = None if mine.unavailable else _us(mine.median_s)
+        found |= small_ratio(small, way)
         details[way] = {
             "large": summary(large, plan.nbytes),
             "small": summary(small, SMALL),
             "transport": used(large[OURS]),
         }
-    return {**found, "transports": {w: details[w]["transport"] for w in details}} | {
-        "details": details
-    }
+    transports = {way: detail.pop("transport") for way, detail in details.items()}
+    return {**found, "transports": transports, "push_pull": details}
 
 
 def ratios(results: Mapping[str, Result], nbytes: int, way: str) -> dict[str, Any]:
@@ -118,6 +118,14 @@ def ratios(results: Mapping[str, Result], nbytes: int, way: str) -> dict[str, An
             found[key] = round(ratio(there[name], mine) * memory.TOUCHED_PER_ELEMENT / 8, 3)
     found[f"cpu_s_per_gb_{way}"] = round(mine.cpu_s_per_gb(nbytes), 3)
     return found
+
+
+def small_ratio(results: Mapping[str, Result], way: str) -> dict[str, Any]:
+    """How near 4 KB come to a bare socket's time."""
+    there = available(results)
+    if OURS not in there or BARE not in there:
+        return {}
+    return {f"small_{way}_vs_socket": round(ratio(there[BARE], there[OURS]), 4)}
 
 
 def summary(results: Mapping[str, Result], nbytes: int) -> dict[str, Any]:

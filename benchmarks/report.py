@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -23,17 +24,22 @@ class Table:
         widths[0] = max(len(row[0]) for row in (self.columns, *self.rows))
         print(f"\n{self.title}")
         for row in (self.columns, *self.rows):
-            cells = row[1:]
+            cells = [f"{row[0]:{widths[0]}}", *row[1:]]
             if len(row) == len(self.columns):
-                cells = tuple(
-                    f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)
-                )
-            print("  ".join([f"{row[0]:{widths[0]}}", *cells]), flush=True)
+                cells[1:] = [f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)]
+            print("  ".join(cells), flush=True)
 
     def markdown(self) -> str:
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
         padded = [row + ("",) * (len(self.columns) - len(row)) for row in lines]
         return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+Show = Callable[[Table], None]
+
+
+def printed(table: Table) -> None:
+    table.show()
 
 
 def _text(cell: object) -> str:

@@ -3,7 +3,7 @@
 Two processes. In each round both move blocks of 4 MiB there and back, a few at a time, and then
 exchange empty frames one by one; the two take turns, so that a busy machine slows both. TLS is held
 against the same bare socket without it, so that its figure beside that of plain TCP is its cost.
-Prints a table, and one JSON object on the last line. See ``python benchmarks/wire.py --help``.
+Prints a table, and one JSON object on the last line. See ``python -m benchmarks.wire --help``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import uvloop
 
+from benchmarks.report import Show, Table, printed
 from elasticps.core.ids import NodeId
 from elasticps.security.authority import issue, make_authority
 from elasticps.security.tls import NodeTls, TlsFiles
@@ -45,6 +46,9 @@ class Load:
     moves: int
     in_flight: int
     pings: int
+
+
+LOAD = Load(size=4 << 20, moves=100, in_flight=4, pings=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,16 +238,12 @@ def certificates(directory: Path) -> TlsFiles:
     return TlsFiles(ca=ca, cert=made.cert, key=made.key)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=4 << 20, help="bytes of a block")
-    parser.add_argument("--moves", type=int, default=100, help="blocks each way in a round")
-    parser.add_argument("--in-flight", type=int, default=4, help="blocks under way at a time")
-    parser.add_argument("--pings", type=int, default=1000, help="empty frames in a round")
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
-    load = Load(size=args.size, moves=args.moves, in_flight=args.in_flight, pings=args.pings)
-    print(f"{'':6}{'GB/s':>8}{'bare':>8}{'of bare':>9}{'empty p50':>12}{'bare p50':>11}")
+def measure_all(load: Load, rounds: int, show: Show = printed) -> dict[str, Any]:
+    """Every transport's figures, and what TLS moves of what plain TCP does."""
+    table = Table(
+        title="frames beside bare messages, nothing applied",
+        columns=("", "GB/s", "bare", "of bare", "empty p50 us", "bare p50 us"),
+    )
     results = {}
     with tempfile.TemporaryDirectory() as directory:
         unix = [Address.unix(Path(directory) / name) for name in ("frames", "blocks", "pings")]
@@ -251,16 +251,26 @@ def main() -> None:
         for name, (frames, blocks, pings) in {"tcp": tcp, "tls": tcp, "unix": unix}.items():
             tls = certificates(Path(directory)) if name == "tls" else None
             wanted = Addresses(frames=frames, bare_blocks=blocks, bare_pings=pings, tls=tls)
-            found = results[name] = run(wanted, load, args.rounds)
-            print(
-                f"{name:6}{found['gb_per_s']:8.2f}{found['bare_gb_per_s']:8.2f}"
-                f"{found['of_bare']:9.2f}{found['empty_p50_us']:9.1f} us"
-                f"{found['bare_empty_p50_us']:8.1f} us"
-            )
+            found = results[name] = run(wanted, load, rounds)
+            table.add(name, *found.values())
+    show(table)
     tls_of_plain = results["tls"]["of_bare"] / results["tcp"]["of_bare"]
-    print(f"TLS moves {tls_of_plain:.2f} of what plain TCP does")
-    report = {"benchmark": "wire", "load": asdict(load), "results": results}
-    print(json.dumps(report | {"tls_of_plain": tls_of_plain}))
+    return {"wire": results, "tls_of_plain": round(tls_of_plain, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=LOAD.size, help="bytes of a block")
+    parser.add_argument("--moves", type=int, default=LOAD.moves, help="blocks a round, each way")
+    parser.add_argument("--in-flight", type=int, default=LOAD.in_flight, help="at a time")
+    parser.add_argument("--pings", type=int, default=LOAD.pings, help="empty frames in a round")
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    load = Load(size=args.size, moves=args.moves, in_flight=args.in_flight, pings=args.pings)
+    found = measure_all(load, args.rounds)
+    results = found.pop("wire")
+    print(f"TLS moves {found['tls_of_plain']:.2f} of what plain TCP does")
+    print(json.dumps({"benchmark": "wire", "load": asdict(load), "results": results, **found}))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from elasticps import __version__
+from elasticps.cli.bench import bench
 from elasticps.cli.certs import certs
 from elasticps.cli.checkpoint import checkpoint
 from elasticps.cli.completion import completion
@@ -90,6 +91,7 @@ def cli(ctx: click.Context, api: str, ca: Path | None, token_file: Path | None) 
 for command in (
     run,
     plan,
+    bench,
     submit,
     status,
     nodes,

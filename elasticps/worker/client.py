@@ -72,6 +72,12 @@ class Client:
         self.shared: SharedMemory | None = None
         self._asking: dict[BlockId, dict[asyncio.Timeout, ServerId]] = {}
 
+    @property
+    def traffic(self) -> dict[str, int]:
+        """Bytes sent and received, by transport."""
+        by = self._pool.traffic.by_transport
+        return {name: each.sent + each.received for name, each in by.items()}
+
     async def call(self, call: Call) -> Reply:
         """Ask the block's primary until it gives an answer that is for the caller to judge.
 

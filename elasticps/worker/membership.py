@@ -41,6 +41,11 @@ class Membership:
         return self._exchange is not None
 
     @property
+    def traffic(self) -> dict[str, int]:
+        """Bytes to and from shard servers, by transport."""
+        return self._client.traffic if self._client is not None else {}
+
+    @property
     def exchange(self) -> Exchange:
         assert self._exchange is not None
         return self._exchange

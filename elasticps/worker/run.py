@@ -137,6 +137,11 @@ class Run:
             raise UsageError("call run.optimizer(...) first: it makes this worker a member")
         return self._stepping
 
+    @property
+    def traffic(self) -> dict[str, int]:
+        """Bytes sent to and received from shard servers so far, by transport, before encryption."""
+        return self._membership.traffic
+
     # -- what a script does ---------------------------------------------------------------------
 
     def pipeline(self, layers: torch.nn.Sequential, loss_fn: Loss, *, seed: int = 0) -> Pipeline:
