@@ -81,7 +81,11 @@ class Membership:
             exchange = Exchange(client, job, described, memory)
             if strategy.wants_peers:
                 self._peers = await self._listen(client).__aenter__()
-            await exchange.join(restore if job.resume else None, first_values)
+            try:
+                await exchange.join(restore if job.resume else None, first_values)
+            except BaseException:
+                await exchange.aclose()
+                raise
             return exchange
 
         self._exchange = exchange = self._loop.call(join())
