@@ -5,8 +5,9 @@ from __future__ import annotations
 from elasticps.errors import UsageError
 
 TRANSPORTS_VARIABLE = "ELASTICPS_TRANSPORTS"
-UNIX, TCP = "unix", "tcp"
-ALL = frozenset({UNIX, TCP})
+SHM, UNIX, TCP = "shm", "unix", "tcp"
+ALL = frozenset({SHM, UNIX, TCP})
+"""Shared memory is shown over a Unix socket: without that there is none."""
 
 
 def allowed_transports(text: str) -> frozenset[str]:

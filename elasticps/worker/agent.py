@@ -59,7 +59,7 @@ class Agent:
         self.on_plan: Callable[[PlanUpdate], None] = lambda _: None
         self.host = "127.0.0.1"
         self.directory = Path(tempfile.gettempdir())
-        self._transports = transports
+        self.transports = transports
         self._connection: Connection | None = None
         self._closed = False
         self._rejection: str | None = None
@@ -167,7 +167,7 @@ class Agent:
                 self._rows.update((row.block, row) for row in message.rows)
                 self.on_plan(message)
             case Servers():
-                self._addresses = addresses_of(message, self._transports)
+                self._addresses = addresses_of(message, self.transports)
                 self.host = _host_of(message) or self.host
                 self.on_servers()
             case Retire():

@@ -17,6 +17,7 @@ from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import Place, PlanRow, PlanUpdate, RefusalMeta, decode
 from elasticps.wire.pool import ConnectionPool
+from elasticps.wire.transports import SHM, TRANSPORTS_VARIABLE, UNIX
 from elasticps.worker.agent import Agent
 from elasticps.worker.credentials import ToServers
 from elasticps.worker.shared_memory import SharedMemory
@@ -203,10 +204,14 @@ class Client:
         return reply
 
     @property
-    def may_share(self) -> bool:
-        """May the servers of this machine be given this worker's memory?"""
+    def why_not_share(self) -> str:
+        """Why this machine's servers may not be given the worker's memory; empty: they may."""
         welcome = self._agent.welcome
-        return welcome is None or welcome.shared_memory
+        if welcome is not None and not welcome.shared_memory:
+            return "the daemon's setting shared_memory is false"
+        if not {SHM, UNIX} <= set(self._agent.transports):
+            return f"{TRANSPORTS_VARIABLE} leaves it out"
+        return ""
 
     @property
     def has_near_servers(self) -> bool:

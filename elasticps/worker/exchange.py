@@ -129,8 +129,8 @@ class Exchange:
         ``first_values``: parameters that have theirs until the next are asked for; None: all have.
         """
         admitted = await self._admission(await self._client.ledger(Join))
-        if not self._client.may_share:
-            self.shared.why_not = "the daemon's setting shared_memory is false"
+        if self._client.why_not_share:
+            self.shared.why_not = self._client.why_not_share
         elif self._client.has_near_servers:
             self.shared.adopt(self._memory)
         if admitted.initialize:

@@ -37,12 +37,26 @@ async def test_a_worker_that_may_use_tcp_alone_sends_nothing_over_the_unix_socke
     assert counts["unix"] == 0
 
 
-async def test_a_worker_uses_the_unix_socket_of_its_machine() -> None:
+async def test_a_worker_uses_its_machines_memory() -> None:
     async with Rig(1) as rig:
         assert await as_worker(rig, one_step)
         counts = received(rig)
-    assert counts["unix"] > 4 * 300
+    assert counts["shm"] >= 4 * 300
     assert counts["tcp"] == 0
+
+
+async def test_a_worker_that_shares_no_memory_uses_the_unix_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Rig(1) as rig:
+        given = rig.environment("w1")
+        monkeypatch.setattr(
+            rig, "environment", lambda _: {**given, TRANSPORTS_VARIABLE: "unix,tcp"}
+        )
+        assert await as_worker(rig, one_step)
+        counts = received(rig)
+    assert counts["unix"] > 4 * 300
+    assert (counts["shm"], counts["tcp"]) == (0, 0)
 
 
 def test_transports_are_read_by_name() -> None:
