@@ -39,7 +39,11 @@ class DataLoop:
         UsageError once the loop is closed.
         """
         ended = threading.Event()
-        future = self.start(_told(coroutine, ended))
+        try:
+            future = self.start(_told(coroutine, ended))
+        except UsageError:
+            coroutine.close()
+            raise
         try:
             return future.result()
         except BaseException:
