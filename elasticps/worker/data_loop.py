@@ -44,7 +44,11 @@ class DataLoop:
         UsageError once the loop is closed.
         """
         ended = threading.Event()
-        future = self.start(_told(coroutine, ended))
+        try:
+            future = self.start(_told(coroutine, ended))
+        except UsageError:
+            coroutine.close()
+            raise
         try:
             return self.result_of(future)
         except BaseException:

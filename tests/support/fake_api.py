@@ -68,6 +68,7 @@ def job(name: str, **changes: Any) -> Json:
                 "round": 1,
                 "step_s": 0.01,
                 "compute_s": 0.004,
+                "transport": "shared memory",
                 "reason": "",
             }
         ],
