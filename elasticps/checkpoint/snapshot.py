@@ -31,7 +31,10 @@ from elasticps.errors import CheckpointError
 VALUES = "values.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 VALUE = "value"
-"""The tensor of a block's file that is no optimizer state."""
+"""The tensor of a block's file that is no optimizer state, and is as workers read it."""
+MASTER = "master"
+"""The key under which a parameter's float32 copy is beside its state, where it says more than the
+parameter: in checkpoints, and in ``state_dict()``."""
 
 State = Mapping[str, torch.Tensor | Scalar]
 """One parameter's optimizer state as torch keeps it: tensors and plain numbers by key."""

@@ -292,7 +292,8 @@ class ParameterBlock(Hosted):
     def _copied(self) -> tuple[StateMeta, int, bytes]:
         if self._broken:
             raise PluginError(self._broken)
-        state, payload = self._state()
+        state, payload = self.tensor.dump(for_file=True)
+        state = msgspec.structs.replace(state, round=self._replica.round)
         return state, self.replication.version, payload
 
     def _answer_saved(self, request: Request, saved: SavedMeta) -> None:

@@ -18,13 +18,14 @@ from elasticps.api.job_codec import load_codec
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import CODECS, DATA_POLICIES, OPTIMIZERS, load
 from elasticps.api.trial import Row, telling
+from elasticps.checkpoint.snapshot import VALUE
 from elasticps.core.blocks import Block, Model, partition
 from elasticps.core.ids import WorkerId
 from elasticps.core.lending import Lending, settled
 from elasticps.core.ranges import Range, Supply
 from elasticps.errors import ElasticError, PluginError
 from elasticps.server.main import warm_up
-from elasticps.server.tensor_block import VALUE, TensorBlock
+from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.messages import StateMeta, decode, encode
 
 STEPS = 3

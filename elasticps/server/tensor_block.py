@@ -9,12 +9,12 @@ import msgspec
 import torch
 
 from elasticps.api.optimizer import Optimizer
+from elasticps.checkpoint.snapshot import MASTER, VALUE
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter
 from elasticps.errors import PluginError, WireError
 from elasticps.wire.messages import StateMeta, TensorMeta
 from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
 
-VALUE = "value"
 MAX_STATE_FACTOR = 16
 """No optimizer here keeps more than a few tensors of its parameter's size."""
 MAX_STRIDE = 1 << 62
@@ -154,9 +154,14 @@ class TensorBlock:
         self._hyper = hyper
         self._optimizer.param_groups[0].update({**self._base, **with_tuples(hyper)})
 
-    def dump(self) -> tuple[StateMeta, bytes]:
-        """Value and optimizer state, copied out as one payload with its description."""
+    def dump(self, *, for_file: bool = False) -> tuple[StateMeta, bytes]:
+        """Value and optimizer state, copied out as one payload with its description.
+
+        ``for_file``: the value as workers read it, and a master copy as a tensor of its own.
+        """
         tensors = [(VALUE, self._value), *self._state_tensors()]
+        if for_file and self._kept != self._dtype:
+            tensors[:1] = [(VALUE, self._value.to(self._dtype)), (MASTER, self._value)]
         rows = tuple(
             TensorMeta(key, dtype_name(tensor.dtype), tuple(tensor.shape), tensor.nbytes)
             for key, tensor in tensors

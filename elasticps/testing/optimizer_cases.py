@@ -11,11 +11,11 @@ import torch
 
 from elasticps import __version__
 from elasticps.api.optimizer import Optimizer
-from elasticps.checkpoint.snapshot import Snapshot, read, write
+from elasticps.checkpoint.snapshot import VALUE, Snapshot, read, write
 from elasticps.core.blocks import MIN_BLOCK_BYTES
 from elasticps.core.ids import Round
 from elasticps.errors import ElasticError, PluginError, UsageError
-from elasticps.server.tensor_block import MAX_STATE_FACTOR, VALUE
+from elasticps.server.tensor_block import MAX_STATE_FACTOR
 from elasticps.testing.blocks import BlockServers
 from elasticps.testing.kit import Case, ContractBroken, Subject, require
 from elasticps.worker.optimizer_state import by_block, by_parameter

@@ -9,15 +9,12 @@ from typing import Any
 
 import torch
 
+from elasticps.checkpoint.snapshot import MASTER, VALUE
 from elasticps.core.blocks import Hyperparameters
 from elasticps.wire.messages import StateMeta, TensorMeta
 from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
 from elasticps.worker.parameters import BlockMemory
 
-VALUE = "value"
-MASTER = "master"
-"""The key under which a parameter's float32 copy is beside its state, where it says more than the
-parameter: in checkpoints, and in ``state_dict()``."""
 States = Sequence[tuple[StateMeta, memoryview]]
 
 
