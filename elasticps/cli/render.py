@@ -220,7 +220,7 @@ def _print_moves(moves: Moves) -> None:
             human_bytes(move.bytes),
         )
     if moves.moves:
-        _console().print(table)
+        _print_rows(table, "")
     _console().print(
         f"{count(len(moves.moves), 'move')}, {human_bytes(moves.bytes)}; "
         f"{moves.pending_moves} under way"

@@ -154,6 +154,31 @@ def test_status_shows_cluster_nodes_and_jobs_within_80_columns(api, elasticps):
     assert "".join(re.findall("[x]+", out)).count("x") == 29  # a long name is folded, not cut
 
 
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_narrow_terminal_shows_what_a_row_is_and_says_which_columns_it_has_no_room_for(
+    width, api, elasticps, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", str(width))
+    api.jobs["digits"] = job("digits", reason="2 of 3 workers: no node is free")
+    out = elasticps("status")[1]
+    assert all(len(row) <= width for row in out.splitlines()), out
+    for whole in ("NODE", "STATE", "n1 *", "ready", "JOB", "REASON", "digits", "RUNNING"):
+        assert whole in out, out
+    told = " ".join(out.split())
+    assert "(too narrow for" in told, out
+    assert told.count("RESTARTS") == 1, out
+    top = elasticps("top", "--interval", "0.1", "--count", "1")[1]
+    assert all(len(row) <= width for row in top.splitlines()), top
+    assert re.search(r"(?m)^n1 \*", top), top
+
+
+@pytest.mark.parametrize("command", ["status", "status --json", "--help", "plugins list"])
+def test_a_closed_stdout_is_no_bug_of_ours(command, api):
+    shell = f'exec "$@" --api {api.url} {command} >&-'
+    ran = subprocess.run(["/bin/sh", "-c", shell, "sh", *COMMAND], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_status_shows_what_a_codec_saves(api, elasticps):
     sent = {"pushed_bytes": 3 << 20, "gradient_bytes": 100 << 20}
     api.jobs["mnist"] = job("mnist", codec="top-k+int8", **sent)
