@@ -25,6 +25,7 @@ from elasticps.cli.answers import (
     ErrorBody,
     Events,
     Job,
+    JobsPage,
     Line,
     Moves,
     Node,
@@ -103,6 +104,22 @@ class Api:
             nodes += page.nodes
         self._remember(nodes)
         return nodes
+
+    async def jobs(self, *, state: str | None = None, active: bool = False) -> tuple[Job, ...]:
+        """All of them, the oldest first, or those in a state, or those that have not ended."""
+        wanted = (f"&state={state}" if state else "") + ("&active=true" if active else "")
+        page = await self._ask(f"jobs?after=0{wanted}", JobsPage)
+        jobs = page.jobs
+        while page.next is not None:
+            page = await self._ask(f"jobs?after={quote(page.next, safe='')}{wanted}", JobsPage)
+            jobs += page.jobs
+        return jobs
+
+    async def job_names(self) -> set[str]:
+        """Of all jobs, also of those that ended so long ago that the status leaves them out."""
+        status = await self.status()
+        jobs = await self.jobs() if status.ended_left_out else status.jobs
+        return {job.job for job in jobs}
 
     async def job(self, job: str) -> Job:
         return await self._ask(f"jobs/{_part(job)}", Job)

@@ -269,7 +269,7 @@ def cancel(settings: Settings, job: str, as_json: bool) -> None:
 
     async def stop() -> None:
         async with settings.connect() as api:
-            require_known("job", job, (each.job for each in (await api.status()).jobs))
+            require_known("job", job, await api.job_names())
             answer = await api.cancel(job)
         print_json(answer) if as_json else click.echo(f"{answer.job}: {answer.state}")
 

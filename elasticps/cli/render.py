@@ -125,6 +125,8 @@ def _print_status(status: Status) -> None:
     _print_nodes(status.nodes)
     out.print()
     _print_jobs(status.jobs)
+    if status.ended_left_out:
+        out.print(f"({count(status.ended_left_out, 'job')} that ended before; `elasticps jobs`)")
 
 
 def _print_nodes(nodes: Iterable[Node]) -> None:

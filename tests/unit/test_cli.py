@@ -208,6 +208,34 @@ def test_json_is_one_document_of_the_known_fields(command, api, elasticps):
     assert "from_the_future" not in document
 
 
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ((), "one two three four five"),
+        (("--active",), "one three five"),
+        (("--state", "failed"), "two four"),
+    ],
+)
+def test_jobs_are_filtered_over_all_pages(options, shown, api, elasticps):
+    for number, name in enumerate(("one", "two", "three", "four", "five")):
+        api.jobs[name] = job(name, state="FAILED" if number % 2 else "RUNNING")
+    code, out, _ = elasticps("jobs", "--json", *options)
+    assert code == 0
+    assert [each["job"] for each in json.loads(out)["jobs"]] == shown.split()
+
+
+def test_jobs_that_the_status_leaves_out_are_counted_and_still_known(api, elasticps):
+    api.jobs["mnist"] = job("mnist", state="SUCCEEDED")
+    api.ended_left_out = 7
+    assert "(7 jobs that ended before; `elasticps jobs`)" in " ".join(
+        elasticps("status")[1].split()
+    )
+    assert elasticps("logs", "mnist")[0] == 0
+    code, _, err = elasticps("logs", "mnisst")
+    assert code == 2
+    assert "did you mean mnist?" in err
+
+
 def test_a_loss_that_is_no_number_is_shown(api, elasticps):
     api.jobs["mnist"] = job("mnist", metrics={"loss": None})
     assert "loss nan" in elasticps("jobs")[1]
