@@ -22,7 +22,7 @@ from elasticps.cli.options import (
     script_argument,
     seconds,
 )
-from elasticps.cli.output import print_answer, print_json
+from elasticps.cli.output import count, print_answer, print_json
 from elasticps.cli.progress import Progress
 from elasticps.cli.trial import decided, is_auto
 from elasticps.errors import ElasticError
@@ -113,7 +113,7 @@ async def _drained(api: Api, node: str, timeout_s: float | None) -> str:
 
 
 def _load(node: Node) -> str:
-    return f"{node.replicas} blocks, {len(node.workers)} workers"
+    return f"{count(node.replicas, 'block')}, {count(len(node.workers), 'worker')}"
 
 
 @click.command()

@@ -330,7 +330,7 @@ def test_drain_waits_until_the_node_holds_nothing(api, elasticps):
     code, out, err = elasticps("drain", "n2")
     assert (code, out) == (0, "n2: drained\n")
     assert api.asked("POST") == [("/api/v1/nodes/n2/drain", {"stay": False})]
-    assert "draining n2: 14 blocks, 1 workers left" in err
+    assert "draining n2: 14 blocks, 1 worker left" in err
     assert "\x1b" not in err
 
 
@@ -368,7 +368,7 @@ def test_drain_that_takes_too_long_fails_and_says_what_is_left(api, elasticps):
     api.drained_per_look = 0
     code, _, err = elasticps("drain", "n2", "--timeout", "0.2")
     assert code == 1
-    assert "error: n2: not drained within 0.2 s, 24 blocks, 1 workers left" in err
+    assert "error: n2: not drained within 0.2 s, 24 blocks, 1 worker left" in err
     assert "elasticps undrain n2" in err
 
 
