@@ -306,6 +306,15 @@ async def watch(
         await asyncio.sleep(period_s)
 
 
+def _certificate_hint(what: str) -> str:
+    if "has expired" in what:
+        return "`elasticps certs issue` makes another; the daemon takes it from its file by itself"
+    return (
+        "--ca names the cluster's authority; the certificate must name the URL's host"
+        " (`elasticps certs issue --host`)"
+    )
+
+
 @contextlib.contextmanager
 def _plain_errors(url: str) -> Iterator[None]:
     try:
@@ -314,8 +323,7 @@ def _plain_errors(url: str) -> Iterator[None]:
         raise PeerUnavailable(
             f"the daemon's certificate is not to be trusted: {error.certificate_error}",
             where=url,
-            hint="--ca names the cluster's authority; the certificate must name the URL's host"
-            " (`elasticps certs issue --host`)",
+            hint=_certificate_hint(str(error.certificate_error)),
         ) from None
     except TimeoutError:
         raise PeerUnavailable("the daemon did not answer in time", where=url, hint=_HINT) from None
