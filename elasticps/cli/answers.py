@@ -212,6 +212,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     leader: str | None
     nodes: tuple[Node, ...]
     jobs: tuple[Job, ...]
+    ended_left_out: int = 0
 
 
 class Nodes(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,6 +227,12 @@ class NodesPage(Nodes, frozen=True, kw_only=True):
 
 class Jobs(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[Job, ...]
+
+
+class JobsPage(Jobs, frozen=True, kw_only=True):
+    """Some of the jobs; those after ``next`` are still to be asked for."""
+
+    next: str | None = None
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):

@@ -80,7 +80,7 @@ def save(
 
     async def write() -> None:
         async with settings.connect() as api:
-            require_known("job", job, (each.job for each in (await api.status()).jobs))
+            require_known("job", job, await api.job_names())
             asked = await api.checkpoint(job)
             if no_wait:
                 print_json(asked) if as_json else click.echo(f"{job}: asked for")

@@ -71,7 +71,7 @@ def _in_directory(directory: Path, verify: bool) -> StoredCheckpoints:
 async def _of_job(settings: Settings, job: str, *, is_here: bool) -> StoredCheckpoints:
     async with settings.connect() as api:
         try:
-            require_known("job", job, (each.job for each in (await api.status()).jobs))
+            require_known("job", job, await api.job_names())
         except UsageError as error:
             if is_here:
                 error.hint = f"for the directory of this name say ./{job}"

@@ -25,6 +25,7 @@ from elasticps.cli.answers import (
     ErrorBody,
     Events,
     Job,
+    JobsPage,
     Line,
     Moves,
     Node,
@@ -103,6 +104,22 @@ class Api:
             nodes += page.nodes
         self._remember(nodes)
         return nodes
+
+    async def jobs(self, *, state: str | None = None, active: bool = False) -> tuple[Job, ...]:
+        """All of them, the oldest first, or those in a state, or those that have not ended."""
+        wanted = (f"&state={state}" if state else "") + ("&active=true" if active else "")
+        page = await self._ask(f"jobs?after=0{wanted}", JobsPage)
+        jobs = page.jobs
+        while page.next is not None:
+            page = await self._ask(f"jobs?after={quote(page.next, safe='')}{wanted}", JobsPage)
+            jobs += page.jobs
+        return jobs
+
+    async def job_names(self) -> set[str]:
+        """Of all jobs, also of those that ended so long ago that the status leaves them out."""
+        status = await self.status()
+        jobs = await self.jobs() if status.ended_left_out else status.jobs
+        return {job.job for job in jobs}
 
     async def job(self, job: str) -> Job:
         return await self._ask(f"jobs/{_part(job)}", Job)
@@ -289,6 +306,15 @@ async def watch(
         await asyncio.sleep(period_s)
 
 
+def _certificate_hint(what: str) -> str:
+    if "has expired" in what:
+        return "`elasticps certs issue` makes another; the daemon takes it from its file by itself"
+    return (
+        "--ca names the cluster's authority; the certificate must name the URL's host"
+        " (`elasticps certs issue --host`)"
+    )
+
+
 @contextlib.contextmanager
 def _plain_errors(url: str) -> Iterator[None]:
     try:
@@ -297,8 +323,7 @@ def _plain_errors(url: str) -> Iterator[None]:
         raise PeerUnavailable(
             f"the daemon's certificate is not to be trusted: {error.certificate_error}",
             where=url,
-            hint="--ca names the cluster's authority; the certificate must name the URL's host"
-            " (`elasticps certs issue --host`)",
+            hint=_certificate_hint(str(error.certificate_error)),
         ) from None
     except TimeoutError:
         raise PeerUnavailable("the daemon did not answer in time", where=url, hint=_HINT) from None

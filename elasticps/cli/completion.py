@@ -49,7 +49,7 @@ def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -
     """The names of jobs that begin with what is typed; none where no daemon answers in time."""
 
     async def names(api: Api) -> Iterable[str]:
-        return [job.job for job in (await api.status()).jobs]
+        return sorted(await api.job_names())
 
     return _asked(ctx, names, incomplete)
 

@@ -73,15 +73,21 @@ def nodes(settings: Settings, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--active", is_flag=True, help="Only those that have not ended.")
+@click.option(
+    "--state",
+    type=click.Choice(("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"), False),
+    help="Only those in this state.",
+)
 @json_option
 @click.pass_obj
-def jobs(settings: Settings, as_json: bool) -> None:
-    """Show the jobs: their state, why, and how far they are.
+def jobs(settings: Settings, active: bool, state: str | None, as_json: bool) -> None:
+    """Show the jobs, the oldest first: their state, why, and how far they are.
 
     \b
     Example:
-      elasticps jobs
-      elasticps jobs --json | jq '.jobs[] | select(.state == "FAILED")'
+      elasticps jobs --active
+      elasticps jobs --state failed --json | jq '.jobs[].reason'
 
     \b
     Exit codes:
@@ -91,7 +97,7 @@ def jobs(settings: Settings, as_json: bool) -> None:
 
     async def show() -> None:
         async with settings.connect() as api:
-            answer = Jobs(jobs=(await api.status()).jobs)
+            answer = Jobs(jobs=await api.jobs(state=state, active=active))
         print_answer(answer, as_json=as_json)
 
     run_async(show())
@@ -142,8 +148,7 @@ def logs(
 
     async def show() -> None:
         async with settings.connect() as api:
-            known = (await api.status()).jobs
-            require_known("job", job, (each.job for each in known))
+            require_known("job", job, await api.job_names())
             begin = 0.0 if since_s is None else time.time() - since_s
             worker = None if rank is None else await worker_of_rank(api, job, rank, wait=follow)
             async for line in api.lines(job, follow=follow):
@@ -153,9 +158,8 @@ def logs(
                     print_json(line, indent=0)
                 else:
                     print_line(line)
-            known = (await api.status()).jobs
-            for ended in known if not as_json else ():
-                if ended.job == job and ended.failure is not None:
-                    click.echo(failure_text(ended.failure), err=True)
+            failure = None if as_json else (await api.job(job)).failure
+            if failure is not None:
+                click.echo(failure_text(failure), err=True)
 
     run_async(show())

@@ -123,6 +123,7 @@ for command in (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; whatever goes wrong is told on stderr."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -139,6 +140,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _show(_cause(error))
     return code if isinstance(code, int) else 0
+
+
+def _open_closed_streams() -> None:
+    """Where the shell closed one (``>&-``), what is written goes nowhere.
+
+    Its number is taken, too: a socket must not get it.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  as long as we live
 
 
 def _show(error: BaseException) -> int:

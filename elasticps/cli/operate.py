@@ -22,7 +22,7 @@ from elasticps.cli.options import (
     script_argument,
     seconds,
 )
-from elasticps.cli.output import print_answer, print_json
+from elasticps.cli.output import count, print_answer, print_json
 from elasticps.cli.progress import Progress
 from elasticps.cli.trial import decided, is_auto
 from elasticps.errors import ElasticError
@@ -113,7 +113,7 @@ async def _drained(api: Api, node: str, timeout_s: float | None) -> str:
 
 
 def _load(node: Node) -> str:
-    return f"{node.replicas} blocks, {len(node.workers)} workers"
+    return f"{count(node.replicas, 'block')}, {count(len(node.workers), 'worker')}"
 
 
 @click.command()
@@ -269,7 +269,7 @@ def cancel(settings: Settings, job: str, as_json: bool) -> None:
 
     async def stop() -> None:
         async with settings.connect() as api:
-            require_known("job", job, (each.job for each in (await api.status()).jobs))
+            require_known("job", job, await api.job_names())
             answer = await api.cancel(job)
         print_json(answer) if as_json else click.echo(f"{answer.job}: {answer.state}")
 

@@ -68,7 +68,7 @@ def profile(
 
     async def record() -> bool:
         async with settings.connect() as api:
-            require_known("job", job, (each.job for each in (await api.status()).jobs))
+            require_known("job", job, await api.job_names())
             with Progress() as progress:
                 progress.show(f"recording {steps} steps of {printable(job)}")
                 trace, document = await api.profile(job, steps=steps, wait_s=wait_s)

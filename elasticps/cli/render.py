@@ -126,6 +126,8 @@ def _print_status(status: Status) -> None:
     _print_nodes(status.nodes)
     out.print()
     _print_jobs(status.jobs)
+    if status.ended_left_out:
+        out.print(f"({count(status.ended_left_out, 'job')} that ended before; `elasticps jobs`)")
 
 
 def _print_nodes(nodes: Iterable[Node]) -> None:
@@ -224,7 +226,7 @@ def _print_moves(moves: Moves) -> None:
             human_bytes(move.bytes),
         )
     if moves.moves:
-        _console().print(table)
+        _print_rows(table, "")
     _console().print(
         f"{count(len(moves.moves), 'move')}, {human_bytes(moves.bytes)}; "
         f"{moves.pending_moves} under way"

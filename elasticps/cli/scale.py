@@ -74,7 +74,7 @@ def scale(
 
     async def change() -> None:
         async with settings.connect() as api:
-            require_known("job", job, (each.job for each in (await api.status()).jobs))
+            require_known("job", job, await api.job_names())
             answer = await api.scale(job, workers)
             if not no_wait:
                 answer = await _settled(api, job, workers, timeout_s)

@@ -131,6 +131,8 @@ def _drawn(view: Rates) -> RenderableType:
     by_job = tables.table("JOB", "ROUND>", "ROUND/s>", "WORKERS>", "STALE>", "SLOWEST>", "WHY")
     for job in view.jobs:
         by_job.add_row(*_job_cells(job))
+    width = tables.console().width
+    by_node, by_job = (tables.fitted(each, width)[0] for each in (by_node, by_job))
     parts: list[RenderableType] = [tables.cell(headline), Text(), by_node, Text()]
     return Group(*parts, by_job if view.jobs else "no jobs that run")
 

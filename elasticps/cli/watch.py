@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from elasticps.cli.answers import Event, Status
-from elasticps.cli.options import Settings, run_async
+from elasticps.cli.options import Settings, require_known, run_async
 from elasticps.cli.output import print_answer, print_json, printable
 from elasticps.errors import ElasticError, PeerUnavailable
 
@@ -61,11 +61,14 @@ def events(settings: Settings, follow: bool, last: int, job: str | None, as_json
     Exit codes:
       0    printed
       1    the cluster cannot be reached, or its stream was lost for 30 s
+      2    no such job; with -f it is waited for
     """
 
     async def show() -> None:
         async with settings.connect() as api:
             page = await api.events(limit=max(1, last), job=job)
+            if job is not None and not page.events:
+                await _require_job(api, job, may_come=follow)
             for event in page.events if last else ():
                 _print_event(event, as_json=as_json)
             if not follow:
@@ -77,6 +80,14 @@ def events(settings: Settings, follow: bool, last: int, job: str | None, as_json
                     click.echo("(earlier events may be missing here)", err=True)
 
     run_async(show())
+
+
+async def _require_job(api: Api, job: str, *, may_come: bool) -> None:
+    known = await api.job_names()
+    if not may_come:
+        require_known("job", job, known)
+    elif job not in known:
+        click.echo(f"there is no job {printable(job)} yet", err=True)
 
 
 def watch_status(settings: Settings, *, as_json: bool) -> None:

@@ -67,7 +67,7 @@ def machine_facts(folders: Mapping[str, Path], certificate: Path | None) -> Mach
         has_rdma=RDMA.is_dir() and any(RDMA.iterdir()),
         shared_memory=_space(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None,
         folders={key: _space(_existing(path)) for key, path in folders.items()},
-        certificate_until=_until(certificate) if certificate else None,
+        certificate_until=until(certificate) if certificate else None,
     )
 
 
@@ -93,7 +93,8 @@ def _existing(path: Path) -> Path:
     return next((each for each in (path, *path.parents) if os.access(each, os.F_OK)), Path("/"))
 
 
-def _until(certificate: Path) -> float | None:
+def until(certificate: Path) -> float | None:
+    """When it ends, in Unix seconds; None where it cannot be read."""
     from cryptography import x509
 
     try:

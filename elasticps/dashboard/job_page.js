@@ -1,6 +1,7 @@
 // One job: how it is, its curves under its timeline, its blocks, its workers, what they print.
 
 import { cancel } from "./act.js";
+import { get, path } from "./api.js";
 import { Curves, newest } from "./curves.js";
 import { el, put, set } from "./dom.js";
 import { bytes, byteRate, day, duration, number, rate } from "./format.js";
@@ -53,8 +54,9 @@ export class JobPage {
 
   update({ status, events }) {
     if (!status) return;
-    const job = jobNamed(this.name);
+    const job = jobNamed(this.name) ?? this.old;
     this.job = job;
+    if (!job && status.ended_left_out && !this.sought) this.seek();
     this.about = events.filter((event) => !event.job || event.job === this.name);
     this.events.update(this.about);
     this.cancel.hidden = !job || final(job) || !mayCancel(job);
@@ -71,6 +73,17 @@ export class JobPage {
       this.logsAreRead = true;
       this.logs.read();
       this.refresh().catch(() => {}); // what fails is tried again in a second
+    }
+  }
+
+  /** A job that ended so long ago that the status leaves it out. */
+  async seek() {
+    this.sought = true;
+    try {
+      this.old = await get(`jobs/${path(this.name)}`);
+      this.update(state);
+    } catch (error) {
+      this.sought = error.status === 404; // else it is tried again
     }
   }
 

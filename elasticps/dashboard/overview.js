@@ -1,7 +1,7 @@
 // The cluster at a glance: is all well, the jobs, what happened, the blocks, the nodes.
 
 import { Curves } from "./curves.js";
-import { el, keyed, set } from "./dom.js";
+import { el, keyed, put, set } from "./dom.js";
 import { bytes, number } from "./format.js";
 import { jobsTable, running } from "./jobs.js";
 import { BlockMap } from "./map.js";
@@ -23,6 +23,7 @@ export class Overview {
     this.verdict = new Verdict();
     this.figures = new Facts();
     this.jobs = jobsTable((name) => this.series.get(name));
+    this.old = el("p", { hidden: true });
     this.job = el("select", { "aria-label": "Job", onchange: () => this.chosen() });
     this.curves = new Curves({ full: false, lead: this.job });
     this.events = new EventList();
@@ -32,7 +33,7 @@ export class Overview {
       el("h1", { class: "sr", tabindex: "-1" }, "Overview"),
       this.verdict.node,
       this.figures.node,
-      card("Jobs", this.jobs.node),
+      card("Jobs", this.jobs.node, this.old),
       el("div", { class: "columns" },
         card("Curves", this.curves.node),
         card("Timeline", this.events.node)),
@@ -55,6 +56,9 @@ export class Overview {
     const jobs = [...status.jobs].sort((one, other) => final(one) - final(other) || other.submitted_unix - one.submitted_unix);
     this.figures.update(figures(status));
     this.jobs.update(jobs);
+    const left = status.ended_left_out ?? 0;
+    put(this.old, left ? `${number(left)} that ended before are not shown: elasticps jobs lists them.` : "");
+    set(this.old, "hidden", !left);
     this.offer(jobs);
     this.events.update(events);
     this.nodes.update(status.nodes);

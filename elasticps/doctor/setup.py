@@ -8,7 +8,8 @@ from typing import cast
 
 from elasticps.daemon.config import DaemonConfig, is_loopback
 from elasticps.daemon.settings import SETTINGS
-from elasticps.daemon.sources import Settings
+from elasticps.daemon.sources import FILE, Settings
+from elasticps.doctor.service_user import ServiceUser, service_user
 from elasticps.store.config import StoreConfig
 
 
@@ -33,6 +34,10 @@ class Setup:
     def path(self, key: str) -> Path | None:
         value = self.settings.values[key].value
         return value if isinstance(value, Path) else None
+
+    def runs_as(self) -> ServiceUser | None:
+        """The user of the service, where that is whose settings these are and root asks."""
+        return service_user() if self.settings.file in (None, FILE) else None
 
     def config(self) -> DaemonConfig:
         """What the daemon would start with. Raises UsageError where it would not."""

@@ -336,12 +336,12 @@ def _json(answer: Callable[[web.Request], Any]) -> Handler:
 
 
 @asynccontextmanager
-async def serving(cluster: FakeCluster) -> AsyncIterator[str]:
+async def serving(cluster: FakeCluster, port: int = 0) -> AsyncIterator[str]:
     """The URL of its dashboard while in the block."""
     runner = web.AppRunner(cluster.application(), shutdown_timeout=0.1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()

@@ -63,6 +63,25 @@ async def test_lost_node_is_told_without_reload(
     await reader.sees("1 to 50 of 999")
 
 
+async def test_page_says_that_its_daemon_is_gone_and_goes_on_by_itself_when_it_is_back(
+    reader: Reader,
+) -> None:
+    reader.provokes("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "Failed to load")
+    async with serving(FakeCluster(nodes=3, blocks=12)) as url:
+        await reader.opens(url)
+        await reader.sees("3 nodes: 12 primary, 12 backup")
+        await reader.page.evaluate("window.sameForAll = 1")
+    await reader.sees("No word from this daemon since")
+    another = FakeCluster(nodes=4, blocks=12)  # its next life: no event or id of the one before
+    async with serving(another, int(url.rpartition(":")[2])):
+        await reader.sees("4 nodes: 12 primary, 12 backup")
+        await expect(reader.page.get_by_text("No word from this daemon")).to_have_count(0)
+        another.tell("leave", "node-0001", "node node-0001 left: killed")
+        await reader.sees("node node-0001 left: killed")
+        assert await reader.page.evaluate("window.sameForAll") == 1, "it was loaded again"
+        await reader.leaves()
+
+
 async def test_move_of_a_block_is_seen_as_it_happens(reader: Reader) -> None:
     """Counted by the pixels of the map that have the colour of a role."""
     cluster = FakeCluster(nodes=3, blocks=12)

@@ -118,6 +118,7 @@ class FakeApi:
         self.leader: str | None = "n1"
         self.nodes = [node("n1", leader=True), node("n2")]
         self.jobs: dict[str, Json] = {}
+        self.ended_left_out = 0
         self.moves: Json = {"moves": [], "bytes": 0, "pending_moves": 0}
         self.checkpoints: Json = {"directory": "/ckpt", "node": "n1", "checkpoints": []}
         self.lines: list[Json] = []
@@ -163,6 +164,7 @@ class FakeApi:
         app.router.add_post("/api/v1/rebalance", self._rebalance)
         app.router.add_post("/api/v1/jobs", self._submit)
         app.router.add_post("/api/v1/jobs/{job}/cancel", self._cancel)
+        app.router.add_get("/api/v1/jobs", self._jobs)
         app.router.add_get("/api/v1/jobs/{job}", self._job)
         app.router.add_post("/api/v1/jobs/{job}/checkpoint", self._checkpoint)
         app.router.add_get("/api/v1/jobs/{job}/checkpoints", self._checkpoints)
@@ -198,9 +200,23 @@ class FakeApi:
                 "leader": self.leader,
                 "nodes": self.nodes,
                 "jobs": list(self.jobs.values()),
+                "ended_left_out": self.ended_left_out,
                 "from_the_future": 1,
             }
         )
+
+    async def _jobs(self, request: web.Request) -> web.Response:
+        """Two on a page. ``after`` is how many were on the pages before."""
+        final = ("SUCCEEDED", "FAILED", "CANCELLED")
+        found = [
+            each
+            for each in self.jobs.values()
+            if request.query.get("state") in (None, each["state"])
+            and not ("active" in request.query and each["state"] in final)
+        ]
+        begin = int(request.query["after"])
+        more = str(begin + 2) if len(found) > begin + 2 else None
+        return web.json_response({"jobs": found[begin : begin + 2], "next": more})
 
     async def _events(self, request: web.Request) -> web.Response:
         found = self.events[-int(request.query["limit"]) :]

@@ -154,6 +154,31 @@ def test_status_shows_cluster_nodes_and_jobs_within_80_columns(api, elasticps):
     assert "".join(re.findall("[x]+", out)).count("x") == 29  # a long name is folded, not cut
 
 
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_narrow_terminal_shows_what_a_row_is_and_says_which_columns_it_has_no_room_for(
+    width, api, elasticps, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", str(width))
+    api.jobs["digits"] = job("digits", reason="2 of 3 workers: no node is free")
+    out = elasticps("status")[1]
+    assert all(len(row) <= width for row in out.splitlines()), out
+    for whole in ("NODE", "STATE", "n1 *", "ready", "JOB", "REASON", "digits", "RUNNING"):
+        assert whole in out, out
+    told = " ".join(out.split())
+    assert "(too narrow for" in told, out
+    assert told.count("RESTARTS") == 1, out
+    top = elasticps("top", "--interval", "0.1", "--count", "1")[1]
+    assert all(len(row) <= width for row in top.splitlines()), top
+    assert re.search(r"(?m)^n1 \*", top), top
+
+
+@pytest.mark.parametrize("command", ["status", "status --json", "--help", "plugins list"])
+def test_a_closed_stdout_is_no_bug_of_ours(command, api):
+    shell = f'exec "$@" --api {api.url} {command} >&-'
+    ran = subprocess.run(["/bin/sh", "-c", shell, "sh", *COMMAND], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_status_shows_what_a_codec_saves(api, elasticps):
     sent = {"pushed_bytes": 3 << 20, "gradient_bytes": 100 << 20}
     api.jobs["mnist"] = job("mnist", codec="top-k+int8", **sent)
@@ -181,6 +206,34 @@ def test_json_is_one_document_of_the_known_fields(command, api, elasticps):
     if command != "nodes":
         assert document["jobs"] == [api.jobs["mnist"]]
     assert "from_the_future" not in document
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ((), "one two three four five"),
+        (("--active",), "one three five"),
+        (("--state", "failed"), "two four"),
+    ],
+)
+def test_jobs_are_filtered_over_all_pages(options, shown, api, elasticps):
+    for number, name in enumerate(("one", "two", "three", "four", "five")):
+        api.jobs[name] = job(name, state="FAILED" if number % 2 else "RUNNING")
+    code, out, _ = elasticps("jobs", "--json", *options)
+    assert code == 0
+    assert [each["job"] for each in json.loads(out)["jobs"]] == shown.split()
+
+
+def test_jobs_that_the_status_leaves_out_are_counted_and_still_known(api, elasticps):
+    api.jobs["mnist"] = job("mnist", state="SUCCEEDED")
+    api.ended_left_out = 7
+    assert "(7 jobs that ended before; `elasticps jobs`)" in " ".join(
+        elasticps("status")[1].split()
+    )
+    assert elasticps("logs", "mnist")[0] == 0
+    code, _, err = elasticps("logs", "mnisst")
+    assert code == 2
+    assert "did you mean mnist?" in err
 
 
 def test_a_loss_that_is_no_number_is_shown(api, elasticps):
@@ -277,7 +330,7 @@ def test_drain_waits_until_the_node_holds_nothing(api, elasticps):
     code, out, err = elasticps("drain", "n2")
     assert (code, out) == (0, "n2: drained\n")
     assert api.asked("POST") == [("/api/v1/nodes/n2/drain", {"stay": False})]
-    assert "draining n2: 14 blocks, 1 workers left" in err
+    assert "draining n2: 14 blocks, 1 worker left" in err
     assert "\x1b" not in err
 
 
@@ -315,7 +368,7 @@ def test_drain_that_takes_too_long_fails_and_says_what_is_left(api, elasticps):
     api.drained_per_look = 0
     code, _, err = elasticps("drain", "n2", "--timeout", "0.2")
     assert code == 1
-    assert "error: n2: not drained within 0.2 s, 24 blocks, 1 workers left" in err
+    assert "error: n2: not drained within 0.2 s, 24 blocks, 1 worker left" in err
     assert "elasticps undrain n2" in err
 
 

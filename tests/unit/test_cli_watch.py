@@ -105,6 +105,15 @@ def test_followed_events_go_on_from_the_past_and_over_a_break_of_the_connection(
     assert "no more streams" in err
 
 
+def test_events_of_a_job_that_is_not_there_are_no_silence(api: FakeApi, elasticps: Run) -> None:
+    api.jobs["mnist"] = job("mnist")
+    code, out, err = elasticps("events", "--job", "mnits")
+    assert (code, out) == (2, "")
+    assert "did you mean mnist?" in err
+    assert elasticps("events", "--job", "mnist") == (0, "", "")
+    assert "there is no job later yet" in elasticps("events", "-f", "--job", "later")[2]
+
+
 def test_stream_that_cannot_be_had_is_told_at_once(api: FakeApi, elasticps: Run) -> None:
     code, out, err = elasticps("status", "--watch")
     assert (code, out) == (1, "")

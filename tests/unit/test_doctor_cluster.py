@@ -43,6 +43,16 @@ def link(to: str, rate: float | None = 1e9, trip_s: float = 2e-4, error: str = "
     )
 
 
+def test_one_node_is_told_in_the_singular() -> None:
+    whole = well()
+    for members, told in (
+        (whole.members, "3 nodes answer, "),
+        (whole.members[:1], "1 node answers, "),
+    ):
+        rows = examine(replace(whole, members=members))
+        assert any(row.saw == f"{told}a leads" for row in rows)
+
+
 def well() -> Seen:
     names = ("a", "b", "c")
     return Seen(

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from elasticps.core.records import JobState
 from elasticps.daemon.http.contract import Query
 from elasticps.daemon.http.decoding import MAX_DEPTH, from_json, from_query
 from elasticps.daemon.http.jobs import LogsQuery
-from elasticps.daemon.http.pages import MAX_ROWS, JobsQuery, NodesQuery, page
+from elasticps.daemon.http.pages import (
+    MAX_ROWS,
+    MOST_ENDED,
+    JobsQuery,
+    NodesQuery,
+    StateName,
+    page,
+    without_old,
+)
 from elasticps.daemon.http.refusals import Refused
 from elasticps.daemon.http.submission import JobBody, check_submission
 from elasticps.errors import UsageError
@@ -196,3 +205,37 @@ def test_pages_together_are_all_rows_once_in_order_even_if_rows_go_meanwhile(
         rows = rows - {row for row in gone if row <= after}
     assert seen == sorted(set(seen))
     assert rows <= set(seen)
+
+
+def test_of_what_has_ended_the_newest_stay_and_all_else_does() -> None:
+    runs = [("running", None), ("waiting", None)]
+    ended = [(f"job-{number}", float(number % 150)) for number in range(300)]
+    rows = [runs[0], *ended, runs[1]]
+    kept = without_old(rows, lambda row: row[1])
+    assert [row for row in rows if row in kept] == kept
+    assert {runs[0], runs[1]} <= set(kept)
+    assert len(kept) == MOST_ENDED + 2
+    assert min(at for _, at in kept if at is not None) == 100.0
+    assert without_old(rows[:50], lambda row: row[1]) == rows[:50]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "taken"),
+    [
+        ([], set(JobState)),
+        ([("active", "true")], {JobState.PENDING, JobState.RUNNING}),
+        ([("state", "FAILED")], {JobState.FAILED}),
+        ([("state", "FAILED"), ("active", "true")], set()),
+    ],
+)
+def test_jobs_are_filtered_by_state(pairs: list[tuple[str, str]], taken: set[JobState]) -> None:
+    assert set(get_args(StateName)) == {state.value for state in JobState}
+    asked = from_query(pairs, JobsQuery)
+    assert {state for state in JobState if asked.takes(state)} == taken
+
+
+def test_an_unknown_state_is_told_with_those_that_there_are() -> None:
+    with pytest.raises(Refused) as caught:
+        from_query([("state", "DONE")], JobsQuery)
+    assert caught.value.field == "state"
+    assert "FAILED" in (caught.value.limit or "")

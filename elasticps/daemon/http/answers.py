@@ -153,13 +153,17 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterRows(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole cluster as one daemon sees it."""
+    """The whole cluster as one daemon sees it.
+
+    Of the jobs that have ended only the newest; ``ended_left_out`` counts the others.
+    """
 
     cluster: str
     version: str
     leader: NodeId | None
     nodes: tuple[NodeRow, ...]
     jobs: tuple[JobRow, ...]
+    ended_left_out: int = 0
 
 
 class NodesPage(msgspec.Struct, frozen=True, kw_only=True):

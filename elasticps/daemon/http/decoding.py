@@ -118,6 +118,8 @@ def _limit(kind: Any, what: str) -> str:
     if isinstance(told, msgspec.inspect.Metadata):
         told = told.type
     for each in told.types if isinstance(told, msgspec.inspect.UnionType) else (told,):
+        if isinstance(each, msgspec.inspect.LiteralType):
+            return ", ".join(map(str, each.values))
         if isinstance(each, msgspec.inspect.IntType) and None not in (each.ge, each.le):
             return f"{each.ge} to {each.le}"
     match = _EXPECTED.fullmatch(what)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
 from elasticps.daemon.http.body import as_json
+from elasticps.daemon.machine_facts import until
 from elasticps.daemon.metrics.collector import DaemonCollector, Scraped
 from elasticps.daemon.node import Node
+from elasticps.security.files import Reloaded
 
 
 class MetricRoutes:
@@ -17,7 +19,9 @@ class MetricRoutes:
     def __init__(self, node: Node) -> None:
         self._readiness = node.readiness
         self._scraped = Scraped(
-            DaemonCollector(node.measured, node.view, lambda: not self._readiness.reasons())
+            DaemonCollector(
+                node.measured, node.view, lambda: not self._readiness.reasons(), _expiry(node)
+            )
         )
 
     def routes(self) -> Iterable[web.RouteDef]:
@@ -38,3 +42,13 @@ class MetricRoutes:
         accept = ",".join(request.headers.getall("Accept", ()))
         text, content_type = self._scraped.text(accept)
         return web.Response(body=text, headers={"Content-Type": content_type})
+
+
+def _expiry(node: Node) -> Callable[[], float | None]:
+    """When the node's certificate ends; one that is put in its place counts at once."""
+    security = node.config.security
+    if security is None:
+        return lambda: None
+    cert = security.tls.cert
+    ends = Reloaded([cert], lambda: until(cert))
+    return lambda: ends.now

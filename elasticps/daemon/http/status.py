@@ -41,7 +41,7 @@ from elasticps.daemon.http.answers import (
     WorkerRow,
 )
 from elasticps.daemon.http.checkpoints import newest_report
-from elasticps.daemon.http.pages import JobsQuery, NodesQuery, page
+from elasticps.daemon.http.pages import JobsQuery, NodesQuery, page, without_old
 from elasticps.daemon.node import Node
 from elasticps.daemon.usage import usage
 from elasticps.daemon.view import JobView
@@ -96,16 +96,17 @@ class ClusterStatus:
     async def cluster(self) -> ClusterRows:
         view = self._node.view
         locals_ = await self._locals(view.nodes.values())
+        jobs = sorted(self._submitted(), key=lambda job: job.key)
+        shown = without_old(jobs, _ended)
         return ClusterRows(
             cluster=self._node.config.cluster,
             version=version("elasticps"),
             leader=view.leader,
             nodes=tuple(self._node_row(view.nodes[name], locals_) for name in sorted(view.nodes)),
             jobs=tuple(
-                self._job_row(job, job.spec, locals_)
-                for job in sorted(view.jobs.values(), key=lambda job: job.key)
-                if job.spec is not None
+                self._job_row(job, job.spec, locals_) for job in shown if job.spec is not None
             ),
+            ended_left_out=len(jobs) - len(shown),
         )
 
     async def nodes(self, asked: NodesQuery) -> NodesPage:
@@ -121,8 +122,8 @@ class ClusterStatus:
 
     async def jobs(self, asked: JobsQuery) -> JobsPage:
         locals_ = await self._locals(self._node.view.nodes.values())
-        submitted = [job for job in self._node.view.jobs.values() if job.spec is not None]
-        jobs, more = page(submitted, lambda job: int(job.key), after=asked.after, limit=asked.limit)
+        wanted = [job for job in self._submitted() if asked.takes(_state(job))]
+        jobs, more = page(wanted, lambda job: int(job.key), after=asked.after, limit=asked.limit)
         rows = tuple(self._job_row(job, job.spec, locals_) for job in jobs if job.spec)
         return JobsPage(jobs=rows, next=more)
 
@@ -135,6 +136,9 @@ class ClusterStatus:
     async def job(self, job: JobView) -> JobRow:
         assert job.spec is not None
         return self._job_row(job, job.spec, await self._locals(self._node.view.nodes.values()))
+
+    def _submitted(self) -> list[JobView]:
+        return [job for job in self._node.view.jobs.values() if job.spec is not None]
 
     def submitted(self, spec: JobSpec) -> JobRow:
         """A job in the moment of its submission."""
@@ -222,7 +226,7 @@ class ClusterStatus:
         tallies = _tallies(job, progress)
         return JobRow(
             job=job.name,
-            state=status.state.value if status else "PENDING",
+            state=_state(job).value,
             reason=_reason(job, progress, _still_of(job, locals_)),
             since_unix=(status and status.since_unix) or spec.submitted_unix,
             workers_asked=status.asked if status else None,
@@ -252,6 +256,17 @@ class ClusterStatus:
             submitted_unix=spec.submitted_unix,
             ended_unix=status.ended_unix if status else None,
         )
+
+
+def _state(job: JobView) -> JobState:
+    return job.status.state if job.status else JobState.PENDING
+
+
+def _ended(job: JobView) -> float | None:
+    """When, in Unix seconds; None where it has not."""
+    if job.status is None or not job.status.state.final:
+        return None
+    return job.status.ended_unix or 0.0
 
 
 def _progress_of(job: JobView, locals_: Mapping[NodeId, LocalStatus]) -> dict[str, Progress]:

@@ -57,6 +57,11 @@ DAEMON = (
         name="ready",
         help="1 while GET /readyz answers 200.",
     ),
+    _gauge(
+        name="certificate_expiry_timestamp_seconds",
+        help="When the node's certificate ends, in Unix time: nobody talks to the node from then "
+        "on. Absent without certificates.",
+    ),
     _histogram(
         name="loop_lag_seconds",
         help="By how much the daemon's event loop was late with a timer, looked at ten times a "

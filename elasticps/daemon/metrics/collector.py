@@ -56,12 +56,22 @@ TRAINED = {
 
 
 class DaemonCollector(Collector):
-    """Reads what has been measured, and the view, when it is scraped."""
+    """Reads what has been measured, and the view, when it is scraped.
 
-    def __init__(self, measured: Measured, view: ClusterView, is_ready: Callable[[], bool]) -> None:
+    ``certificate_until`` is in Unix seconds; None where the node has no certificate.
+    """
+
+    def __init__(
+        self,
+        measured: Measured,
+        view: ClusterView,
+        is_ready: Callable[[], bool],
+        certificate_until: Callable[[], float | None],
+    ) -> None:
         self._measured = measured
         self._view = view
         self._is_ready = is_ready
+        self._certificate_until = certificate_until
 
     def collect(self) -> Iterator[Family]:
         yield from self._daemon()
@@ -75,6 +85,9 @@ class DaemonCollector(Collector):
         measured, now_s = self._measured, time.monotonic()
         yield _family("build_info", {(version("elasticps"),): 1})
         yield _single("ready", self._is_ready())
+        until = self._certificate_until()
+        ends: Values = {} if until is None else {(): until}
+        yield _family("certificate_expiry_timestamp_seconds", ends)
         yield _histogram("loop_lag_seconds", {(): measured.loop_lag.seen})
         yield _single("loop_lag_max_seconds", measured.loop_lag.longest(now_s))
         yield _histogram("etcd_request_seconds", {(): measured.etcd_requests})

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from elasticps.doctor.finding import Finding, ok, refused, unchecked
+from elasticps.doctor.finding import Finding, fault, ok, refused, unchecked
+from elasticps.doctor.service_user import READ, ServiceUser
 from elasticps.doctor.setup import Setup
 from elasticps.errors import UsageError
 from elasticps.security.files import read_file, read_secret, read_word
@@ -24,8 +25,11 @@ async def files(setup: Setup) -> list[Finding]:
         "etcd.password_file": lambda path: read_word(path, "etcd.password_file"),
     }
     findings = []
+    user = setup.runs_as()
+    if user is not None and setup.settings.file is not None:
+        readers = {"configuration": lambda path: path, **readers}
     for key, read in readers.items():
-        path = setup.path(key)
+        path = setup.settings.file if key == "configuration" else setup.path(key)
         if path is None:
             continue
         try:
@@ -33,5 +37,14 @@ async def files(setup: Setup) -> list[Finding]:
         except UsageError as error:
             findings.append(refused(error, f"`ls -l {path}`: it is read by the daemon's own user"))
         else:
-            findings.append(ok(f"{key} {path}, mode {path.stat().st_mode & 0o777:04o}"))
+            findings.append(_seen_by(user, key, path))
     return findings or [unchecked("no key, password or token is named")]
+
+
+def _seen_by(user: ServiceUser | None, key: str, path: Path) -> Finding:
+    """A file that can be read here: by the service's user, too?"""
+    hindrance = user.hindrance(READ, path) if user else None
+    if user is not None and hindrance is not None:
+        fix = f"`chown {user.name} {path}`, or move it to where {user.name} may read"
+        return fault(f"{key} {path} is not for the service: {hindrance}", fix=fix)
+    return ok(f"{key} {path}, mode {path.stat().st_mode & 0o777:04o}")

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from elasticps.doctor.finding import Finding, fault, ok, refused
+from elasticps.doctor.service_user import ENTER, READ, WRITE, ServiceUser
 from elasticps.doctor.setup import Setup, told_by
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
@@ -16,10 +17,11 @@ LONGEST_SOCKET = "peer-4194304-9999999999.sock"
 
 async def folders(setup: Setup) -> list[Finding]:
     findings = []
+    user = setup.runs_as()
     for key in ("state_dir", "log_dir", "runtime_dir"):
         path = setup.path(key)
         assert path is not None
-        findings.append(_writable(key, path))
+        findings.append(_writable(key, path, user))
     runtime = setup.path("runtime_dir")
     assert runtime is not None
     try:
@@ -29,11 +31,16 @@ async def folders(setup: Setup) -> list[Finding]:
     return findings
 
 
-def _writable(key: str, path: Path) -> Finding:
+def _writable(key: str, path: Path, user: ServiceUser | None) -> Finding:
     place = next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
     if not place.is_dir():
         return fault(f"{key} {path}: {place} is no folder", fix=f"move it away, or {told_by(key)}")
     if not os.access(place, os.W_OK | os.X_OK):
         fix = f"`install -d -o elasticps {path}`, or another folder by {told_by(key)}"
         return fault(f"{key} {path}: this user may not write to {place}", fix=fix)
+    if user is not None and place == path:  # what is not there yet the unit makes
+        hindrance = user.hindrance(READ | WRITE | ENTER, path)
+        if hindrance is not None:
+            fix = f"`chown -R {user.name} {path}`, or another folder by {told_by(key)}"
+            return fault(f"{key} {path} is not for the service: {hindrance}", fix=fix)
     return ok(f"{key} {path}" + ("" if place == path else f" can be made in {place}"))

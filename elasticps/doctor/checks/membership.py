@@ -22,8 +22,13 @@ def nodes(seen: Seen) -> list[Finding]:
             fix = "shard-server.log in its log_dir says why they end"
             findings.append(warning(saw, fix=fix))
     if not findings:
-        findings.append(ok(f"{len(seen.members)} nodes answer, {seen.leader} leads"))
+        findings.append(ok(_answer(len(seen.members), seen.leader)))
     return findings
+
+
+def _answer(nodes: int, leader: str | None) -> str:
+    answer = "1 node answers" if nodes == 1 else f"{nodes} nodes answer"
+    return f"{answer}, {leader} leads"
 
 
 def jobs(seen: Seen) -> list[Finding]:

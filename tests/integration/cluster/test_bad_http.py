@@ -255,6 +255,7 @@ PATHS = [
     get("no-such-path", "nonesuch", "path", 404),
     get("out-of-the-api", "../../../etc/passwd", "path", 404),
     get("no-rows", "jobs?limit=0", "limit", limit="1 to 1000"),
+    get("no-such-state", "jobs?state=DONE", "state", limit="PENDING, RUNNING"),
     get("a-million-rows", "jobs?limit=1000000", "limit", limit="1 to 1000"),
     get("rows-in-words", "nodes?limit=ten", "limit", limit="1 to 1000"),
     get("after-nothing", "jobs?after=xyz", "after"),

@@ -243,6 +243,8 @@ async def test_pages_of_jobs_and_nodes_are_the_whole_list(
                 break
         assert names == [each[row] for each in whole[path]]
         assert len(names) >= 2
+    jobs = (await shared_cluster.get("/api/v1/jobs?active=true"))["jobs"]
+    assert {each["state"] for each in jobs} <= {"PENDING", "RUNNING"}
     async with shared_cluster.api() as each:
         assert [node.node for node in await each.nodes()] == ["n1", "n2"]
 

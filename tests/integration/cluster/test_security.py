@@ -10,6 +10,7 @@ import re
 import shutil
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -211,7 +212,7 @@ async def test_without_a_token_only_health_is_told(
 async def test_metrics_are_told_to_who_may_read(
     cluster: SecuredCluster, training: Training
 ) -> None:
-    """In them are the bytes that went over TLS, and of plain TCP none."""
+    """In them are the bytes that went over TLS, of plain TCP none, and the certificate's end."""
     await training.goes_on(5)
     proof = {"Authorization": f"Bearer {cluster.files.tokens[Role.READ]}"}
     status, text = await answer(cluster, "GET", "/metrics", headers=proof)
@@ -225,6 +226,8 @@ async def test_metrics_are_told_to_who_may_read(
     }
     assert received["tls"] > 0
     assert received["tcp"] == 0
+    (ends,) = re.findall(r"(?m)^elasticps_certificate_expiry_timestamp_seconds (\S+)$", text)
+    assert 29 < (float(ends) - time.time()) / 86_400 < 31
 
 
 async def test_dashboard_is_open_and_says_nothing_until_it_has_a_token(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pwd
 import resource
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +22,7 @@ from elasticps.doctor.checks.packages import plugins
 from elasticps.doctor.checks.ports import ports
 from elasticps.doctor.finding import Finding, Level
 from elasticps.doctor.machine import CHECKS, examine
+from elasticps.doctor.service_user import ServiceUser, service_user
 from elasticps.doctor.setup import Setup
 from elasticps.security.tokens import Role, create_token
 from tests.chaos.clock import Clock, find_library
@@ -147,6 +150,61 @@ async def test_keys_that_others_may_read_and_files_that_are_absent_are_faults(tm
     made.key.unlink()
     found = the(Level.FAULT, await files(secured(tmp_path, made)))
     assert "No such file" in found.saw
+
+
+async def test_root_is_told_what_the_services_user_may_not_read(tmp_path, monkeypatch):
+    """By owner, group and mode of the file and of the folders above it, whoever looks."""
+    made = Authority(tmp_path / "certs").node("a")
+    own = made.key.stat()
+    reader = ServiceUser(name="elasticps", uid=own.st_uid + 1, gids=frozenset({own.st_gid + 1}))
+    monkeypatch.setattr(Setup, "runs_as", lambda _: reader)
+    setup = secured(tmp_path, made)
+    for folder in (tmp_path, tmp_path / "certs"):
+        folder.chmod(0o711)
+
+    found = the(Level.FAULT, await files(setup))
+    assert "elasticps may not use" in found.saw
+    assert f"{made.key} (" in found.saw
+    assert "mode 0600" in found.saw
+    assert f"chown elasticps {made.key}" in found.fix
+
+    monkeypatch.setattr(Setup, "runs_as", lambda _: replace(reader, gids={own.st_gid}))
+    made.key.chmod(0o640)
+    assert well(await files(setup))
+
+    (tmp_path / "certs").chmod(0o700)
+    found = [each for each in await files(setup) if each.level is Level.FAULT]
+    assert len(found) == 3
+    assert all(f"may not enter {tmp_path / 'certs'} (" in each.saw for each in found)
+    monkeypatch.setattr(Setup, "runs_as", lambda _: replace(reader, uid=own.st_uid))
+    assert well(await files(setup))
+
+
+async def test_root_is_told_that_the_services_user_may_not_write_to_a_folder(tmp_path, monkeypatch):
+    own = tmp_path.stat()
+    reader = ServiceUser(name="elasticps", uid=own.st_uid + 1, gids=frozenset())
+    monkeypatch.setattr(Setup, "runs_as", lambda _: reader)
+    tmp_path.chmod(0o711)
+    (tmp_path / "state_dir").mkdir(mode=0o755)
+    found = the(Level.FAULT, await folders(setup_of(tmp_path)))
+    assert "state_dir" in found.saw
+    assert "elasticps may not use" in found.saw
+
+
+def test_the_services_user_is_that_of_the_unit_and_its_drop_ins(tmp_path, monkeypatch):
+    unit = tmp_path / "elasticpsd.service"
+    assert service_user(unit) is None
+    unit.write_text("[Service]\nUser=nobody-of-that-name\n")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert service_user(unit) is None
+    drop_in = tmp_path / "elasticpsd.service.d" / "user.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nUser = nobody\n")
+    found = service_user(unit)
+    assert found is not None
+    assert (found.name, found.uid) == ("nobody", pwd.getpwnam("nobody").pw_uid)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert service_user(unit) is None
 
 
 async def test_another_nodes_certificate_and_another_authoritys_are_faults(tmp_path):
