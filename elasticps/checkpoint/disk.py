@@ -42,7 +42,7 @@ class Disk(Protocol):
         ...
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
-        """Write a new file. Neither content nor name is durable."""
+        """Write a new file, for all who may read its directory. Nothing of it is durable yet."""
         ...
 
     def sync_file(self, path: Path) -> None:
@@ -87,6 +87,8 @@ class OsDisk:
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
         with path.open("xb") as file:
+            # A shard server keeps its own files to itself; this one is for the job's workers.
+            os.fchmod(file.fileno(), path.parent.stat().st_mode & 0o666)
             file.writelines(parts)
 
     def sync_file(self, path: Path) -> None:

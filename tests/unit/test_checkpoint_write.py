@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from itertools import groupby
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from elasticps.checkpoint.directory import check_unused, complete, newest, prune
+from elasticps.checkpoint.disk import OS_DISK
 from elasticps.checkpoint.snapshot import Snapshot, read, write
 from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
@@ -148,6 +150,21 @@ def test_an_error_of_any_fsync_is_told_and_harms_no_checkpoint(
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for number, place in complete(tmp_path):
         assert_same(read(place), snapshot(number))
+
+
+@pytest.mark.parametrize(("directory", "file"), [(0o2770, 0o660), (0o700, 0o600), (0o755, 0o644)])
+def test_a_block_may_be_read_by_who_may_read_its_directory_whatever_the_servers_umask(
+    directory: int, file: int, tmp_path: Path
+) -> None:
+    place = tmp_path / "draft"
+    place.mkdir()
+    place.chmod(directory)
+    before = os.umask(0o077)
+    try:
+        OS_DISK.write(place / "block", [b"numbers"])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((place / "block").stat().st_mode) == file
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
