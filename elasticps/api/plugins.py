@@ -118,6 +118,8 @@ def _made(target: object, options: Mapping[str, Any], plugin: Plugin) -> object:
     _refuse_types(options, parameters, plugin)
     try:
         return target(**options)
+    except PluginError:  # of another plugin that this one has made: it names that
+        raise
     except UsageError as error:
         raise PluginError(
             error.what, where=plugin.where, field=error.field, limit=error.limit

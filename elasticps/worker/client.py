@@ -153,23 +153,22 @@ class Client:
         try:
             connection = await self._pool.connection(row.primary)
             began_ns = self._spans.begin()
-            reply = await self._sent(connection, header, call)
+            reply, via = await self._sent(connection, header, call)
         except PeerUnavailable as error:
             return str(error), None
         if began_ns and call.kind is not Kind.LEDGER:
             name, sent = call.kind.name.lower(), call.payload or call.into or b""
-            via, number = connection.where.transport, call.round
-            self._spans.end(
-                name, began_ns, block=call.block, nbytes=len(sent), via=via, round_=number
-            )
+            nbytes, number = len(sent), call.round
+            self._spans.end(name, began_ns, block=call.block, nbytes=nbytes, via=via, round_=number)
         return f"{row.primary} answered {reply.header.status.name}", reply
 
-    async def _sent(self, connection: Connection, header: Header, call: Call) -> Reply:
-        """The request by shared memory where that can be, otherwise with its payload."""
+    async def _sent(self, connection: Connection, header: Header, call: Call) -> tuple[Reply, str]:
+        """The answer to the request, sent by shared memory where that can be, otherwise with its
+        payload; and which transport that was."""
         shared, into = self.shared, call.into
         if shared is not None and call.place is not None:
             if await shared.ready(connection, call.block):
-                return await self._by_place(shared, connection, header, call)
+                return await self._by_place(shared, connection, header, call), SHM
             if into is not None and shared.is_abandoned(call.block):
                 into = memoryview(bytearray(into.nbytes))
         reply = await connection.request(
@@ -183,7 +182,7 @@ class Client:
         rescued = into is not None and into is not call.into
         if shared is not None and into is not None and rescued:
             shared.rescue(call.block, into if reply.header.status is Status.OK else None)
-        return reply
+        return reply, connection.where.transport
 
     async def _by_place(
         self, shared: SharedMemory, connection: Connection, header: Header, call: Call
@@ -197,10 +196,14 @@ class Client:
             if not connection.ended_by_peer:
                 shared.abandoned(call.place, call.block, connection)
             raise
+        shm = self._pool.traffic.by_transport[SHM]
         if call.kind is Kind.PUSH:
+            shm.sent += call.place.nbytes
             shared.answered(call.block, connection)
             if not (call.place.kept and reply.header.status is Status.OK):
                 shared.returned(call.block)
+        else:
+            shm.received += call.place.nbytes
         return reply
 
     @property

@@ -98,7 +98,8 @@ async def test_a_state_that_the_optimizer_cannot_use_fails_its_job_with_the_reas
             for meta, payload in states
         ]
         await member.exchange.initialize(foreign, Round(0))
-        with pytest.raises(JobFailed, match=r"AdamW: step\(\) failed on block \d: KeyError"):
+        what = r"AdamW: step\(\) failed on \d blocks from \d on: KeyError"
+        with pytest.raises(JobFailed, match=what):
             await member.step(blueprint.random(1))
 
 
