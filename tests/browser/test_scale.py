@@ -131,7 +131,7 @@ async def test_job_page_shows_curves_under_their_timeline(
     await reader.keeps("scale-job")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 async def test_axe_finds_nothing_serious(reader: Reader, url: str, scheme: str) -> None:
     await reader.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     for path, shown in (

@@ -23,7 +23,7 @@ def sized(name: str, module: str, *options: str) -> Entry:
     return Entry(name=name, module=module, options=arguments)
 
 
-@pytest.mark.parametrize("transport", ["local", "tcp"])
+@pytest.mark.parametrize("transport", ["local", pytest.param("tcp", marks=pytest.mark.long)])
 def test_a_bare_socket_moves_every_element(transport: str) -> None:
     (found,) = compete([sized("bare", "benchmarks.bare", "--transport", transport)], PACE).values()
     assert not found.unavailable

@@ -182,7 +182,10 @@ def offline(*command: str | Path, cwd: Path) -> str:
     return ran.stdout
 
 
-@pytest.mark.parametrize("kind", list(ENTRY_OF))
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[] if kind == "codec" else pytest.mark.long) for kind in ENTRY_OF],
+)
 def test_new_package_passes_its_own_tests_once_installed(kind: str, tmp_path: Path) -> None:
     package = tmp_path / "package"
     assert main(["plugins", "new", "my-own", "--kind", kind, "--directory", str(package)]) == 0

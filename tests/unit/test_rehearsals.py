@@ -89,7 +89,7 @@ def broken(install: Install, monkeypatch: pytest.MonkeyPatch, body: str) -> Path
             "p = self.param_groups[0]['params'][0]; p.data = p.data.double()",
             "attempting to assign a",
         ),
-        ("raise KeyError('x')", "step() failed"),
+        pytest.param("raise KeyError('x')", "step() failed", marks=pytest.mark.long),
         ("self.state[self.param_groups[0]['params'][0]]['f'] = open", "cannot move"),
     ],
     ids=["exits", "hangs", "dtype", "raises", "state"],
@@ -135,9 +135,9 @@ POLICY = """
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("os._exit(0)", "its process exited with code 0"),
+        pytest.param("os._exit(0)", "its process exited with code 0", marks=pytest.mark.long),
         ("time.sleep(1e6)", "did not end within 3 s"),
-        ("raise KeyError('x')", "KeyError"),
+        pytest.param("raise KeyError('x')", "KeyError", marks=pytest.mark.long),
     ],
     ids=["exits", "hangs", "raises"],
 )

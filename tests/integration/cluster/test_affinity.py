@@ -202,7 +202,8 @@ async def foreign_bytes(job: Training, world: int) -> float:
     return sum(row["foreign"] for row in counted) / (until - since)
 
 
-@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.long
+@pytest.mark.parametrize("replicas", [1, 2])
 async def test_what_stages_exchange_with_shards_stays_on_their_nodes(
     tmp_path: Path, replicas: int, record_property: Callable[[str, object], None]
 ) -> None:

@@ -169,6 +169,7 @@ async def large_job(cluster: Cluster, directory: Path, strategy: str, **wishes: 
     )
 
 
+@pytest.mark.long
 async def test_a_model_too_large_for_one_worker_is_trained_by_two(
     three_nodes: Cluster, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ async def test_rolling_restart_restarts_every_daemon_and_loses_no_push(tmp_path:
         assert ended.verdict.acknowledged > 0
 
 
+@pytest.mark.long
 async def test_restart_is_refused_where_the_blocks_have_nowhere_to_go(tmp_path: Path) -> None:
     async with started(1, tmp_path) as cluster:
         job = await cluster.train()
