@@ -11,10 +11,11 @@ from functools import partial
 from itertools import count
 from typing import TypeVar
 
-from elasticps.checkpoint.directory import KEPT, complete
+from elasticps.checkpoint.directory import complete
 from elasticps.checkpoint.snapshot import read
 from elasticps.cli.answers import Checkpoint, Job
 from elasticps.cli.client import watch
+from elasticps.core.consistency import Guarantees
 from elasticps.core.ids import Round
 from tests.chaos import strace
 from tests.chaos.cluster import WAIT_S, ChaosError
@@ -23,6 +24,7 @@ from tests.chaos.scene import Done, Scene, done
 
 LOOK_S = 0.1
 REFUSALS = 3
+KEPT = Guarantees().checkpoint_keep
 
 Found = TypeVar("Found")
 
