@@ -85,7 +85,7 @@ async def test_the_trace_of_a_job_has_every_phase_and_opens_in_perfetto(
     )
     for push in of["push"]:
         assert push["args"].keys() == {"round", "block", "bytes", "via"}
-        assert push["args"]["via"] == "unix"
+        assert push["args"]["via"] == "shm"
 
     assert "milliseconds a step, the mean of 3" in said
     for each in trace["profile"]["workers"]:
