@@ -56,10 +56,12 @@ class ConnectionPool(Generic[Name]):
         self._address_of = address_of
         self._connections: dict[Name, Connection] = {}
         self._connecting: dict[Name, asyncio.Event] = {}
+        self._closed = False
 
     async def connection(self, name: Name) -> Connection:
         """An open connection to ``name``. Raises PeerUnavailable."""
         while True:
+            self._check_open(name)
             known = self._connections.get(name)
             if known is not None and not known.closed:
                 return known
@@ -84,6 +86,7 @@ class ConnectionPool(Generic[Name]):
             )
             try:
                 await made.request(Header(Kind.HELLO), self._hello(), timeout_s=CONNECT_TIMEOUT_S)
+                self._check_open(name)
             except BaseException:
                 made.abort()
                 raise
@@ -107,7 +110,13 @@ class ConnectionPool(Generic[Name]):
         for name in [name for name in self._connections if self._address_of(name) is None]:
             self._connections.pop(name).abort()
 
+    def _check_open(self, name: Name) -> None:
+        if self._closed:
+            raise PeerUnavailable("this side has closed its connections", where=str(name))
+
     async def aclose(self) -> None:
+        """Close all there are; from now on there are no new ones. Idempotent."""
+        self._closed = True
         connections, self._connections = self._connections, {}
         for connection in connections.values():
             await connection.aclose()
