@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ Make = Callable[[nn.Module], optim.Optimizer]
 
 
 @pytest.fixture(autouse=True)
-def _own_state() -> Iterator[None]:
-    """Accelerate keeps what it has found out for the whole process."""
-    yield
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    accelerate.state.GradientState._reset_state()
+def _own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate's state is one a process; here workers are threads, so it is one a thread."""
+    state = accelerate.state
+    for kept in (state.PartialState, state.AcceleratorState, state.GradientState):
+        monkeypatch.setattr(kept, "_shared_state", state.ThreadLocalSharedDict())
 
 
 def language_model() -> nn.Module:
