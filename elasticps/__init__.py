@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from elasticps.errors import JobFailed as JobFailed
     from elasticps.errors import PluginError as PluginError
     from elasticps.errors import UsageError as UsageError
+    from elasticps.worker.join import join as join
     from elasticps.worker.order import sample_order as sample_order
     from elasticps.worker.run import Run as Run
-    from elasticps.worker.run import WorkerRetired as WorkerRetired
-    from elasticps.worker.run import join as join
+    from elasticps.worker.training import WorkerRetired as WorkerRetired
 
 __version__ = version("elasticps")
 
@@ -72,8 +72,8 @@ _HOMES = {
     "TorchOptimizer": "elasticps.api.optimizer",
     "UsageError": "elasticps.errors",
     "Worker": "elasticps.api.strategy",
-    "WorkerRetired": "elasticps.worker.run",
-    "join": "elasticps.worker.run",
+    "WorkerRetired": "elasticps.worker.training",
+    "join": "elasticps.worker.join",
     "sample_order": "elasticps.worker.order",
 }
 

@@ -58,7 +58,7 @@ from elasticps.wire.messages import (
     Welcome,
     WorkerHello,
 )
-from elasticps.worker.run import AGENT_VARIABLE, WORKER_VARIABLE
+from elasticps.worker.join import AGENT_VARIABLE, WORKER_VARIABLE
 
 LEASE_S = 3600.0
 

@@ -18,7 +18,7 @@ from elasticps.worker.order import check_pieces, mask_of, pieces_of, sample_orde
 from elasticps.worker.streamed import Counted, is_stream
 
 if TYPE_CHECKING:
-    from elasticps.worker.run import Run
+    from elasticps.worker.training import Training
 
 MOST = (1 << 63) - 1
 """What the ledger's messages can carry, whatever the data set."""
@@ -44,7 +44,7 @@ class ElasticData:
 
     def __init__(
         self,
-        run: Run,
+        training: Training,
         dataset: Any,
         spec: DataSpec,
         *,
@@ -56,7 +56,7 @@ class ElasticData:
         options: LoaderOptions,
     ) -> None:
         self.epoch = 0
-        self._run = run
+        self._training = training
         self._spec = spec
         self._shuffle = shuffle
         self._chunk = chunk
@@ -76,20 +76,20 @@ class ElasticData:
         return self._spec.epochs * math.ceil(self._spec.size / self._spec.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        run, loader = self._run, self._loader
-        rules = run.register(self._spec, self._policy, loader.ahead)
+        training, loader = self._training, self._loader
+        rules = training.register(self._spec, self._policy, loader.ahead)
         says_local = self._local is not None or rules == LOCAL
         try:
-            while (samples := run.next_samples()) is not None:
-                loader.expect([samples, *run.samples_ahead])
-                run.weight = float(sum(len(part) for part in samples))
+            while (samples := training.next_samples()) is not None:
+                loader.expect([samples, *training.samples_ahead])
+                training.weight = float(sum(len(part) for part in samples))
                 self.epoch = (samples[-1].stop - 1) // self._spec.size
                 if says_local:
                     self._say_local(samples)
-                batch, before = loader.load(samples), run.steps
+                batch, before = loader.load(samples), training.steps
                 yield batch
                 del batch
-                _check_stepped_once(run.steps - before)
+                _check_stepped_once(training.steps - before)
         finally:
             self.close()
 
@@ -109,7 +109,7 @@ class ElasticData:
             parts = [part for each in epochs for part in pieces_of(mask, self._order(each), each)]
             if self._local is not None:
                 check_pieces(len(parts))
-            self._run.hold(parts)
+            self._training.hold(parts)
         if self._local is None:
             for part in samples:
                 self._read[self._of(part)] = True
@@ -150,7 +150,7 @@ def _check_stepped_once(steps: int) -> None:
 
 
 def elastic_data(
-    run: Run,
+    training: Training,
     dataset: Dataset | Stream,
     *,
     batch_size: int,
@@ -176,12 +176,12 @@ def elastic_data(
         seed=_whole("seed", seed, least=-MOST),
     )
     return ElasticData(
-        run,
+        training,
         Counted(dataset, size) if stream else dataset,
         spec,
         shuffle=not stream and shuffle is not False,
         chunk=_whole("chunk", chunk, least=1),
-        policy=_policy(policy, run.data_policy),
+        policy=_policy(policy, training.data_policy),
         local=local,
         collate=collate,
         options=options,

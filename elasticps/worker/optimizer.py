@@ -18,7 +18,7 @@ from elasticps.worker.parameters import ParamGroup, plain
 from elasticps.worker.schedule import Schedule
 
 if TYPE_CHECKING:
-    from elasticps.worker.run import Run
+    from elasticps.worker.training import Training
 
 
 class ElasticOptimizer(torch.optim.Optimizer):
@@ -33,7 +33,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        run: Run,
+        training: Training,
         groups: Sequence[ParamGroup],
         defaults: dict[str, Any],
         clipping: Clipping,
@@ -45,7 +45,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         self._sealed = False
         super().__init__(list(groups), dict(defaults))
         self._sealed = True
-        self._run = run
+        self._training = training
         self._local = local
         self._clipping = clipping
         self._served = frozenset(served)
@@ -88,7 +88,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         unscale(self)
-        self._run.step(self.changed_options())
+        self._training.step(self.changed_options())
         return loss
 
     def wait_for_values(self) -> None:
@@ -96,7 +96,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
 
         For who reads parameters that were taken out of the model before the step.
         """
-        self._run.arrive()
+        self._training.arrive()
 
     def catch_up(self, scheduler: LRScheduler, *, every: int = 1) -> None:
         """Bring ``scheduler`` to the job's round, now and before each step from now on.
@@ -113,7 +113,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
     def _bring_schedules_to_the_job(self) -> None:
         if not self._schedules:
             return
-        rounds = self._run.turn.round - 1
+        rounds = self._training.turn.round - 1
         # Torch warns of a scheduler that steps first; the job's optimizer has stepped, elsewhere.
         if rounds:
             self._opt_called = True
@@ -126,7 +126,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         For a worker that joins later and whose policy depends on more than the round: make the
         scheduler first, for it takes the group's rate for the one that the job began with.
         """
-        for group, hyper in zip(self.param_groups, self._run.fetch_options(), strict=True):
+        for group, hyper in zip(self.param_groups, self._training.fetch_options(), strict=True):
             group.update(
                 {
                     key: tuple(item) if isinstance(item, list) else item
@@ -165,7 +165,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         local = self._local
         if local is not None and not self._served:
             return local.state_dict()
-        found = by_parameter(self._run.memory, self._run.fetch_states())
+        found = by_parameter(self._training.memory, self._training.fetch_states())
         state = self._staged.of_device(found)
         if local is not None:
             state = {name: item for name, item in state.items() if name in self._served}
@@ -183,7 +183,7 @@ class ElasticOptimizer(torch.optim.Optimizer):
         keep what they have, and the parameters are read from them again.
         """
         super().load_state_dict(state_dict)
-        masters = dict.fromkeys(item.parameter for item in self._run.memory if item.master)
+        masters = dict.fromkeys(item.parameter for item in self._training.memory if item.master)
         wide = self._staged.of_device(masters)
         state = loaded(wide, self.param_groups, state_dict, self.state)
         self.state.clear()
@@ -191,8 +191,8 @@ class ElasticOptimizer(torch.optim.Optimizer):
             self._local.load_state_dict(state_dict)
             self._local.param_groups = self.param_groups
             state = {name: item for name, item in state.items() if name in self._served}
-        if self._run.round == 0:
+        if self._training.round == 0:
             self._staged.values_to_host()
-            self._run.give_states(by_block(self._run.memory, self._staged.of_host(state)))
+            self._training.give_states(by_block(self._training.memory, self._staged.of_host(state)))
         else:
-            self._run.read_values()
+            self._training.read_values()

@@ -19,7 +19,7 @@ import elasticps
 from elasticps.core.consistency import Consistency
 from elasticps.errors import UsageError
 from elasticps.testing.rig import Rig
-from elasticps.worker import run as run_module
+from elasticps.worker import training as training_module
 from elasticps.worker.device import Staged
 from tests.support.scripts import (
     BATCH,
@@ -64,7 +64,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "cuda":
         return "cuda"
     staged = partial(Staged, streams=FakeStreams, is_staged=lambda _: True)
-    monkeypatch.setattr(run_module, "Staged", staged)
+    monkeypatch.setattr(training_module, "Staged", staged)
     return "cpu"
 
 

@@ -91,7 +91,7 @@ async def test_gradients_have_come_before_the_step_and_are_in_no_value_yet() -> 
                 backward(model, batch)
                 due = number * (len(rig.entries) - 1)
                 wait_until(lambda due=due: pushes(rig) == due)
-                run.read_values()
+                run._training.read_values()
                 assert all(map(torch.equal, model.parameters(), before))
                 optimizer.step()
                 assert not any(map(torch.equal, model.parameters(), before))

@@ -20,7 +20,7 @@ from elasticps.wire.address import Address
 from elasticps.wire.control import ControlEnd
 from elasticps.wire.listener import listen
 from elasticps.worker import agent
-from elasticps.worker.run import AGENT_VARIABLE, WORKER_VARIABLE
+from elasticps.worker.join import AGENT_VARIABLE, WORKER_VARIABLE
 from tests.support.processes import open_fds, wait_until
 from tests.support.scripts import (
     BATCH,
@@ -104,7 +104,7 @@ MISUSES: dict[str, tuple[Script, type[ElasticError], str]] = {
     "two optimizers": (lambda run: [sgd(run), sgd(run)], UsageError, ""),
     "two loaders": (lambda run: [data_of(run), data_of(run)], UsageError, "run.data"),
     "a round before the optimizer": (lambda run: run.round, UsageError, ""),
-    "a step of another's": (lambda run: run.step([]), UsageError, ""),
+    "a step of another's": (lambda run: run._training.step([]), UsageError, ""),
     "data before the optimizer": (lambda run: list(data_of(run)), UsageError, ""),
     "data without a length": (
         lambda run: run.data(Endless(), batch_size=1),  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from elasticps.worker.clipping import Clipping
 from elasticps.worker.optimizer import ElasticOptimizer
 from elasticps.worker.optimizer_state import by_block, by_parameter
 from elasticps.worker.parameters import BlockMemory, describe, memory_of
-from elasticps.worker.run import Run
+from elasticps.worker.training import Training
 
 Shapes = list[tuple[int, ...]]
 SHAPES: Shapes = [(1,), (1025,), (33, 65), (3, 5, 70), (), (1, 9), (9, 1)]
@@ -183,8 +183,8 @@ def test_any_state_of_tensors_and_numbers_survives_the_round_trip(
 # -- the optimizer itself -----------------------------------------------------------------------
 
 
-class LocalRun:
-    """The five things that the optimizer asks of its run, answered by blocks in this process."""
+class LocalTraining:
+    """The five things that the optimizer asks for, answered by blocks in this process."""
 
     def __init__(self, servers: BlockServers) -> None:
         self.memory = servers.memory
@@ -210,8 +210,8 @@ def pair(plugin: Optimizer = builtin.adamw, shapes: Shapes = SHAPES, **options: 
     mine, others = parameters(shapes), parameters(shapes)
     options = {"lr": 0.01, **options}
     made = plugin.create([{"params": mine}], options)
-    run = cast("Run", LocalRun(BlockServers(named(mine), made, plugin, options)))
-    elastic = ElasticOptimizer(run, made.param_groups, made.defaults, Clipping(None))
+    training = cast("Training", LocalTraining(BlockServers(named(mine), made, plugin, options)))
+    elastic = ElasticOptimizer(training, made.param_groups, made.defaults, Clipping(None))
     return elastic, mine, plugin.create([{"params": others}], options), others
 
 

@@ -10,7 +10,7 @@ import pytest
 from elasticps.core.ids import JobName, NodeId
 from elasticps.core.records import JobSpec
 from elasticps.daemon.process_group import makes_own_group, torchrun_variables
-from elasticps.worker.run import forget_torchrun
+from elasticps.worker.join import forget_torchrun
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 ADDRESSES = {A: "http://10.0.0.1:7400", B: "http://10.0.0.2:7400", C: "https://[fd00::3]:7400"}
