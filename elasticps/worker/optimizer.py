@@ -13,7 +13,7 @@ from elasticps.errors import UsageError
 from elasticps.worker.amp import unscale
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.device import Staged
-from elasticps.worker.optimizer_state import by_block, by_parameter, loaded
+from elasticps.worker.optimizer_state import States, by_block, by_parameter, loaded
 from elasticps.worker.parameters import ParamGroup, plain
 from elasticps.worker.schedule import Schedule
 
@@ -162,10 +162,16 @@ class ElasticOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the state fetched from the servers: it loads into the local class."""
+        if self._local is not None and not self._served:
+            return self._local.state_dict()
+        return self.state_dict_of(self._training.fetch_states())
+
+    def state_dict_of(self, states: States) -> dict[str, Any]:
+        """As ``state_dict``, of what has been fetched already."""
         local = self._local
         if local is not None and not self._served:
             return local.state_dict()
-        found = by_parameter(self._training.memory, self._training.fetch_states())
+        found = by_parameter(self._training.memory, states)
         state = self._staged.of_device(found)
         if local is not None:
             state = {name: item for name, item in state.items() if name in self._served}
@@ -181,7 +187,16 @@ class ElasticOptimizer(torch.optim.Optimizer):
 
         In a job that has finished a round already, this worker's copy is out of date: the servers
         keep what they have, and the parameters are read from them again.
+
+        Raises UsageError where this worker steps by itself and has begun to: its parameters and its
+        state would be of two times.
         """
+        if self._local is not None and self._training.steps:
+            raise UsageError(
+                f"this worker has taken {self._training.steps} steps by itself",
+                field="load_state_dict",
+                limit="before the first step, where the strategy has workers step",
+            )
         super().load_state_dict(state_dict)
         masters = dict.fromkeys(item.parameter for item in self._training.memory if item.master)
         wide = self._staged.of_device(masters)

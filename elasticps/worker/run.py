@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -25,6 +25,7 @@ from elasticps.worker.parameters import ParamGroup
 from elasticps.worker.reduction import Metric, Op, reduced
 from elasticps.worker.stepping import Stepping
 from elasticps.worker.training import Training
+from elasticps.worker.whole_state import WholeState
 
 
 class Run:
@@ -38,6 +39,7 @@ class Run:
         self._welcome = welcome
         self._training = Training(loop, agent, welcome, self.log)
         self._data: ElasticData | None = None
+        self._state: WholeState | None = None
         self._kept = kept
         self._closed = False
 
@@ -134,7 +136,7 @@ class Run:
 
         Raises UsageError for a model or option that cannot be served, PluginError for the plugin.
         """
-        return self._training.begin(
+        optimizer = self._training.begin(
             model,
             ServedOptimizer(name=name, options=options),
             groups,
@@ -143,6 +145,9 @@ class Run:
             overlap_backward=overlap_backward,
             overlap_forward=overlap_forward,
         )
+        whole = model.layers if isinstance(model, Pipeline) else model
+        self._state = WholeState(self._training, whole, optimizer, self._training.staged)
+        return optimizer
 
     def data(
         self,
@@ -215,6 +220,36 @@ class Run:
         if op == "mean" and weight is None:
             weight = self._training.weight
         return reduced(metric, op, 0.0 if weight is None else weight, self._member.reduce)
+
+    def state_dict(self) -> dict[str, Any]:
+        """``{"model": ..., "optimizer": ..., "round": ...}`` as plain torch, for ``torch.save``.
+
+        ``model`` and ``optimizer`` are what ``state_dict`` of a model and an optimizer in one
+        process has, and load there. Parameters, and the optimizer's state, are the shards' after
+        the last round, all of the same in sync consistency; buffers and frozen parameters are this
+        worker's, as is the optimizer's state where the strategy has workers step by themselves.
+        Any worker may call it; others need not.
+
+        Raises UsageError while the strategy keeps the last round from the shards, BlockUnavailable
+        when the job has gone on without this worker.
+        """
+        return self._whole_state.take()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Begin with what ``state_dict`` gave, in every worker, before its first step.
+
+        ``optimizer`` may be left out of it. A job that has finished a round, which this worker has
+        joined late or resumed, keeps its parameters and state.
+
+        Raises UsageError after this worker's first step, and where it has not the whole model.
+        """
+        self._whole_state.put_back(state)
+
+    @property
+    def _whole_state(self) -> WholeState:
+        if self._state is None:
+            raise UsageError("call run.optimizer(...) first: it makes this worker a member")
+        return self._state
 
     def on_membership_change(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when the set of workers changes, between two rounds."""

@@ -69,7 +69,7 @@ class Training:
         self._log = log
         self._recorder = StepRecorder(loop, agent)
         self._overlap: BackwardOverlap | None = None
-        self._staged = Staged(())
+        self.staged = Staged(())
         self._pace = Pace()
         self._left = False
 
@@ -102,6 +102,13 @@ class Training:
     def round(self) -> int:
         """How many rounds the job has finished, as far as this worker has read."""
         return self.member.round
+
+    @property
+    def is_published(self) -> bool:
+        """Have the shards all of the last round, as a checkpoint needs it?"""
+        commit = self.membership.exchange.commit
+        is_apart = commit is not None and commit.apart
+        return self.member.is_published and not self.member.is_exchanging and not is_apart
 
     @property
     def steps(self) -> int:
@@ -143,7 +150,7 @@ class Training:
         )
         check_at_once(made.described, self.job)
         check_clipping(made, clipping.bound)
-        staged = self._staged = Staged(made.tensors)
+        staged = self.staged = Staged(made.tensors)
         check_staged(
             made,
             needed=staged.is_needed,
@@ -183,14 +190,14 @@ class Training:
         pipeline: Pipeline | None,
         clipping: Clipping,
     ) -> Stepping:
-        self.memory = memory_of(made.described, self._staged.host)
+        self.memory = memory_of(made.described, self.staged.host)
         membership = self.membership
         membership.enter(self.job, made.described, self.memory, strategy, pipeline)
         member = self.reports.member = Stepping(
             self._loop,
             membership.exchange,
             strategy,
-            ServedModel(made.described, self._staged.host),
+            ServedModel(made.described, self.staged.host),
             made.local,
             self.job,
             follows=made.follows,
@@ -220,7 +227,7 @@ class Training:
             self._overlap.check()
         if self.reads_data:
             member.tell_speed(self._pace.stepped(self.weight, self.reports.computing_s))
-        self._staged.gradients_to_host()
+        self.staged.gradients_to_host()
         self._take_part(lambda: member.step(changed_options, self.weight))
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -240,7 +247,7 @@ class Training:
         """Say what is read; returns the data policy that rules."""
         self.member.arrive()
         self.member.register(spec, policy, ahead)
-        self._staged.values_to_device()
+        self.staged.values_to_device()
         self.reports.step_begins()
         return policy or self.data_policy
 
@@ -257,7 +264,7 @@ class Training:
         while (samples := member.next_samples()) is None:
             if self.turn.exhausted:
                 member.end()
-                self._staged.values_to_device()
+                self.staged.values_to_device()
                 return None
             self._take_part(member.sit_out)
         return samples
@@ -276,7 +283,7 @@ class Training:
     def read_values(self) -> None:
         self.member.arrive()
         self.member.read_values()
-        self._staged.values_to_device()
+        self.staged.values_to_device()
 
     def arrive(self) -> None:
         self.member.arrive()
@@ -291,12 +298,12 @@ class Training:
         member.arrive()
         began_ns = self._agent.spans.begin()
         act()
-        self._staged.values_to_device()
+        self.staged.values_to_device()
         self._agent.spans.end("optimizer.step", began_ns, round_=member.round)
         if self._recorder.is_asked:
             self._recorder.stepped(member.round)
         if member.round != round_:
-            self._keep_checkpoints(member)
+            self._keep_checkpoints()
         self.reports.step_ends()
         if member.turn is None:
             member.arrive()
@@ -310,11 +317,10 @@ class Training:
             for listener in self.listeners:
                 listener()
 
-    def _keep_checkpoints(self, member: Stepping) -> None:
+    def _keep_checkpoints(self) -> None:
         exchange, job = self.membership.exchange, self.job
         checkpoints = self.membership.checkpoints
-        is_whole = member.is_published and not member.is_exchanging
-        if is_whole and checkpoints.due(job, exchange):
+        if self.is_published and checkpoints.due(job, exchange):
             checkpoints.make(job, exchange, self._loop, self.reports.tell)
             self.reports.hurry()
 

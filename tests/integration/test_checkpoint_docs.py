@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.long
 def test_the_commands_on_checkpoints_work_when_pasted_in_their_order(tmp_path: Path) -> None:
-    script, loading = blocks("python")
+    script, loading, *_ = blocks("python")
     (tmp_path / "train.py").write_text(script)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     (commands,) = blocks("sh")
@@ -42,4 +42,13 @@ def test_the_commands_on_checkpoints_work_when_pasted_in_their_order(tmp_path: P
     assert "round 0" in imported
     assert "ended at round 32" in begun
     assert "ended at round 32" in resumed
+    subprocess.run([sys.executable, "-c", loading], cwd=tmp_path, check=True, timeout=60)
+
+
+@pytest.mark.long
+def test_what_a_script_saves_by_itself_loads_without_elasticps(tmp_path: Path) -> None:
+    *_, saving, loading = blocks("python")
+    (tmp_path / "train.py").write_text(saving)
+    command = [sys.executable, "-m", "elasticps", "run", "--nodes", "1", "train.py"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     subprocess.run([sys.executable, "-c", loading], cwd=tmp_path, check=True, timeout=60)
