@@ -115,6 +115,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     None for a job that reads no ``run.data``. ``torch`` and ``plugins`` are the versions of those
     that made it. ``digest`` is the SHA-256 of the file, taken with zeros in place of the digest.
 
+    ``worker`` is the file of what the main worker has for itself: buffers and random states.
+
     What the job holds is in ``blocks``, or, in format 2, in the files ``values`` and ``optimizer``
     with ``state`` by parameter name.
     """
@@ -135,11 +137,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     state: dict[str, StateEntry] = {}
     values: FileEntry | None = None
     optimizer: FileEntry | None = None
+    worker: FileEntry | None = None
 
     @property
     def files(self) -> list[tuple[str, FileEntry]]:
         """Every file beside this one, by its part in the manifest."""
-        whole = [("values", self.values), ("optimizer", self.optimizer)]
+        whole = [("values", self.values), ("optimizer", self.optimizer), ("worker", self.worker)]
         found = [(field, entry) for field, entry in whole if entry is not None]
         return found + [(f"blocks[{i}].file", row.file) for i, row in enumerate(self.blocks)]
 

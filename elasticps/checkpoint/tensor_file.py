@@ -32,6 +32,11 @@ _NAMES = {
 }
 
 
+def can_hold(dtype: torch.dtype) -> bool:
+    """Can a file have a tensor of it?"""
+    return dtype in _NAMES
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], *, disk: Disk = OS_DISK
 ) -> FileEntry:

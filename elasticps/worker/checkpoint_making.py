@@ -30,6 +30,7 @@ from elasticps.checkpoint.manifest import (
     read_manifest,
 )
 from elasticps.checkpoint.snapshot import not_written
+from elasticps.checkpoint.worker_file import WorkerState, write_worker
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
@@ -41,12 +42,15 @@ from elasticps.worker.exchange import Exchange
 from elasticps.worker.parameters import BlockMemory
 
 Tell = Callable[[], Awaitable[None]]
+TakeOwn = Callable[[], WorkerState]
 
 
 class Making:
     """``begin`` one on the script's thread, ``end`` it on the data loop."""
 
-    def __init__(self, model: Model, job: JobInfo, round_: Round) -> None:
+    def __init__(
+        self, model: Model, job: JobInfo, round_: Round, take_own: TakeOwn | None = None
+    ) -> None:
         self.job = job
         self.round = round_
         self.draft = Draft(Path(job.checkpoint_dir), round_)
@@ -54,6 +58,8 @@ class Making:
         self._exact = job.consistency is Consistency.SYNC and not job.backup_workers
         self._proof = PullMeta()
         self._cut: Cut | None = None
+        self._take_own = take_own
+        self._own: WorkerState | None = None
 
     def is_made(self) -> bool:
         """The main worker before this one may have made it, and died before it could say so.
@@ -77,6 +83,7 @@ class Making:
         """Tell all who write. Raises BlockUnavailable and CheckpointError; nothing is left then."""
         try:
             self.draft.begin()
+            self._own = self._take_own() if self._take_own is not None else None
             self._proof, self._cut = loop.call(self._told(exchange))
         except OSError as error:
             raise not_written(error, self.draft.place) from error
@@ -107,7 +114,9 @@ class Making:
     def _commit(self, saved: Sequence[tuple[BlockMemory, SavedMeta]]) -> None:
         blocks = tuple(self._entry(memory, meta) for memory, meta in saved)
         self.draft.check([row.file for row in blocks])
-        self.draft.commit(self._manifest(blocks))
+        own = self._own
+        worker = write_worker(self.draft.directory, own) if own is not None else None
+        self.draft.commit(self._manifest(blocks, worker))
         prune(Path(self.job.checkpoint_dir), self.job.checkpoint_keep)
 
     def _entry(self, memory: BlockMemory, saved: SavedMeta) -> BlockEntry:
@@ -121,7 +130,7 @@ class Making:
             scalars=saved.scalars,
         )
 
-    def _manifest(self, blocks: tuple[BlockEntry, ...]) -> Manifest:
+    def _manifest(self, blocks: tuple[BlockEntry, ...], worker: FileEntry | None) -> Manifest:
         cut = self._cut
         assert cut is not None
         return Manifest(
@@ -137,6 +146,7 @@ class Making:
             model=self._model,
             data=DataPosition.at(cut.data, cut.supply) if cut.data else None,
             blocks=blocks,
+            worker=worker,
         )
 
 

@@ -23,7 +23,7 @@ from elasticps.core.ranges import Supply
 from elasticps.core.records import Attempts
 from elasticps.errors import BlockUnavailable, CheckpointError, ElasticError
 from elasticps.wire.messages import CheckpointReport, JobInfo
-from elasticps.worker.checkpoint_making import Making, Tell
+from elasticps.worker.checkpoint_making import Making, TakeOwn, Tell
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
 from elasticps.worker.optimizer_state import States, by_block
@@ -34,12 +34,13 @@ log = logging.getLogger(__name__)
 
 class Checkpoints:
     """Reads and writes the checkpoints of one job. ``report`` says what became of the newest,
-    ``attempts`` of all that this worker was to make.
+    ``attempts`` of all that this worker was to make. ``take_own``: what this worker puts into one.
     """
 
     def __init__(self, model: Model, memory: Sequence[BlockMemory]) -> None:
         self.report: CheckpointReport | None = None
         self.attempts = Attempts()
+        self.take_own: TakeOwn | None = None
         self._ownership: Ownership | None = None
         self._answering = 0
         self._under_way: Future[None] | None = None
@@ -109,7 +110,7 @@ class Checkpoints:
         try:
             self._owned(job).check()
             round_ = exchange.commit.round if exchange.commit else Round(0)
-            making = Making(self._model, job, round_)
+            making = Making(self._model, job, round_, self.take_own)
             if making.is_made():
                 self._made(making)
             else:

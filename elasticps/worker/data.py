@@ -78,6 +78,7 @@ class ElasticData:
     def __iter__(self) -> Iterator[Any]:
         training, loader = self._training, self._loader
         rules = training.register(self._spec, self._policy, loader.ahead)
+        training.begin_reading()
         says_local = self._local is not None or rules == LOCAL
         try:
             while (samples := training.next_samples()) is not None:

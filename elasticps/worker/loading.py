@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
+import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from elasticps.core.reading import MAX_AHEAD
@@ -93,7 +94,10 @@ class Loader:
 
     def _receive(self) -> None:
         if self._batches is None:
+            # Torch draws a seed for the loader processes: a script's own numbers go on as if not.
+            before = torch.get_rng_state()
             self._batches = iter(self._loader)
+            torch.set_rng_state(before)
         try:
             loaded = next(self._batches)
         finally:

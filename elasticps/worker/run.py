@@ -221,6 +221,16 @@ class Run:
             weight = self._training.weight
         return reduced(metric, op, 0.0 if weight is None else weight, self._member.reduce)
 
+    def seed(self, seed: int) -> None:
+        """Seed torch, Python's ``random`` and NumPy anew for each round, from (seed, rank, round).
+
+        So a resumed job draws, in every worker, what it would have drawn, and a job with another
+        number of workers draws other numbers in each. Called behind ``optimizer``, once what all
+        workers must have alike is drawn: from now on each has its own. Without it a resumed job's
+        main worker goes on from its states in the checkpoint, and others are seeded once.
+        """
+        self._training.seed(seed)
+
     def state_dict(self) -> dict[str, Any]:
         """``{"model": ..., "optimizer": ..., "round": ...}`` as plain torch, for ``torch.save``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,7 @@ from elasticps.worker.job_model import (
 from elasticps.worker.lease import Samples
 from elasticps.worker.membership import Membership
 from elasticps.worker.optimizer import ElasticOptimizer
+from elasticps.worker.own_state import OwnState
 from elasticps.worker.pace import Pace
 from elasticps.worker.parameters import BlockMemory, ParamGroup, memory_of
 from elasticps.worker.progress_reports import ProgressReports
@@ -71,6 +73,7 @@ class Training:
         self._overlap: BackwardOverlap | None = None
         self.staged = Staged(())
         self._pace = Pace()
+        self._own: OwnState | None = None
         self._left = False
 
     @property
@@ -87,7 +90,7 @@ class Training:
     @property
     def member(self) -> Stepping:
         if self.reports.member is None:
-            raise UsageError("call run.optimizer(...) first: it makes this worker a member")
+            raise _not_begun()
         return self.reports.member
 
     @property
@@ -159,6 +162,10 @@ class Training:
         )
         member = self._join(made, strategy, pipeline, clipping)
         self._recorder.model = whole
+        self._own = OwnState(whole, lambda: self.turn)
+        self.membership.checkpoints.take_own = self._own.take
+        if self.job.resume:
+            self._own.resume(Path(self.job.resume))
         staged.values_to_device()
         if pipeline is not None:
             pipeline.computed_by(self.forward_backward)
@@ -251,6 +258,17 @@ class Training:
         self.reports.step_begins()
         return policy or self.data_policy
 
+    def begin_reading(self) -> None:
+        """The first batch is about to be loaded."""
+        if self._own is not None:
+            self._own.begin_reading()
+
+    def seed(self, seed: int) -> None:
+        """``Run.seed``."""
+        if self._own is None:
+            raise _not_begun()
+        self._own.seed_rounds(seed)
+
     @property
     def samples_ahead(self) -> list[Samples]:
         return self.member.samples_ahead
@@ -309,6 +327,8 @@ class Training:
             member.arrive()
             self._left = True
             raise WorkerRetired(self._agent.retiring or "asked to leave")
+        if member.round != round_ and self._own is not None:
+            self._own.end_round()
         self._tell_listeners(before)
 
     def _tell_listeners(self, before: int) -> None:
@@ -352,3 +372,7 @@ class Training:
         finally:
             await self.membership.aclose()
             await self._agent.aclose()
+
+
+def _not_begun() -> UsageError:
+    return UsageError("call run.optimizer(...) first: it makes this worker a member")

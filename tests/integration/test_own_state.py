@@ -1,0 +1,120 @@
+"""Buffers and random numbers of a resumed job are those of one that never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import elasticps
+from elasticps.checkpoint.manifest import MANIFEST, Manifest, encoded, read_manifest
+from elasticps.checkpoint.worker_file import WORKER
+from elasticps.errors import CheckpointError
+from elasticps.testing.rig import Rig
+from elasticps.wire.messages import JobInfo
+from tests.support.scripts import BATCH, as_worker, backward
+
+
+class CheckpointRig(Rig):
+    def __init__(self, **wishes: Any) -> None:
+        super().__init__(2)
+        self._wishes = wishes
+
+    def _job_message(self) -> JobInfo:
+        return msgspec.structs.replace(super()._job_message(), **self._wishes)
+
+
+class Noisy(TensorDataset):
+    """Draws a number for each sample that is read."""
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, targets = super().__getitem__(index)
+        return inputs + 0.01 * torch.randn(6), targets
+
+
+def regularized(width: int = 40) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, width, bias=False), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 1)
+    )
+
+
+def script(run: elasticps.Run, stop_at: int = 0, seed: int | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    model = regularized()
+    optimizer = run.optimizer(model, "adam", lr=0.01)
+    inputs = torch.randn(60, 6)
+    data = Noisy(inputs, inputs.sum(1, keepdim=True))
+    if seed is not None:
+        run.seed(seed)
+    for batch in run.data(data, batch_size=BATCH, epochs=2, seed=4):
+        optimizer.zero_grad()
+        backward(model, batch)
+        optimizer.step()
+        if run.round == stop_at:
+            break
+    return model
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    theirs = other.state_dict()
+    for name, item in one.state_dict().items():
+        assert torch.equal(item, theirs[name]), name
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+async def test_dropout_and_running_statistics_go_on_to_the_bit(
+    seed: int | None, tmp_path: Path
+) -> None:
+    async with CheckpointRig() as rig:
+        straight = await as_worker(rig, lambda run: script(run, seed=seed))
+    async with CheckpointRig(checkpoint_dir=str(tmp_path), checkpoint_every=5) as rig:
+        await as_worker(rig, lambda run: script(run, stop_at=7, seed=seed))
+    async with CheckpointRig(resume=str(tmp_path)) as rig:
+        resumed = await as_worker(rig, lambda run: script(run, seed=seed))
+    assert_same(resumed, straight)
+
+
+async def saved(root: Path) -> Path:
+    async with CheckpointRig(checkpoint_dir=str(root), checkpoint_every=5) as rig:
+        await as_worker(rig, lambda run: script(run, stop_at=5))
+    return root / "round-00000005"
+
+
+async def test_buffers_of_another_shape_are_refused_with_both_named(tmp_path: Path) -> None:
+    place = await saved(tmp_path)
+
+    def other(run: elasticps.Run) -> None:
+        model = regularized()
+        model[1].running_mean = torch.zeros(7)
+        run.optimizer(model, "adam", lr=0.01)
+
+    async with CheckpointRig(resume=str(place)) as rig:
+        with pytest.raises(CheckpointError, match=r"\[40\] float32 there, \[7\] float32 here"):
+            await as_worker(rig, other)
+
+
+async def test_a_checkpoint_without_a_workers_state_is_resumed_all_the_same(tmp_path: Path) -> None:
+    place = await saved(tmp_path)
+    manifest: Manifest = msgspec.structs.replace(read_manifest(place), worker=None)
+    (place / MANIFEST).write_bytes(encoded(manifest))
+    (place / WORKER).unlink()
+    async with CheckpointRig(resume=str(place)) as rig:
+        resumed = await as_worker(rig, lambda run: script(run))
+    assert int(resumed[1].num_batches_tracked) == 11
+
+
+async def test_buffers_are_there_before_the_first_step(tmp_path: Path) -> None:
+    place = await saved(tmp_path)
+
+    def looks(run: elasticps.Run) -> int:
+        model = regularized()
+        run.optimizer(model, "adam", lr=0.5)
+        return int(model[1].num_batches_tracked)
+
+    async with CheckpointRig(resume=str(place)) as rig:
+        assert await as_worker(rig, looks) == 5
