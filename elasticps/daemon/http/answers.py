@@ -115,7 +115,8 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):
 class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     """A job and how it is going.
 
-    A metric that is not a finite number is null. ``under_replicated`` counts the blocks with fewer
+    ``workers`` are those that live and the 8 that ended last. A metric that is not a finite number
+    is null. ``under_replicated`` counts the blocks with fewer
     copies than ``replicas``. Workers have pushed ``pushed_bytes`` for gradients that have
     ``gradient_bytes`` without the job's codec. Times are seconds, ``_unix`` ones since 1970.
     """

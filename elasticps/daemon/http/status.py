@@ -24,6 +24,7 @@ from elasticps.core.records import (
     Movement,
     NodeRecord,
     WorkerRecord,
+    WorkerState,
 )
 from elasticps.daemon.access import asking
 from elasticps.daemon.block_map import BlockMap
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 
 LOCAL_TIMEOUT = aiohttp.ClientTimeout(total=1.0)
 ASKED_AT_ONCE = 32
+PAST_LIVES = 8
+"""How many ended workers a job shows: each restart and each leaving is one, for ever."""
 
 
 def local_status(node: Node) -> LocalStatus:
@@ -243,7 +246,7 @@ class ClusterStatus:
             step_s=newest.step_s if newest else None,
             pushed_bytes=sum(each.pushed_bytes for each in tallies),
             gradient_bytes=sum(each.gradient_bytes for each in tallies),
-            workers=tuple(_worker_row(life, progress.get(life.uid)) for life in _lives(job)),
+            workers=tuple(_worker_row(life, progress.get(life.uid)) for life in shown_workers(job)),
             blocks=len(job.sizes),
             under_replicated=len(short_of_copies(job.entries, alive, spec.replicas)),
             blocks_by_node=dict(sorted(leads.items())),
@@ -305,6 +308,13 @@ def _reason(job: JobView, progress: dict[str, Progress], still_s: Collection[flo
 
 def _lives(job: JobView) -> list[LivingWorker]:
     return sorted(job.workers.values(), key=lambda life: life.worker)
+
+
+def shown_workers(job: JobView) -> list[LivingWorker]:
+    """Those that live, and of those that have ended the last few."""
+    past = [life for life in _lives(job) if life.record.state is not WorkerState.RUNNING]
+    last = sorted(past, key=lambda life: life.revision)[-PAST_LIVES:]
+    return sorted([*job.running, *last], key=lambda life: life.worker)
 
 
 def _worker_row(life: LivingWorker, progress: Progress | None) -> WorkerRow:
