@@ -207,13 +207,17 @@ class CheckpointAsked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One line that a worker wrote; no ``worker``: the node's word about lines left out."""
+    """One line that a worker wrote; no ``worker``: the node's word about lines left out.
+
+    ``rank`` is the worker's, if it ended the last one that it had.
+    """
 
     node: NodeId
     worker: str
     stream: str
     text: str
     unix_s: float | None = None
+    rank: int | None = None
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
