@@ -135,6 +135,20 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
+            title="Bytes from worker to worker",
+            unit="Bps",
+            queries=(
+                (
+                    rate("worker_peer_sent_bytes_total", "job_name, transport"),
+                    "{{job_name}} sent, {{transport}}",
+                ),
+                (
+                    rate("worker_peer_received_bytes_total", "job_name, transport"),
+                    "{{job_name}} received, {{transport}}",
+                ),
+            ),
+        ),
+        Panel(
             title="What the codec leaves",
             unit="percentunit",
             queries=(

@@ -256,7 +256,8 @@ class Moves(msgspec.Struct, frozen=True, kw_only=True):
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """One line that a worker wrote; the stream ``daemon`` is its daemon's word about it.
 
-    ``unix_s`` is when, by the node's clock; 0 where it is not known.
+    ``unix_s`` is when, by the node's clock; 0 where it is not known. ``rank`` is the worker's, if
+    it ended the last one that it had.
     """
 
     node: str
@@ -264,6 +265,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     stream: Literal["stdout", "stderr", "daemon"]
     text: str
     unix_s: float = 0.0
+    rank: int | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ import click
 
 from elasticps.cli.answers import Jobs, Nodes
 from elasticps.cli.completion import complete_job
-from elasticps.cli.lines import is_wanted, worker_of_rank
+from elasticps.cli.lines import is_late, one_rank
 from elasticps.cli.options import Settings, age, json_option, require_known, run_async
 from elasticps.cli.output import failure_text, print_answer, print_json, print_line
 from elasticps.cli.watch import watch_status
@@ -110,7 +110,7 @@ def jobs(settings: Settings, active: bool, state: str | None, as_json: bool) -> 
     "--rank",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Of one worker alone: that which has this rank now.",
+    help="Of one worker alone: that which has this rank now, or had it last if JOB has ended.",
 )
 @click.option(
     "--since",
@@ -143,16 +143,16 @@ def logs(
     Exit codes:
       0    the lines that there are were printed; with -f: the job has ended
       1    the cluster cannot be reached, or went away
-      2    no such job, or no worker of that rank
+      2    no such job, no worker of that rank, or no line of it is kept any more
     """
 
     async def show() -> None:
         async with settings.connect() as api:
             require_known("job", job, await api.job_names())
             begin = 0.0 if since_s is None else time.time() - since_s
-            worker = None if rank is None else await worker_of_rank(api, job, rank, wait=follow)
+            one = None if rank is None else await one_rank(api, job, rank, wait=follow)
             async for line in api.lines(job, follow=follow):
-                if not is_wanted(line, begin, worker):
+                if (one is not None and not one.has(line)) or not is_late(line, begin):
                     continue
                 if as_json:
                     print_json(line, indent=0)
@@ -161,5 +161,7 @@ def logs(
             failure = None if as_json else (await api.job(job)).failure
             if failure is not None:
                 click.echo(failure_text(failure), err=True)
+            if one is not None:
+                one.check_found()
 
     run_async(show())

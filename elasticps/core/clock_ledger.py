@@ -105,6 +105,13 @@ class ClockLedger(Roster, kw_only=True):
     def _committed(self, worker: WorkerId) -> Committed:
         return Committed(self._commit_of(worker), self.turn(worker), floor=self._floor)
 
+    @property
+    def awaited(self) -> list[WorkerId]:
+        if all(self._in_bound(worker) for worker in self.waiting):
+            return []
+        slowest = min(self.clocks.values())
+        return [worker for worker in self.members if self.clocks[worker] == slowest]
+
     # -- what the roster asks -------------------------------------------------------------------
 
     def _may_seat(self) -> bool:

@@ -115,6 +115,14 @@ class Ledger(Roster, kw_only=True):
             return [(worker, Refused(f"round {round_} is not the next after {self.round}"))]
         return []
 
+    @property
+    def awaited(self) -> list[WorkerId]:
+        asked, done = self.members, [*self.votes]
+        if self.backup_workers and self._able:
+            asked, done = (self.called, done) if self.called else (self._able, self.ready)
+        late = [worker for worker in asked if worker not in done]
+        return late if len(late) < len(asked) else []
+
     def _is_whole(self) -> bool:
         if self.backup_workers and self._able:
             return bool(self.called) and all(worker in self.votes for worker in self.called)

@@ -60,16 +60,28 @@ def workers_told(
     return f"{told}: {planned - have} to start on {_listed(starting)}"
 
 
-def standing_still(job: str, still_s: Collection[float], step_s: float) -> str:
+def standing_still(
+    job: str, still_s: Collection[float], step_s: float, awaited: Mapping[str, int | None]
+) -> str:
     """Of a job whose workers have all not stepped for ``still_s``; nothing while one has.
 
-    ``step_s`` is what a step took before. How long is rounded, so that it changes rarely.
+    ``step_s`` is what a step took before. ``awaited`` are the workers that the others wait for, by
+    uid, with their ranks. How long is rounded, so that it changes rarely.
     """
     least_s = min(still_s, default=0.0)
     if least_s < max(QUIET_S, QUIET_STEPS * step_s):
         return ""
     told = f"{least_s // 60:.0f} min" if least_s >= 60 else f"{least_s // 10 * 10:.0f} s"
-    return f"no step for {told}: `elasticps logs {job}` says what its scripts do"
+    if not awaited:
+        return f"no step for {told}: `elasticps logs {job}` says what its scripts do"
+    ranks = [rank for rank in awaited.values() if rank is not None]
+    which = f" --rank {ranks[0]}" if len(awaited) == len(ranks) == 1 else ""
+    names = [uid if rank is None else f"{uid} (rank {rank})" for uid, rank in awaited.items()]
+    whom = "worker" if len(names) == 1 else "workers"
+    return (
+        f"no step for {told}: waiting for {whom} {_listed(names)}:"
+        f" `elasticps logs {job}{which}` says what its script does"
+    )
 
 
 def copies_come(nodes: Collection[NodeId], replicas: int) -> str:

@@ -114,6 +114,11 @@ class Roster(Reading, kw_only=True, dict=True):
             case Reduce():
                 return self._reduce(command)
 
+    @property
+    @abstractmethod
+    def awaited(self) -> list[WorkerId]:
+        """The members that others wait for; nobody where no other one is ready yet."""
+
     def turn(self, worker: WorkerId) -> Turn:
         """A member's part in what comes next."""
         return Turn(

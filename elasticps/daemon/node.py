@@ -15,6 +15,7 @@ from elasticps.core.ids import JobName, NodeId
 from elasticps.core.proposal import Placed
 from elasticps.core.records import NodeRecord, ServerRecord
 from elasticps.daemon.access import NodeAccess, is_of_child, is_of_unit
+from elasticps.daemon.certificate_watch import warn_of_end
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.departure import Departure
 from elasticps.daemon.failure_detector import FailureDetector
@@ -183,6 +184,9 @@ class Node:
                 tasks.create_task(self._reconcile(), name="workers")
                 tasks.create_task(self._reports.run(), name="reports")
                 tasks.create_task(self._renew_access(), name="passes")
+                if self.config.security is not None:
+                    cert = self.config.security.tls.cert
+                    tasks.create_task(warn_of_end(cert), name="certificate")
                 tasks.create_task(self._end_with_etcds_history(), name="etcd's history")
                 code = await self.departure.wait(lambda: self.membership.joined)
                 self._notifier.stopping()

@@ -50,6 +50,8 @@ stopping daemon waits by default."""
 RECORD_RETRY_S = 0.5
 LAST_WORDS_S = 2.0
 LAST_LINES = 20
+MAX_RANKS = 1000
+"""Of so many ended workers it is known which rank they had, for who asks what they wrote."""
 NEVER_JOINED = "the script ended without calling elasticps.join()"
 NEVER_CLOSED = (
     "the script ended with code 0 without leaving the job, so that nobody knows whether it was"
@@ -141,6 +143,7 @@ class Workers:
         self._next_number = 1
         self._slots: dict[JobKey, _Slot] = {}
         self._recorded = 0
+        self._last_ranks: dict[str, int] = {}
         self._tasks: asyncio.TaskGroup
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -276,6 +279,13 @@ class Workers:
 
     # -- endings --------------------------------------------------------------------------------
 
+    def rank_of(self, uid: str) -> int | None:
+        """The rank of a worker of this node, or the last one that it had; None: not known."""
+        life = self.lives.get(uid)
+        if life is not None and life.progress is not None:
+            return life.progress.rank
+        return self._last_ranks.get(uid)
+
     def _retire(self, life: Life, retire: Retirer) -> None:
         """Ask a worker to leave after its round, unless it was asked already."""
         if life.retire is None:
@@ -397,6 +407,10 @@ class Workers:
     def _bury(self, life: Life, record: WorkerRecord) -> None:
         life.ended = True
         life.over.set()
+        if life.progress is not None:
+            self._last_ranks[life.uid] = life.progress.rank
+            for forgotten in list(self._last_ranks)[:-MAX_RANKS]:
+                del self._last_ranks[forgotten]
         self._failure_file(life).unlink(missing_ok=True)
         launch_file(life.worker, self._config.runtime_dir).unlink(missing_ok=True)
         log.info(

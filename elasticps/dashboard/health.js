@@ -74,7 +74,8 @@ function ofJob(job, nowS) {
   const behind = stragglers(job);
   if (behind.length) {
     const names = behind.slice(0, 3).map((worker) => worker.uid).join(", ");
-    say("warning", `${number(behind.length)} of ${number(job.workers.length)} workers straggle: ${names}`);
+    const alive = job.workers.filter((worker) => worker.state === "running").length;
+    say("warning", `${number(behind.length)} of ${number(alive)} workers straggle: ${names}`);
   }
   for (const [name, value] of Object.entries(job.metrics ?? {})) {
     if (value === null) say("error", `${name} is not a number`);

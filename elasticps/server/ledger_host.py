@@ -35,6 +35,9 @@ from elasticps.wire.frame import Status
 from elasticps.wire.messages import JobInfo, OpMeta, SnapshotMeta
 from elasticps.wire.tallies import JobCounts
 
+FEW = 8
+"""Of more workers that are late it is none in particular that the others wait for."""
+
 _words = msgspec.msgpack.Decoder(Command | Question)
 
 
@@ -84,6 +87,12 @@ class LedgerHost(Hosted):
         """How many rounds the slowest worker is behind the fastest."""
         clocks = self._ledger.clocks.values() if isinstance(self._ledger, ClockLedger) else ()
         return max(clocks, default=0) - min(clocks, default=0)
+
+    @property
+    def awaited(self) -> tuple[WorkerId, ...]:
+        """The few workers that the others wait for, if there are such."""
+        awaited = self._ledger.awaited
+        return tuple(awaited) if len(awaited) <= FEW else ()
 
     def command(self, request: Request, body: bytes) -> None:
         """Carry out a worker's command; its answer may come with a later one."""

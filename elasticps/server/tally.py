@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from elasticps.core.ids import JobKey, JobName
+from elasticps.core.ids import JobKey, JobName, WorkerId
 from elasticps.core.replication import Replication, Role
 from elasticps.server.hosted import Hosted
 from elasticps.server.ledger_host import LedgerHost
@@ -62,6 +62,7 @@ class Tallies:
         roles: Counter[Role] = Counter()
         nbytes, lag_ops, lag_s = 0, 0, 0.0
         staleness: int | None = None
+        awaited: tuple[WorkerId, ...] = ()
         for item in hosted:
             role = item.replication.role
             roles[role] += 1
@@ -69,7 +70,7 @@ class Tallies:
             ops, seconds = self._lags[item.job, item.id].look(item.replication, now_s)
             lag_ops, lag_s = max(lag_ops, ops), max(lag_s, seconds)
             if isinstance(item, LedgerHost) and role is Role.PRIMARY:
-                staleness = item.staleness
+                staleness, awaited = item.staleness, item.awaited
         return JobHolding(
             primary=roles[Role.PRIMARY],
             in_sync=roles[Role.IN_SYNC],
@@ -78,6 +79,7 @@ class Tallies:
             lag_ops=lag_ops,
             lag_s=lag_s,
             staleness=staleness,
+            awaited=awaited,
         )
 
 

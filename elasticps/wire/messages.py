@@ -445,7 +445,8 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     finite number is None once it has been JSON.
     ``pushed_bytes`` were sent for gradients that have ``gradient_bytes`` in their own dtype.
     ``waits_for``: what it cannot go on without, for a user to read. ``transport``: what its pushes
-    and pulls go over, and why not shared memory.
+    and pulls go over, and why not shared memory. ``peer_sent`` and ``peer_received`` are bytes to
+    and from other workers, by transport.
     """
 
     round: Round
@@ -461,6 +462,8 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     checkpoint_attempts: Attempts = Attempts()
     waits_for: str = ""
     transport: str = ""
+    peer_sent: dict[str, int] = {}
+    peer_received: dict[str, int] = {}
 
 
 class Prefer(msgspec.Struct, frozen=True, tag=True):

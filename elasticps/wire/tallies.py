@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from elasticps.core.ids import JobKey, JobName
+from elasticps.core.ids import JobKey, JobName, WorkerId
 
 
 class JobCounts(msgspec.Struct, kw_only=True):
@@ -43,7 +43,7 @@ class JobHolding(msgspec.Struct, frozen=True, kw_only=True):
     Of the blocks that it leads, ``lag_ops`` is how many ops the one that is furthest behind has
     that not every counted replica holds, and ``lag_s`` for how long at least one has lagged.
     ``staleness`` is how many rounds the slowest worker is behind the fastest, where it leads the
-    ledger, else None.
+    ledger, else None; ``awaited`` are then the few workers that the others wait for.
     """
 
     primary: int = 0
@@ -53,6 +53,7 @@ class JobHolding(msgspec.Struct, frozen=True, kw_only=True):
     lag_ops: int = 0
     lag_s: float = 0.0
     staleness: int | None = None
+    awaited: tuple[WorkerId, ...] = ()
 
 
 class JobTally(msgspec.Struct, frozen=True, kw_only=True):

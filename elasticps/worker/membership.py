@@ -12,6 +12,7 @@ from elasticps.core.audit import Verdict
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.wire.messages import JobInfo, StateMeta, Welcome
+from elasticps.wire.traffic import PeerTraffic
 from elasticps.worker.agent import Agent
 from elasticps.worker.checkpoints import Checkpoints
 from elasticps.worker.client import Client
@@ -44,6 +45,11 @@ class Membership:
     def traffic(self) -> dict[str, int]:
         """Bytes to and from shard servers, by transport."""
         return self._client.traffic if self._client is not None else {}
+
+    @property
+    def peer_traffic(self) -> PeerTraffic:
+        """What went to other workers and came from them."""
+        return self._peers.traffic if self._peers is not None else PeerTraffic()
 
     @property
     def exchange(self) -> Exchange:

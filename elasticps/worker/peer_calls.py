@@ -54,6 +54,7 @@ class PeerCalls:
 
     def sum(self, tensor: torch.Tensor) -> None:
         self._group_now().sum(tensor)
+        self._peers.traffic.summed(tensor.nbytes, self._turn.world)
 
     def begin_round(self) -> None:
         """A round is over: what was put for it is not kept any longer."""

@@ -24,6 +24,7 @@ from elasticps.wire.machine import this_machine
 from elasticps.wire.messages import FetchMeta, PeerNote, ShelfMeta, decode, encode
 from elasticps.wire.pool import ConnectionPool
 from elasticps.wire.tensors import bytes_of, dtype_named
+from elasticps.wire.traffic import PeerTraffic
 from elasticps.worker.block_calls import together
 from elasticps.worker.client import HELD_TIMEOUT_S, Client
 from elasticps.worker.credentials import CurrentAccess, Listening, ToPeers
@@ -51,6 +52,7 @@ class Peers:
         access: CurrentAccess | None = None,
     ) -> None:
         self.shelf = Shelf()
+        self.traffic = PeerTraffic()
         self.members: tuple[WorkerId, ...] = ()
         self._access = access
         self._listening = Listening(access, worker) if access else None
@@ -67,6 +69,7 @@ class Peers:
             str(worker),
             self._address_of,
             ToPeers(access, lambda peer: self._notes[peer]) if access else None,
+            self.traffic,
         )
         self._stack = contextlib.AsyncExitStack()
 
@@ -80,6 +83,7 @@ class Peers:
                         lambda _: self._session(),
                         tls=own.context if own else None,
                         shared=self._place.shared,
+                        traffic=self.traffic.of(address, tls=own is not None),
                     )
                 )
                 for address in (Address.tcp(self._place.host, 0), self._place.socket(self._worker))

@@ -64,6 +64,7 @@ class ProgressReports:
         if member is not None and member.turn is not None and member.round:
             turn, round_ = member.turn, Round(member.round)
             encoder, checkpoints = self._membership.exchange.encoder, self._membership.checkpoints
+            among_workers = self._membership.peer_traffic
             self._agent.progress(
                 Progress(
                     round=round_,
@@ -79,5 +80,7 @@ class ProgressReports:
                     checkpoint_attempts=checkpoints.attempts,
                     waits_for=self._waits_for,
                     transport=self._membership.exchange.transport,
+                    peer_sent=among_workers.sent,
+                    peer_received=among_workers.received,
                 )
             )

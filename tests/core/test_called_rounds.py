@@ -166,3 +166,13 @@ def test_members_without_samples_are_not_counted_as_slow() -> None:
 def test_two_backup_workers_of_two_leave_one_to_make_the_round() -> None:
     ledger = ledger_of(ONE, TWO, backups=2)
     assert only(ledger.apply(ready(TWO)), TWO) == Called(1, contributes=True)
+
+
+def test_a_called_round_waits_for_those_alone_who_make_it() -> None:
+    ledger = ledger_of(ONE, TWO, THREE)
+    ledger.apply(ready(ONE))
+    assert ledger.awaited == [TWO, THREE]
+    ledger.apply(ready(TWO))
+    assert ledger.awaited == []
+    ledger.apply(vote(ONE, contributes=True))
+    assert ledger.awaited == [TWO]

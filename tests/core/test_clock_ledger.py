@@ -442,3 +442,13 @@ def test_clocks_keep_their_bound_and_samples_are_read_whatever_happens_in_whatev
         except AssertionError as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+def test_the_bound_makes_the_fast_wait_for_the_slowest_by_name() -> None:
+    ledger = ledger_of(ONE, TWO, THREE, staleness=1)
+    for worker, number in ((ONE, 1), (TWO, 1), (ONE, 2)):
+        assert ledger.awaited == []
+        ledger.apply(vote(worker, number))
+    assert ledger.awaited == [THREE]
+    ledger.apply(vote(THREE, 1))
+    assert ledger.awaited == []

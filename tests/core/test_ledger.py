@@ -68,6 +68,17 @@ def asked(answers: Answers) -> list[WorkerId]:
     return [worker for worker, _ in answers]
 
 
+def test_a_ledger_knows_whom_the_others_wait_for() -> None:
+    ledger = ledger_of(ONE, TWO, THREE)
+    assert ledger.awaited == []
+    ledger.apply(vote(TWO, 1, 1))
+    assert ledger.awaited == [ONE, THREE]
+    ledger.apply(vote(ONE, 1, 1))
+    assert ledger.awaited == [THREE]
+    ledger.apply(vote(THREE, 1, 1))
+    assert ledger.awaited == []
+
+
 # -- the start ----------------------------------------------------------------------------------
 
 

@@ -75,6 +75,17 @@ async def test_a_fetch_waits_for_what_is_not_there_yet(tmp_path: Path) -> None:
         assert torch.equal(await fetching, torch.ones(3))
 
 
+async def test_bytes_to_and_from_peers_are_counted_on_both_sides(tmp_path: Path) -> None:
+    tensor = torch.randn(100_000)
+    async with Rig(start_workers=2) as rig, peers(rig, tmp_path) as (one, other):
+        one.shelf.put(FIRST, "tensor", tensor)
+        await other.fetch(one.members[0], FIRST, "tensor")
+        most = tensor.nbytes + 4096  # two small requests and their answers are in it
+        assert tensor.nbytes <= other.traffic.received["unix"] <= most
+        assert one.traffic.sent == other.traffic.received
+        assert one.traffic.received == other.traffic.sent
+
+
 async def test_a_fetch_from_a_peer_that_goes_ends_at_once(tmp_path: Path) -> None:
     async with Rig(start_workers=2) as rig, peers(rig, tmp_path) as (one, other):
         peer = one.members[0]

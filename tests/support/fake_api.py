@@ -96,9 +96,9 @@ def verdict(acknowledged: int, *, lost: int = 0, workers: int = 0, unaudited: in
     }
 
 
-def line(text: str, node: str = "n1", stream: str = "stdout") -> Json:
+def line(text: str, node: str = "n1", stream: str = "stdout", rank: int | None = None) -> Json:
     row = {"node": node, "worker": f"{node}.1", "stream": stream, "text": text}
-    return {**row, "unix_s": 0.0}
+    return {**row, "unix_s": 0.0, "rank": rank}
 
 
 class FakeApi:

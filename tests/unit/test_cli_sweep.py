@@ -18,7 +18,7 @@ import pytest
 
 from elasticps.cli.main import main
 from elasticps.cli.reference import commands, reference
-from tests.support.fake_api import FakeApi, job, node
+from tests.support.fake_api import FakeApi, job, line, node
 
 Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,6 +298,21 @@ def test_logs_of_one_rank_and_of_late(api: FakeApi, elasticps: Command) -> None:
     assert code == 2
     assert "limit: 0, 1" in error
     assert elasticps("logs", LONG_JOB, "--since", "soon")[0] == 2
+
+
+def test_logs_of_one_rank_outlive_the_job_for_as_long_as_a_daemon_keeps_them(
+    api: FakeApi, elasticps: Command
+) -> None:
+    api.jobs[LONG_JOB] |= {"state": "SUCCEEDED", "workers": []}
+    left_out = line("... 7 lines left out") | {"worker": ""}
+    api.lines = [left_out, line("main", rank=0), line("first", rank=1), line("second", rank=1)]
+    code, out, _ = elasticps("logs", LONG_JOB, "--rank", "1")
+    assert (code, out) == (0, "[n1] ... 7 lines left out\n[n1] first\n[n1] second\n")
+    assert elasticps("logs", LONG_JOB, "--rank", "1", "--since", "1s")[0] == 0
+    code, _, error = elasticps("logs", "-f", LONG_JOB, "--rank", "7")
+    assert code == 2
+    assert "no daemon has a line of its rank 7 any more" in error
+    assert "log_dir" in error
 
 
 def test_top_names_the_straggler_and_shows_what_nodes_do(api: FakeApi, elasticps: Command) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from elasticps.core.ids import Generation, JobKey, JobName, Round, ServerId
 from elasticps.daemon.metrics.loop_lag import REMEMBERED_S, LoopLag
@@ -14,6 +16,7 @@ from elasticps.daemon.metrics.tallies import FORGOTTEN_AFTER_S, Tallies
 from elasticps.daemon.metrics.totals import Buckets, Totals
 from elasticps.wire.messages import Progress, ServerLoad
 from elasticps.wire.tallies import JobCounts, JobHolding, JobTally, ServerTally, Traffic
+from elasticps.wire.traffic import PeerTraffic
 from tests.support.processes import until
 
 ONE, OTHER = ServerId("n1/a"), ServerId("n1/b")
@@ -103,6 +106,24 @@ def test_rounds_of_a_worker_that_joined_late_begin_where_it_joined() -> None:
     tallies.trained(JOB, "n1.2", progress(701, 8))
     trained = tallies.jobs[JOB].trained
     assert (trained.of("rounds"), trained.of("pushed_bytes")) == (11, 38)
+
+
+def test_bytes_between_workers_are_summed_by_transport_over_all_lives() -> None:
+    tallies = Tallies()
+    for uid in ("n1.1", "n1.2"):
+        for nbytes in (10, 30):
+            said = replace(progress(1, 0), peer_sent={"tls": nbytes}, peer_received={"gloo": 7})
+            tallies.trained(JOB, uid, said)
+        tallies.worker_ended(uid)
+    assert tallies.jobs[JOB].peer_sent.sums == {"tls": 60}
+    assert tallies.jobs[JOB].peer_received.sums == {"gloo": 14}
+
+
+@pytest.mark.parametrize(("world", "moved"), [(1, 0), (2, 100), (4, 150)])
+def test_a_sum_is_counted_as_a_ring_moves_it(world: int, moved: int) -> None:
+    traffic = PeerTraffic()
+    traffic.summed(100, world)
+    assert traffic.sent == traffic.received == ({"gloo": moved} if moved else {})
 
 
 def test_jobs_that_ended_long_ago_are_forgotten_and_no_others() -> None:

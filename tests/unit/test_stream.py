@@ -16,7 +16,7 @@ from elasticps.cli.frames import Frame, FrameParser
 from elasticps.core.ids import NodeId
 from elasticps.daemon.http import stream as stream_module
 from elasticps.daemon.http.body import read_strictly
-from elasticps.daemon.http.stream import Broadcast, Reader, StreamRoutes, TooManyReaders
+from elasticps.daemon.http.stream import Broadcast, Reader, StreamRoutes, TooManyReaders, Why
 from elasticps.daemon.timeline import Timeline
 from elasticps.testing.waiting import eventually
 from tests.support.contents import Contents
@@ -210,10 +210,9 @@ async def test_events_that_wait_for_a_reader_are_bounded() -> None:
     api.timeline.subscribe(api.broadcast._happened)
     for name in "abc":
         api.happens(name)
-    assert not reader.is_slow
+    assert reader.ended is None
     api.happens("d")
-    assert reader.is_slow
-    assert reader.ended
+    assert reader.ended is Why.BEHIND
     assert await reader.frame(0.0) is None
 
 
@@ -229,6 +228,29 @@ async def test_more_readers_than_the_limit_are_refused_with_a_hint_until_one_lea
         await eventually(lambda: api.broadcast.readers == 1)
         async with api.reading():
             assert api.broadcast.readers == 2
+
+
+async def test_readers_that_never_read_hold_no_place_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "elasticps")
+    async with Served(max_readers=2).serving() as api:
+        host, port = api.url.removeprefix("http://").split(":")
+        deaf = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        for _, writer in deaf:
+            writer.write(b"GET /api/v1/stream HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: api.broadcast.readers == 2)
+        monkeypatch.setattr(stream_module, "PLACE_S", 0.0)
+        async with api.reading() as one, api.reading() as other:
+            monkeypatch.setattr(stream_module, "PLACE_S", 60.0)
+            api.happens("a")
+            for reading in (one, other):
+                await reading.until(lambda reading=reading: reading.nodes == ["a"])
+            with pytest.raises(TooManyReaders):  # those came lately
+                api.broadcast.join(Reader(None))
+        await eventually(lambda: caplog.text.count(Why.DISPLACED.value) == 2)
+        for _, writer in deaf:
+            writer.close()
 
 
 async def test_stream_that_has_nothing_to_say_says_that_it_lives(

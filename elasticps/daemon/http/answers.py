@@ -115,7 +115,8 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):
 class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     """A job and how it is going.
 
-    A metric that is not a finite number is null. ``under_replicated`` counts the blocks with fewer
+    ``workers`` are those that live and the 8 that ended last. A metric that is not a finite number
+    is null. ``under_replicated`` counts the blocks with fewer
     copies than ``replicas``. Workers have pushed ``pushed_bytes`` for gradients that have
     ``gradient_bytes`` without the job's codec. Times are seconds, ``_unix`` ones since 1970.
     """
@@ -206,13 +207,17 @@ class CheckpointAsked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One line that a worker wrote; no ``worker``: the node's word about lines left out."""
+    """One line that a worker wrote; no ``worker``: the node's word about lines left out.
+
+    ``rank`` is the worker's, if it ended the last one that it had.
+    """
 
     node: NodeId
     worker: str
     stream: str
     text: str
     unix_s: float | None = None
+    rank: int | None = None
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

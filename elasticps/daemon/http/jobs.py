@@ -169,12 +169,14 @@ class JobRoutes:
                 seen = line.sequence
                 source, _, number = line.source.partition(".")
                 if source == job and line.stream != "daemon":
+                    worker = f"{self._node.name}.{number}"
                     row = LogLine(
                         node=self._node.name,
-                        worker=f"{self._node.name}.{number}",
+                        worker=worker,
                         stream=line.stream,
                         text=line.text,
                         unix_s=line.time_unix,
+                        rank=self._node.workers.rank_of(worker),
                     )
                     await lines.put(msgspec.json.encode(row) + b"\n")
             if not follow or not busy:

@@ -24,6 +24,7 @@ from elasticps.core.records import (
     Movement,
     NodeRecord,
     WorkerRecord,
+    WorkerState,
 )
 from elasticps.daemon.access import asking
 from elasticps.daemon.block_map import BlockMap
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 
 LOCAL_TIMEOUT = aiohttp.ClientTimeout(total=1.0)
 ASKED_AT_ONCE = 32
+PAST_LIVES = 8
+"""How many ended workers a job shows: each restart and each leaving is one, for ever."""
 
 
 def local_status(node: Node) -> LocalStatus:
@@ -227,7 +230,7 @@ class ClusterStatus:
         return JobRow(
             job=job.name,
             state=_state(job).value,
-            reason=_reason(job, progress, _still_of(job, locals_)),
+            reason=_reason(job, progress, locals_),
             since_unix=(status and status.since_unix) or spec.submitted_unix,
             workers_asked=status.asked if status else None,
             workers_planned=sum(status.workers.values()) if status else 0,
@@ -243,7 +246,7 @@ class ClusterStatus:
             step_s=newest.step_s if newest else None,
             pushed_bytes=sum(each.pushed_bytes for each in tallies),
             gradient_bytes=sum(each.gradient_bytes for each in tallies),
-            workers=tuple(_worker_row(life, progress.get(life.uid)) for life in _lives(job)),
+            workers=tuple(_worker_row(life, progress.get(life.uid)) for life in shown_workers(job)),
             blocks=len(job.sizes),
             under_replicated=len(short_of_copies(job.entries, alive, spec.replicas)),
             blocks_by_node=dict(sorted(leads.items())),
@@ -293,18 +296,40 @@ def _still_of(job: JobView, locals_: Mapping[NodeId, LocalStatus]) -> list[float
     ]
 
 
-def _reason(job: JobView, progress: dict[str, Progress], still_s: Collection[float]) -> str:
+def awaited_workers(
+    job: JobView, progress: Mapping[str, Progress], locals_: Mapping[NodeId, LocalStatus]
+) -> dict[str, int | None]:
+    """Whom the others wait for, by the word of who leads the job's ledger: their ranks by uid."""
+    loads = [local.load for local in locals_.values() if local.load is not None]
+    rows = [row for load in loads for row in load.tally.jobs if row.job == job.key]
+    late = {worker for row in rows for worker in row.holding.awaited}
+    uids = [life.uid for life in job.running if life.worker in late]
+    return {uid: progress[uid].rank if uid in progress else None for uid in uids}
+
+
+def _reason(
+    job: JobView, progress: dict[str, Progress], locals_: Mapping[NodeId, LocalStatus]
+) -> str:
     """Why its state is what it is, whether it stands still, and what its workers wait for."""
     told = job.status.reason if job.status else _no_status(job)
     if job.model is not None and job.status and job.status.state is JobState.RUNNING:
         step_s = max((item.step_s for item in progress.values()), default=0.0)
-        told = "; ".join(filter(None, (told, standing_still(job.name, still_s, step_s))))
+        awaited = awaited_workers(job, progress, locals_)
+        still = standing_still(job.name, _still_of(job, locals_), step_s, awaited)
+        told = "; ".join(filter(None, (told, still)))
     waits = sorted({item.waits_for for item in progress.values() if item.waits_for})
     return "; ".join([told, *(f"waiting for another worker: {each}" for each in waits)])
 
 
 def _lives(job: JobView) -> list[LivingWorker]:
     return sorted(job.workers.values(), key=lambda life: life.worker)
+
+
+def shown_workers(job: JobView) -> list[LivingWorker]:
+    """Those that live, and of those that have ended the last few."""
+    past = [life for life in _lives(job) if life.record.state is not WorkerState.RUNNING]
+    last = sorted(past, key=lambda life: life.revision)[-PAST_LIVES:]
+    return sorted([*job.running, *last], key=lambda life: life.worker)
 
 
 def _worker_row(life: LivingWorker, progress: Progress | None) -> WorkerRow:

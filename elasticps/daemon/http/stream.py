@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -32,6 +33,9 @@ MAX_READERS = 64
 PENDING_EVENTS = 256
 """What one reader may lag behind by before it is dropped."""
 WRITE_TIMEOUT_S = 10.0
+PLACE_S = 60.0
+"""For how long a reader surely keeps its place while others wait for one. While little is said,
+who reads nothing cannot be told from who reads all: the kernels' buffers take it."""
 KEEP_ALIVE_S = 15.0
 CHECK_S = 1.0
 """How often it is looked if a reader is still there, and its token good."""
@@ -45,24 +49,33 @@ SEND_BUFFER_BYTES = 64 << 10
 GetStatus = Callable[[], Awaitable[bytes]]
 
 
+class Why(StrEnum):
+    """Why a stream ended that its reader had not left."""
+
+    BEHIND = "it lags by too many events"
+    NOT_READ = "it takes nothing"
+    DISPLACED = "others wait for its place"
+    STOPPED = "the daemon stops"
+    NOT_ALLOWED = "its token is not good any more"
+
+
 class Reader:
     """What one reader is still to be sent: events in a bounded queue, the newest status alone."""
 
     def __init__(self, job: JobName | None, *, pending: int = PENDING_EVENTS) -> None:
-        self.is_slow = False
+        self.ended: Why | None = None
+        self.joined_s = time.monotonic()
         self._job = job
         self._pending = pending
         self._events: deque[bytes] = deque()
         self._status: bytes | None = None
-        self._ended = False
         self._news = asyncio.Event()
 
     def happened(self, event: Event, frame: bytes) -> None:
         if self._job is not None and event.job != self._job:
             return
         if len(self._events) >= self._pending:
-            self.is_slow = True
-            self.end()
+            self.end(Why.BEHIND)
             return
         self._events.append(frame)
         self._news.set()
@@ -71,22 +84,18 @@ class Reader:
         self._status = frame
         self._news.set()
 
-    def end(self) -> None:
-        self._ended = True
+    def end(self, why: Why) -> None:
+        self.ended = self.ended or why
         self._news.set()
-
-    @property
-    def ended(self) -> bool:
-        return self._ended
 
     async def frame(self, patience_s: float) -> bytes | None:
         """The next one to write; None when there is none for so long, or the reader has ended."""
-        if not (self._events or self._status or self._ended):
+        if not (self._events or self._status or self.ended):
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await self._news.wait()
-        if self._ended:
+        if self.ended:
             return None
         if self._events:
             return self._events.popleft()
@@ -115,8 +124,11 @@ class Broadcast:
         return len(self._readers)
 
     def join(self, reader: Reader) -> None:
-        """From now on it gets all. Raises TooManyReaders."""
-        if self._closed or len(self._readers) >= self._max_readers:
+        """From now on it gets all; where no place is free, the oldest reader may have to go.
+
+        Raises TooManyReaders.
+        """
+        if self._closed or (len(self._readers) >= self._max_readers and not self._displace()):
             raise TooManyReaders(
                 "this daemon serves no more streams",
                 limit=str(self._max_readers),
@@ -127,6 +139,15 @@ class Broadcast:
             reader.status(self._status)
         self._wanted.set()
 
+    def _displace(self) -> bool:
+        """End the reader that came first, unless even that one came lately."""
+        oldest = min(self._readers, key=lambda reader: reader.joined_s)
+        if time.monotonic() - oldest.joined_s < PLACE_S:
+            return False
+        oldest.end(Why.DISPLACED)
+        self._readers.discard(oldest)
+        return True
+
     def leave(self, reader: Reader) -> None:
         self._readers.discard(reader)
 
@@ -134,7 +155,7 @@ class Broadcast:
         """End all streams; no other begins. Idempotent."""
         self._closed = True
         for reader in self._readers:
-            reader.end()
+            reader.end(Why.STOPPED)
 
     async def run(self) -> None:
         """Produce until cancelled."""
@@ -255,33 +276,46 @@ async def _write(
         return
     sock = transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    takes_it = False
     try:
-        await _written(response, opening)
-        heard = checked = time.monotonic()
-        while not (reader.ended or transport.is_closing()):
-            frame = await reader.frame(CHECK_S)
-            now = time.monotonic()
-            if now - checked > CHECK_S:
-                checked = now
-                if not is_still_allowed(request):
-                    break
-            if frame is None and now - heard > KEEP_ALIVE_S:
-                frame = b": keep-alive\n\n"
-            if frame is not None and not reader.ended:
-                await _written(response, frame)
-                heard = time.monotonic()
-        if not reader.is_slow:
-            await response.write_eof()
-            return
+        await _written(response.write(opening))
+        await _follow(request, response, reader, transport)
+        if reader.ended is not Why.BEHIND:
+            await _written(response.write_eof())
+            takes_it = True
     except TimeoutError:
-        pass
+        reader.end(Why.NOT_READ)
     except ConnectionError:
         return
-    log.info("peer=%s its stream is dropped: it reads too slowly", request.remote)
-    transport.abort()
+    if reader.ended is not None:
+        log.info("peer=%s its stream has ended: %s", request.remote, reader.ended.value)
+    if not takes_it:
+        transport.abort()
 
 
-async def _written(response: web.StreamResponse, frame: bytes) -> None:
+async def _follow(
+    request: web.Request,
+    response: web.StreamResponse,
+    reader: Reader,
+    transport: asyncio.BaseTransport,
+) -> None:
+    """Write what there is to tell until the reader has ended, or its connection."""
+    heard = checked = time.monotonic()
+    while not (reader.ended or transport.is_closing()):
+        frame = await reader.frame(CHECK_S)
+        now = time.monotonic()
+        if now - checked > CHECK_S:
+            checked = now
+            if not is_still_allowed(request):
+                reader.end(Why.NOT_ALLOWED)
+        if frame is None and now - heard > KEEP_ALIVE_S:
+            frame = b": keep-alive\n\n"
+        if frame is not None and not reader.ended:
+            await _written(response.write(frame))
+            heard = time.monotonic()
+
+
+async def _written(writing: Awaitable[None]) -> None:
     """Raises TimeoutError when the reader does not take it."""
     async with asyncio.timeout(WRITE_TIMEOUT_S):
-        await response.write(frame)
+        await writing

@@ -230,14 +230,24 @@ WORKERS = (
     ),
     _counter(
         name="worker_pushed_bytes_total",
-        help="Bytes that this node's workers pushed to shard servers, repeated pushes included; "
-        "what workers exchange among themselves is not counted.",
+        help="Bytes that this node's workers pushed to shard servers, repeated pushes included.",
         labels=("job_name",),
     ),
     _counter(
         name="worker_gradient_bytes_total",
         help="Size of those gradients in their own dtype: the ratio is what the codec saves.",
         labels=("job_name",),
+    ),
+    _counter(
+        name="worker_peer_sent_bytes_total",
+        help="Bytes that this node's workers sent to other workers, by transport: "
+        "unix, tcp, tls, or gloo, which are sums, as many bytes as a ring takes.",
+        labels=("job_name", "transport"),
+    ),
+    _counter(
+        name="worker_peer_received_bytes_total",
+        help="Bytes that this node's workers received from other workers, by transport.",
+        labels=("job_name", "transport"),
     ),
     _gauge(
         name="worker_step_seconds",

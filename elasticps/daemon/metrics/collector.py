@@ -126,6 +126,10 @@ class DaemonCollector(Collector):
         yield _family("workers", {(job,): len(row.lives) for job, row in jobs.items()})
         for name, field in TRAINED.items():
             yield _family(name, {(job,): row.trained.of(field) for job, row in jobs.items()})
+        sent = {job: row.peer_sent.sums for job, row in jobs.items()}
+        received = {job: row.peer_received.sums for job, row in jobs.items()}
+        yield _family("worker_peer_sent_bytes_total", _by_job_and_label(sent))
+        yield _family("worker_peer_received_bytes_total", _by_job_and_label(received))
         slowest = {
             (job,): max(progress.step_s for progress in row.lives.values())
             for job, row in jobs.items()
@@ -205,6 +209,10 @@ def _ended_lately(job: JobView) -> bool:
 
 def _by_label(values: Mapping[str, float]) -> Values:
     return {(str(label),): value for label, value in values.items()}
+
+
+def _by_job_and_label(values: Mapping[JobName, Mapping[str, float]]) -> Values:
+    return {(job, label): value for job, row in values.items() for label, value in row.items()}
 
 
 def _single(name: str, value: float) -> Family:

@@ -28,6 +28,8 @@ class OfJob:
     served: Totals[str] = field(default_factory=Totals)
     holding: JobHolding = NOTHING
     trained: Totals[str] = field(default_factory=Totals)
+    peer_sent: Totals[str] = field(default_factory=Totals)
+    peer_received: Totals[str] = field(default_factory=Totals)
     lives: dict[str, Progress] = field(default_factory=dict)
     began: dict[str, int] = field(default_factory=dict)
     ended_s: float | None = None
@@ -86,11 +88,14 @@ class Tallies:
             "gradient_bytes": progress.gradient_bytes,
         }
         job.trained.heard(uid, counts)
+        job.peer_sent.heard(uid, progress.peer_sent)
+        job.peer_received.heard(uid, progress.peer_received)
         job.lives[uid] = progress
 
     def worker_ended(self, uid: str) -> None:
         for job in self.jobs.values():
-            job.trained.gone(uid)
+            for totals in (job.trained, job.peer_sent, job.peer_received):
+                totals.gone(uid)
             job.lives.pop(uid, None)
             job.began.pop(uid, None)
 

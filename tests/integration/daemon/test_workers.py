@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from elasticps.core.ids import JobName, NodeId
+from elasticps.core.ids import Generation, JobName, NodeId, Round
 from elasticps.core.records import (
     JobSpec,
     JobState,
@@ -27,7 +27,7 @@ from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.workers import NEVER_CLOSED, NEVER_JOINED, Workers
 from elasticps.errors import StoreUnavailable
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Finished, Retire
+from elasticps.wire.messages import Finished, Progress, Retire
 from elasticps.worker.launch import FAILURE_VARIABLE, ScriptFailure
 from tests.integration.daemon.mirror import Mirrored, mirrored
 from tests.support.etcd import EtcdServer
@@ -273,10 +273,15 @@ async def test_worker_that_ends_with_a_code_says_what_it_wrote_to_stderr_last(
         )
         await node.wanted(1)
         await node.workers.reconcile(lease, node.retire)
+        assert node.workers.rank_of("a.1") is None
+        life = node.workers.lives["a.1"]
+        life.progressed(Progress(round=Round(4), generation=Generation(1), rank=2, world=3))
         lives = node.cluster.view.jobs[JOB].workers
         await node.cluster.until(
             lambda: "a.1" in lives and lives["a.1"].record.state is WorkerState.FAILED
         )
+        await until(lambda: not node.workers.lives)
+        assert node.workers.rank_of("a.1") == 2  # for who asks what it wrote
         record = lives["a.1"].record
         assert record.reason == "exited with code 3: no data here"
         assert record.traceback == "reading\nno data here"
