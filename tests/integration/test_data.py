@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -330,3 +332,24 @@ async def test_a_folder_that_cannot_be_written_ends_no_job(
     kept.write(2, {"loss": 1.0})
     assert len(caplog.records) == 1
     kept.close()
+
+
+def test_what_is_kept_shows_in_tensorboard(tmp_path: Path) -> None:
+    """A process of its own: TensorBoard's packages warn of each other when they are imported."""
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    program = f"""
+from pathlib import Path
+from elasticps.worker.metrics_file import MetricsFile
+kept = MetricsFile(Path({str(tmp_path)!r}))
+for round_ in (1, 2):
+    kept.write(round_, {{"loss": 1 / round_, "accuracy": 0.5}})
+kept.close()
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+board = EventAccumulator({str(tmp_path)!r})
+board.Reload()
+print({{tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}})
+"""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "{'loss': [(1, 1.0), (2, 0.5)], 'accuracy': [(1, 0.5), (2, 0.5)]}\n"
