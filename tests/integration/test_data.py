@@ -108,6 +108,27 @@ async def test_two_workers_with_loaders_read_everything_once(policy: str) -> Non
     assert Counter(indices(one + other)) == EVERYTHING
 
 
+@pytest.mark.parametrize("consistency", [Consistency.BOUNDED, Consistency.ASYNC])
+async def test_the_next_batches_are_loaded_beforehand_without_rounds_too(
+    consistency: Consistency,
+) -> None:
+    def script(run: elasticps.Run) -> tuple[list[int], int]:
+        optimizer = run.optimizer(network(), "sgd", lr=0.0)
+        data = run.data(Squares(), batch_size=BATCH, epochs=EPOCHS, collate=list, num_workers=1)
+        read, told = [], []
+        for batch in data:
+            read.extend(item[0] for item in batch)
+            told.append(run.samples_ahead[:1])
+            optimizer.step()
+        return read, sum(map(bool, told))
+
+    async with Rig(consistency=consistency) as rig:
+        read, foreseen = await as_worker(rig, script)
+    order = [elasticps.sample_order(SIZE, 0, epoch).tolist() for epoch in range(EPOCHS)]
+    assert read == [*order[0], *order[1]]
+    assert foreseen >= len(read) // BATCH - 2
+
+
 async def test_what_a_dead_worker_had_loaded_ahead_is_read_by_the_others_once() -> None:
     counted: list[int] = []
     lock = threading.Lock()
