@@ -7,13 +7,19 @@ the slowest member waits. Asynchronous: nobody waits (Dean et al. 2012, Downpour
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import field
 
 from elasticps.core.commands import Answers, Committed, Cut, Floor, Ready, Refused, Vote
 from elasticps.core.ids import Round, Seq, WorkerId
-from elasticps.core.ranges import count_of
+from elasticps.core.lending import Ranges
+from elasticps.core.ranges import count_of, first_of, less
 from elasticps.core.replica import Commit
 from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
+
+MAX_RESERVED = 1024
+"""Steps of all members together whose samples are set aside: what comes back must be kept too."""
 
 
 class ClockLedger(Roster, kw_only=True):
@@ -21,16 +27,21 @@ class ClockLedger(Roster, kw_only=True):
 
     A vote says that a worker has finished a step. Samples lent for it then count as read, at least
     once: those of a worker that dies before its vote are lent again, pushed or not.
+
+    ``reserved``: each member's samples of its steps to come, so that it can load them beforehand.
+    They are out of the supply, but not lent: whoever would have nothing else gets them.
     """
 
     staleness: int | None = None
     clocks: dict[WorkerId, Round] = field(default_factory=dict)
     seqs: dict[WorkerId, Seq] = field(default_factory=dict)
     waiting: list[WorkerId] = field(default_factory=list)
+    reserved: dict[WorkerId, list[Ranges]] = field(default_factory=dict)
 
     def cut(self) -> Cut:
         """Where the job stands: what no vote has said to be read and pushed counts as not read."""
-        open_ = [*self.leases.values(), *self.kept.values()]
+        reserved = [parts for steps in self.reserved.values() for parts in steps]
+        open_ = [*self.leases.values(), *self.kept.values(), *reserved]
         supply = self.supply.returned(tuple(part for parts in open_ for part in parts))
         return Cut(self.round, self.data, supply)
 
@@ -127,6 +138,7 @@ class ClockLedger(Roster, kw_only=True):
         for worker in gone:
             del self.clocks[worker]
             self.seqs.pop(worker, None)
+            self._release(worker)
         self.waiting = [worker for worker in self.waiting if worker not in gone]
         return self._go_on() if self.members else []
 
@@ -146,14 +158,50 @@ class ClockLedger(Roster, kw_only=True):
         """Nobody is in step with another: each has its own numbers alone."""
         return self.members
 
+    @property
+    def _is_all_lent(self) -> bool:
+        return not any(self.reserved.values()) and super()._is_all_lent
+
     def _lend(self) -> None:
         """Lend a share of a batch to each who is about to take a step and has none."""
         if self.data is None:
             return
         each, over = divmod(self.data.batch_size, len(self.members) or 1)
-        for rank, worker in enumerate(self.members):
+        wanted = {worker: max(1, each + (rank < over)) for rank, worker in enumerate(self.members)}
+        for worker, share in wanted.items():
             due = worker not in self.waiting or self._in_bound(worker)
-            if self.leases.get(worker) or not due:
-                continue
-            kept = count_of(self.kept.get(worker, ()))
-            self._borrow([worker], max(0, max(1, each + (rank < over)) - kept))
+            if due and not self.leases.get(worker):
+                self._lend_to(worker, max(0, share - count_of(self.kept.get(worker, ()))))
+        self._reserve(wanted)
+
+    def _lend_to(self, worker: WorkerId, wanted: int) -> None:
+        """What is reserved for it first; what others have reserved where nothing else is left."""
+        assert self.data is not None
+        steps = self.reserved.get(worker)
+        if steps and wanted:
+            head = steps.pop(0)
+            self.leases[worker] = first_of(head, wanted)
+            if rest := less(head, self.leases[worker]):
+                steps.insert(0, rest)
+            return
+        if wanted and not self.supply.unread(self.data):
+            for other in list(self.reserved):
+                self._release(other)
+        self._borrow([worker], wanted)
+
+    def _reserve(self, wanted: Mapping[WorkerId, int]) -> None:
+        """Set aside what each member will need next, one step of everybody after the other."""
+        for depth in range(min(self.ahead, MAX_RESERVED // max(1, len(wanted)))):
+            for worker, share in wanted.items():
+                steps = self.reserved.setdefault(worker, [])
+                parts = self._drawn([worker], share).get(worker) if len(steps) == depth else None
+                if parts:
+                    steps.append(parts)
+
+    def _release(self, worker: WorkerId) -> None:
+        """What was reserved for a worker can be lent to others."""
+        steps = self.reserved.pop(worker, [])
+        self.supply = self.supply.returned(tuple(part for parts in steps for part in parts))
+
+    def _ahead_of(self, worker: WorkerId) -> tuple[Ranges, ...]:
+        return tuple(self.reserved.get(worker, ()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import msgspec
@@ -76,7 +76,12 @@ class Reading(msgspec.Struct, kw_only=True, dict=True):
     def _exhausted(self) -> bool:
         """None lent and none left: where a worker died, none may be lent while some are left."""
         lent = any(self.leases.values()) or any(self.kept.values())
-        return self.data is not None and not lent and self.supply.spent(self.data)
+        return not lent and self._is_all_lent
+
+    @property
+    def _is_all_lent(self) -> bool:
+        """Will nobody be lent anything more, unless a worker dies?"""
+        return self.data is not None and self.supply.spent(self.data)
 
     # -- what workers say -----------------------------------------------------------------------
 
@@ -151,21 +156,25 @@ class Reading(msgspec.Struct, kw_only=True, dict=True):
 
     def _borrow(self, borrowers: Sequence[WorkerId], wanted: int) -> None:
         """Have the policy lend to ``borrowers``, who hold nothing, ``wanted`` samples in all."""
+        self.leases.update(self._drawn(borrowers, wanted))
+
+    def _drawn(self, borrowers: Sequence[WorkerId], wanted: int) -> Mapping[WorkerId, Ranges]:
+        """What the policy gives ``borrowers`` of the supply, ``wanted`` samples in all."""
         asked = self._question(borrowers, wanted, self.supply, self.owned)
         if asked is None:
-            return
+            return {}
         lender = self._lender
         try:
             loans, supply = self._answer(lender, asked, self.supply)
         except (Exception, SystemExit) as error:  # a plugin may raise anything; its job alone ends
             self._fail(f"{type(error).__name__}: {error}")
-            return
+            return {}
         held = any((*self.leases.values(), *self.kept.values()))
         if not held and not any(loans.lent.values()):
             self._fail("it lends nothing to anybody, though samples are left")
-            return
+            return {}
         self.supply, self.owned = supply, dict(loans.owned)
-        self.leases.update(loans.lent)
+        return loans.lent
 
     def _foreseen(self, borrowers: Sequence[WorkerId], wanted: int) -> dict[WorkerId, list[Ranges]]:
         """What ``borrowers`` are lent in the next rounds, where nothing changes until then.

@@ -130,7 +130,7 @@ class Roster(Reading, kw_only=True, dict=True):
             contributes=worker in self._able,
             samples=self._lent(worker),
             exhausted=self._exhausted,
-            last=self.data is not None and self.supply.spent(self.data),
+            last=self._is_all_lent,
             ahead=self._ahead_of(worker),
         )
 

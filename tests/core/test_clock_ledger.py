@@ -44,7 +44,10 @@ def vote(worker: WorkerId, number: int, seq: int = 0, **flags: bool) -> Vote:
 
 
 def ledger_of(
-    *workers: WorkerId, staleness: int | None = 0, data: DataSpec | None = None
+    *workers: WorkerId,
+    staleness: int | None = 0,
+    data: DataSpec | None = None,
+    ahead: int = 0,
 ) -> ClockLedger:
     ledger = ClockLedger(start_workers=len(workers), staleness=staleness)
     for worker in workers:
@@ -52,7 +55,7 @@ def ledger_of(
     ledger.apply(Initialized(workers[0]))
     if data is not None:
         for worker in workers:
-            ledger.apply(Register(worker, data))
+            ledger.apply(Register(worker, data, ahead=ahead))
     return ledger
 
 
@@ -196,6 +199,49 @@ def test_samples_are_read_with_the_vote_and_come_back_from_the_dead() -> None:
     assert ledger.leases == {ONE: (Range(1, 2), Range(3, 4))}
 
 
+def test_a_worker_is_lent_what_it_was_told_to_load_beforehand() -> None:
+    ledger = ledger_of(ONE, TWO, staleness=None, data=DataSpec(20, 2, 1, 0), ahead=2)
+    for number in range(1, 4):
+        ledger.apply(vote(ONE, number))
+    turn = ledger.turn(ONE)
+    assert len(turn.ahead) == 2
+    for number in range(4, 8):
+        turn, before = only(ledger.apply(vote(ONE, number)), ONE).turn, turn  # type: ignore[union-attr]
+        assert (turn.samples, turn.ahead[0]) == before.ahead
+    assert len(ledger.turn(TWO).ahead) == 2
+
+
+def test_what_is_reserved_for_a_slow_worker_is_lent_to_who_would_have_nothing() -> None:
+    ledger = ledger_of(ONE, TWO, staleness=None, data=DataSpec(10, 2, 1, 0), ahead=3)
+    for number in range(1, 10):
+        assert asked(ledger.apply(vote(ONE, number))) == ([ONE] if number < 9 else [])
+    assert ledger.turn(TWO).ahead == ()
+    assert len(ledger.apply(vote(TWO, 1))) == 2
+    assert ledger.turn(TWO).exhausted
+
+
+@pytest.mark.parametrize("end", [Leave(TWO), Observe((ONE,), 9), vote(TWO, 1, leaving=True)])
+def test_what_was_reserved_for_a_worker_that_is_gone_is_read_by_others(end: Command) -> None:
+    ledger = ledger_of(ONE, TWO, staleness=None, data=DataSpec(10, 2, 1, 0), ahead=3)
+    ledger.apply(vote(ONE, 1))
+    assert ledger.turn(TWO).ahead
+    reads = Counter({0: 1})
+    if isinstance(end, Vote):
+        reads.update(positions(ledger.turn(TWO).samples))
+    ledger.apply(end)
+    for number in range(2, 12):
+        reads.update(positions(ledger.turn(ONE).samples))
+        ledger.apply(vote(ONE, number, contributes=not ledger.turn(ONE).exhausted))
+    assert reads == Counter(range(10))
+
+
+def test_a_checkpoint_counts_what_is_reserved_as_not_read() -> None:
+    ledger = ledger_of(ONE, TWO, staleness=None, data=DataSpec(10, 2, 1, 0), ahead=3)
+    ledger.apply(vote(ONE, 1))
+    supply = ledger.cut().supply
+    assert supply.position - len(positions(supply.given_back)) == 1
+
+
 def test_nobody_is_told_that_the_data_are_read_while_another_has_some() -> None:
     ledger = ledger_of(ONE, TWO, staleness=None, data=DataSpec(2, 2, 1, 0))
     assert ledger.apply(vote(ONE, 1)) == []
@@ -319,7 +365,7 @@ class Walk:
         if worker.initializes:
             return Initialized(worker.id)
         if self.data is not None and not worker.registered:
-            return Register(worker.id, self.data)
+            return Register(worker.id, self.data, ahead=worker.id % 3)
         if turn.exhausted:
             return Leave(worker.id)
         contributes = self.data is None or bool(turn.samples)
@@ -397,7 +443,10 @@ class Walk:
         """Each sample lent so far was read, is lent now, or was given back: one of these."""
         if self.data is not None and self.ledger.data is not None:
             ledger = self.ledger
-            kept = Counter(positions(part for each in ledger.leases.values() for part in each))
+            assert set(ledger.reserved) <= set(ledger.members)
+            ahead = [parts for steps in ledger.reserved.values() for parts in steps]
+            held = [*ledger.leases.values(), *ahead]
+            kept = Counter(positions(part for each in held for part in each))
             back = Counter(positions(ledger.supply.given_back))
             assert self.read + kept + back == Counter(range(ledger.supply.position))
 

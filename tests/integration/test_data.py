@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -104,6 +106,27 @@ async def test_two_workers_with_loaders_read_everything_once(policy: str) -> Non
     async with Rig(start_workers=2) as rig:
         one, other = await as_workers(rig, 2, script)
     assert Counter(indices(one + other)) == EVERYTHING
+
+
+@pytest.mark.parametrize("consistency", [Consistency.BOUNDED, Consistency.ASYNC])
+async def test_the_next_batches_are_loaded_beforehand_without_rounds_too(
+    consistency: Consistency,
+) -> None:
+    def script(run: elasticps.Run) -> tuple[list[int], int]:
+        optimizer = run.optimizer(network(), "sgd", lr=0.0)
+        data = run.data(Squares(), batch_size=BATCH, epochs=EPOCHS, collate=list, num_workers=1)
+        read, told = [], []
+        for batch in data:
+            read.extend(item[0] for item in batch)
+            told.append(run.samples_ahead[:1])
+            optimizer.step()
+        return read, sum(map(bool, told))
+
+    async with Rig(consistency=consistency) as rig:
+        read, foreseen = await as_worker(rig, script)
+    order = [elasticps.sample_order(SIZE, 0, epoch).tolist() for epoch in range(EPOCHS)]
+    assert read == [*order[0], *order[1]]
+    assert foreseen >= len(read) // BATCH - 2
 
 
 async def test_what_a_dead_worker_had_loaded_ahead_is_read_by_the_others_once() -> None:
@@ -330,3 +353,24 @@ async def test_a_folder_that_cannot_be_written_ends_no_job(
     kept.write(2, {"loss": 1.0})
     assert len(caplog.records) == 1
     kept.close()
+
+
+def test_what_is_kept_shows_in_tensorboard(tmp_path: Path) -> None:
+    """A process of its own: TensorBoard's packages warn of each other when they are imported."""
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    program = f"""
+from pathlib import Path
+from elasticps.worker.metrics_file import MetricsFile
+kept = MetricsFile(Path({str(tmp_path)!r}))
+for round_ in (1, 2):
+    kept.write(round_, {{"loss": 1 / round_, "accuracy": 0.5}})
+kept.close()
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+board = EventAccumulator({str(tmp_path)!r})
+board.Reload()
+print({{tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}})
+"""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "{'loss': [(1, 1.0), (2, 0.5)], 'accuracy': [(1, 0.5), (2, 0.5)]}\n"

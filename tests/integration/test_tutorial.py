@@ -74,6 +74,17 @@ async def test_the_trainer_of_the_page_trains(
     assert "trained for 8 rounds" in capsys.readouterr().out
 
 
+async def test_the_table_of_the_page_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datasets", reason="pip install 'elasticps[integrations]'")
+    (text,) = re.findall(r"```python\n(# tabled\.py\n.*?)```", INTEGRATIONS, re.DOTALL)
+    path = tmp_path / "tabled.py"
+    path.write_text(text)
+    await as_job(path, monkeypatch)
+    assert "read 64 rows twice in 8 rounds" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", [TUTORIAL, INTEGRATIONS], ids=["tutorial", "integrations"])
 def test_what_a_page_points_to_is_there(page: str) -> None:
     for name in re.findall(r"\]\((\S+?\.md)\)", page):
