@@ -1,9 +1,11 @@
-"""The dashboard in a browser, of a real cluster that trains while nodes come, die and drain."""
+"""The dashboard in a browser, of a real cluster that trains while nodes come, die and drain.
+
+The tests are the acts of one play, in order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -15,24 +17,41 @@ from tests.integration.cluster.acts import Cluster, Training, started
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(400)]
 
 
-@pytest_asyncio.fixture(loop_scope="package")
-async def cluster(tmp_path: Path, reader: Reader) -> AsyncIterator[Cluster]:
-    async with started(3, tmp_path) as cluster:
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    async with started(3, tmp_path_factory.mktemp("live")) as cluster:
         yield cluster
-        await reader.leaves()
 
 
-async def training(cluster: Cluster) -> Training:
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def job(cluster: Cluster) -> Training:
     job = await cluster.train(max_workers=4, start_workers=3)
     await job.is_trained_by("n1", "n2", "n3")
     await job.lies_on("n1", "n2", "n3")
     return job
 
 
+@pytest_asyncio.fixture(autouse=True, loop_scope="package")
+async def leaves(reader: Reader, cluster: Cluster) -> AsyncIterator[None]:
+    """The page is closed before the daemon that it shows."""
+    yield
+    await reader.leaves()
+
+
+async def test_job_is_followed(reader: Reader, cluster: Cluster, job: Training) -> None:
+    await reader.opens(cluster.local.nodes["n2"].http or "", f"#/job/{job.name}")
+    page = reader.page
+    await expect(reader.card("Workers").locator("tbody tr")).to_have_count(3)
+    await expect(page.get_by_role("img", name="Rounds a second")).to_be_visible()
+    await reader.sees("3 nodes:")
+    await reader.sees(page.locator(".chart path.line[d^=M]").nth(1))
+    await reader.keeps("live-job")
+    assert await reader.severe_faults() == []
+
+
 async def test_kill_join_and_drain_are_seen_as_they_happen(
-    reader: Reader, cluster: Cluster
+    reader: Reader, cluster: Cluster, job: Training
 ) -> None:
-    job = await training(cluster)
     await reader.opens(cluster.local.nodes["n1"].http or "")
     page = reader.page
     await reader.sees("All is well")
@@ -74,19 +93,11 @@ async def test_kill_join_and_drain_are_seen_as_they_happen(
     await reader.sees(page.locator(".title .state", has_text="ready"))
 
     assert await page.evaluate("window.sameForAll") == 1, "it was loaded again"
-    await job.finish()
 
 
-async def test_job_is_followed_and_cancelled(reader: Reader, cluster: Cluster) -> None:
-    job = await training(cluster)
+async def test_job_is_cancelled(reader: Reader, cluster: Cluster, job: Training) -> None:
     await reader.opens(cluster.local.nodes["n2"].http or "", f"#/job/{job.name}")
     page = reader.page
-    await expect(reader.card("Workers").locator("tbody tr")).to_have_count(3)
-    await expect(page.get_by_role("img", name="Rounds a second")).to_be_visible()
-    await reader.sees("3 nodes:")
-    await reader.sees(page.locator(".chart path.line[d^=M]").nth(1))
-    await reader.keeps("live-job")
-    assert await reader.severe_faults() == []
     await page.get_by_role("button", name="Cancel").click()
     await page.get_by_role("button", name="Cancel the job").click()
     await reader.sees(page.locator(".title .state", has_text="cancelled"))

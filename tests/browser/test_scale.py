@@ -137,7 +137,6 @@ async def test_axe_finds_nothing_serious(reader: Reader, url: str, scheme: str) 
     for path, shown in (
         ("#/", "1,000 nodes: 100,000 primary"),
         ("#/node/node-0007", "100 primary, 100 backup"),
-        ("#/job/llm", "1,000 nodes: 100,000 primary"),
         ("#/job/digits", "ZeroDivisionError: division by zero"),
     ):
         await reader.opens(url, path)

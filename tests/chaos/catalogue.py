@@ -126,7 +126,13 @@ CATALOGUE = [
     ),
     *_rows("etcd", faults_etcd.slow_etcd_disk, needs=Need.STRACE),
     *_rows("disk", faults_disk.fill_disk, needs=Need.NAMESPACES),
-    *_rows("disk", faults_disk.fail_fsync, needs=Need.STRACE),
+    *_rows(
+        "disk",
+        faults_disk.fail_fsync,
+        faults_disk.slow_disk,
+        faults_disk.kill_writer,
+        needs=Need.STRACE,
+    ),
     *_rows("resources", faults_machine.hog_cpu, faults_machine.starve_descriptors),
     *_rows("clock", faults_machine.jump_clock, needs=Need.FAKETIME),
 ]

@@ -546,7 +546,7 @@ def quickest(act: Callable[[], Places]) -> tuple[float, Places]:
     return best, places
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_ten_thousand_sites_are_planned_in_two_seconds_and_joined_in_one(replicas: int) -> None:
     sizes = [4 * MIB if block % 3 else 1 + block * 7919 % (4 * MIB) for block in range(100_000)]
     sites = equals(10_001)

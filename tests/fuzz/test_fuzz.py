@@ -17,7 +17,7 @@ from tests.fuzz import CORPUS, target_checkpoint, target_wire
 from tests.fuzz.target_wire import Finding
 
 ROOT = Path(__file__).parents[2]
-RUNS = {"wire": 20_000, "checkpoint": 10_000}
+RUNS = {"wire": 4_000, "checkpoint": 4_000}
 TARGETS = {"wire": target_wire.one_input, "checkpoint": target_checkpoint.one_input}
 INPUTS = sorted(path for path in CORPUS.rglob("*") if path.is_file())
 

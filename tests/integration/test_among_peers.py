@@ -201,8 +201,13 @@ async def test_gossip_comes_within_a_point_of_synchronous_training() -> None:
     """After 10 epochs, not 20, even synchronous runs (sums in another order) differ by a point."""
     sync = await accuracy("data-parallel", 3)
     assert sync > 0.97
-    assert await accuracy("all-reduce", 3) == pytest.approx(sync, abs=0.01)
     assert await accuracy("gossip:topology=ring", 3) > sync - 0.01
+
+
+@pytest.mark.long
+async def test_all_reduce_and_gossip_of_five_come_as_near_as_that() -> None:
+    sync = await accuracy("data-parallel", 3)
+    assert await accuracy("all-reduce", 3) == pytest.approx(sync, abs=0.01)
     assert await accuracy("gossip:topology=ring,publish_every=0", 5) > sync - 0.01
 
 

@@ -7,6 +7,8 @@ import contextlib
 import gc
 import threading
 from collections import Counter
+from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -45,6 +47,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adafactor": {"lr": 0.01},
 }
 LOCAL: dict[str, Any] = {"sgd": optim.SGD, "adamw": optim.AdamW, "adafactor": optim.Adafactor}
+LONG = pytest.mark.long
+
+
+def short_are(*short: tuple[Any, ...], of: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """All cases, each but the ``short`` ones marked as long."""
+    return [case if case in short else pytest.param(*case, marks=LONG) for case in of]
 
 
 def trained(name: str, epochs: int) -> Any:
@@ -66,8 +74,10 @@ def alone(name: str, epochs: int) -> nn.Module:
 # -- all-reduce for one part, data-parallel for another -----------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("name", LOCAL)
+@pytest.mark.parametrize(
+    ("name", "count"),
+    short_are(("sgd", 1), ("adamw", 2), ("adafactor", 3), of=product(LOCAL, (1, 2, 3))),
+)
 async def test_all_reduce_and_data_parallel_equal_the_local_run(name: str, count: int) -> None:
     async with Rig(start_workers=count, strategy=DENSE_AND_REST, audit=True) as rig:
         models = await as_workers(rig, count, trained(name, epochs=2))
@@ -166,10 +176,18 @@ def dies_at(run: elasticps.Run, call: str) -> None:
         setattr(run._membership.exchange, call, died_there)
 
 
-@pytest.mark.parametrize("call", ["sum", "push", "vote", "read"])
+REST_AND_DENSE, BOTH = "0.*=data-parallel; *=all-reduce", "0.*=all-reduce; *=all-reduce"
+
+
 @pytest.mark.parametrize(
-    "strategy",
-    [DENSE_AND_REST, "0.*=data-parallel; *=all-reduce", "0.*=all-reduce; *=all-reduce"],
+    ("strategy", "call"),
+    short_are(
+        (DENSE_AND_REST, "sum"),
+        (DENSE_AND_REST, "read"),
+        (REST_AND_DENSE, "push"),
+        (BOTH, "vote"),
+        of=product((DENSE_AND_REST, REST_AND_DENSE, BOTH), ("sum", "push", "vote", "read")),
+    ),
 )
 async def test_a_death_in_mid_round_leaves_both_parts_whole(strategy: str, call: str) -> None:
     """Before it has summed, pushed or voted, and before it has read what it voted for."""
@@ -255,12 +273,12 @@ def step_of_two(models: list[nn.Module], *, averages: bool) -> None:
 @pytest.mark.parametrize(
     ("strategy", "job"),
     [
-        ("0.*=local-sgd:h=4; *=data-parallel", {}),
         ("0.*=local-sgd:h=3,outer=nesterov; *=all-reduce:publish_every=4", {}),
-        ("0.*=local-sgd:h=4,fragments=2; *=local-sgd:h=6", {}),
-        ("0.*=elastic-averaging:h=4; *=data-parallel", {}),
         ("0.*=gossip:publish_every=7; *=data-parallel", {}),
-        ("0.*=gossip:publish_every=7; *=all-reduce:publish_every=5", {}),
+        pytest.param("0.*=local-sgd:h=4; *=data-parallel", {}, marks=LONG),
+        pytest.param("0.*=local-sgd:h=4,fragments=2; *=local-sgd:h=6", {}, marks=LONG),
+        pytest.param("0.*=elastic-averaging:h=4; *=data-parallel", {}, marks=LONG),
+        pytest.param("0.*=gossip:publish_every=7; *=all-reduce:publish_every=5", {}, marks=LONG),
         ("0.*=local-sgd:h=4; *=data-parallel", {"consistency": Consistency.ASYNC}),
         ("0.*=data-parallel; *=local-sgd:h=1", {"backup_workers": 1}),
     ],

@@ -192,7 +192,7 @@ def wide() -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.long)])
 async def test_who_cannot_hold_the_model_waits_for_another_and_says_so(dies: int) -> None:
     """It is seated in the middle of the round, which is begun anew with the samples of before."""
     rounds = Rounds(wide)

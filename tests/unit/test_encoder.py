@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elasticps.api.job_codec import JobCodec, load_codec
@@ -51,7 +51,7 @@ def decoded(codec: JobCodec, payload: bytes) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("text", LOSSY)
-@REPRODUCIBLE
+@settings(REPRODUCIBLE, max_examples=25)
 @given(counted=st.lists(st.booleans(), min_size=1, max_size=20))
 def test_decoded_pushes_that_counted_and_the_residual_are_the_gradients(
     text: str, counted: list[bool]

@@ -64,7 +64,7 @@ def test_model_in_small_has_one_parameter_of_each_kind(*, elementwise: bool) -> 
     assert kinds == (flat if elementwise else {("float32", (5, 5)), *flat} - {("float32", (67,))})
 
 
-@pytest.mark.parametrize("name", ["sgd", "lion"])
+@pytest.mark.parametrize("name", ["sgd", pytest.param("lion", marks=pytest.mark.long)])
 async def test_optimizer_that_steps_passes(name: str) -> None:
     chosen = model(name)
     if name == "lion":
@@ -85,9 +85,10 @@ def broken(install: Install, monkeypatch: pytest.MonkeyPatch, body: str) -> Path
     [
         ("os._exit(0)", "its process exited with code 0"),
         ("time.sleep(1e6)", "did not end within 3 s"),
-        (
+        pytest.param(
             "p = self.param_groups[0]['params'][0]; p.data = p.data.double()",
             "attempting to assign a",
+            marks=pytest.mark.long,
         ),
         pytest.param("raise KeyError('x')", "step() failed", marks=pytest.mark.long),
         ("self.state[self.param_groups[0]['params'][0]]['f'] = open", "cannot move"),

@@ -35,8 +35,7 @@ async def fragile_cluster(
 ) -> AsyncIterator[Cluster]:
     """n1 and n2, which take an hour to drain where nothing tells them otherwise.
 
-    A file's tests may do to it what they like, if both live at the file's beginning and end.
-    test_leaving.py, the last, ends both.
+    It is test_faults.py's, which ends both.
     """
     config = StoreConfig(endpoints=(etcd.endpoint,))
     directory = tmp_path_factory.mktemp("fragile-cluster")

@@ -79,7 +79,7 @@ BY_NAME = "0.*=all-reduce:publish_every=25; *=data-parallel"
 @pytest.mark.parametrize(
     "strategy",
     [
-        "all-reduce:publish_every=25",
+        pytest.param("all-reduce:publish_every=25", marks=pytest.mark.long),
         pytest.param("gossip:topology=ring", marks=pytest.mark.long),
         pytest.param(BY_NAME, marks=pytest.mark.long),
     ],

@@ -67,6 +67,7 @@ async def test_a_user_asks_for_a_checkpoint_and_another_job_goes_on_from_it(
     assert result["numbers"] == pytest.approx(alone, abs=1e-4)
 
 
+@pytest.mark.long
 async def test_exported_weights_load_in_plain_torch_and_are_the_jobs(
     shared_cluster: Cluster, tmp_path: Path
 ) -> None:

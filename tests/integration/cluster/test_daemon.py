@@ -24,6 +24,7 @@ from tests.support.processes import until
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
+@pytest.mark.long
 async def test_second_daemon_of_one_id_is_refused_and_the_first_is_undisturbed(
     shared_cluster: Cluster,
 ) -> None:

@@ -85,7 +85,13 @@ if run.is_main:
     assert (tmp_path / "saved").read_text() == "20"
 
 
-@pytest.mark.parametrize("who", ["True", "run.is_main"], ids=["all", "main"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        pytest.param("True", id="all", marks=pytest.mark.long),
+        pytest.param("run.is_main", id="main"),
+    ],
+)
 async def test_workers_that_leave_by_a_hard_exit_fail_the_job_and_are_told_what_to_do(
     shared_cluster: Cluster, script: Script, who: str
 ) -> None:

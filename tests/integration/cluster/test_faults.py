@@ -1,7 +1,7 @@
 """One job trains all through this file while its workers, servers, a daemon and etcd fail in turn.
 
-The tests are the acts of one play, in order. With two replicas a block nothing may be lost; the
-last act is another job's, which keeps one.
+The tests are the acts of one play, in order. With two replicas a block nothing may be lost. Then a
+job loses the only copy that it keeps, and another sees both daemons leave, as signals tell them to.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from tests.integration.cluster.acts import WAIT_S, Cluster, Training, kill
 from tests.support.processes import runs
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+LAST_WORDS = "leaving with blocks or workers of active jobs still here"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="package")
@@ -65,6 +67,7 @@ async def test_killed_shard_server_is_followed_by_its_backups(
     await job.is_trained_by("n1", "n2")
 
 
+@pytest.mark.long
 async def test_daemon_stopped_past_its_lease_serves_nobody_and_is_replaced_by_backups(
     fragile_cluster: Cluster, job: Training
 ) -> None:
@@ -168,6 +171,48 @@ async def test_only_copy_that_is_killed_fails_its_job_by_name_and_a_new_server_s
     following = await fragile_cluster.train(max_workers=1)
     assert set((await following.lies_on("n1", "n2")).blocks_by_node) == {"n1", "n2"}
     assert (await following.finish(after=5)).state == "SUCCEEDED"
+
+
+# -- signals, of which the last end both daemons ----------------------------------------------
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def leaving(fragile_cluster: Cluster) -> Training:
+    job = await fragile_cluster.train(start_workers=2)
+    await job.is_trained_by("n1", "n2")
+    return job
+
+
+async def test_sigterm_drains_a_daemon_whose_blocks_another_can_take(
+    fragile_cluster: Cluster, leaving: Training
+) -> None:
+    fragile_cluster.signal("n2", signal.SIGTERM)
+
+    assert await fragile_cluster.exit_code("n2") == 0
+    await leaving.lies_on("n1")
+    await leaving.is_trained_by("n1")
+    await leaving.goes_on()
+    assert await fragile_cluster.record("n2") is None
+    assert await fragile_cluster.local.store.get(fragile_cluster.local.keys.drain("n2")) is None
+    assert LAST_WORDS not in fragile_cluster.log_of("n2")
+
+
+async def test_second_sigterm_does_not_wait_for_a_drain_that_cannot_end(
+    fragile_cluster: Cluster, leaving: Training
+) -> None:
+    fragile_cluster.signal("n1", signal.SIGTERM)
+    await leaving.until(
+        lambda look: "waiting for a node that may run workers" in look.reason, "has no node"
+    )
+    assert fragile_cluster.local.nodes["n1"].process.returncode is None
+
+    fragile_cluster.signal("n1", signal.SIGTERM)
+
+    assert await fragile_cluster.exit_code("n1") == 1
+    assert LAST_WORDS in fragile_cluster.log_of("n1")
+    assert await fragile_cluster.record("n1") is None
+    keys = fragile_cluster.local.keys
+    assert await fragile_cluster.local.store.get(keys.drain("n1")) is None
 
 
 def has_two_copies(look: answers.Job) -> bool:

@@ -51,6 +51,7 @@ async def test_blocks_move_live_to_a_node_that_joins_and_its_worker_takes_part(
     await job.goes_on()
 
 
+@pytest.mark.long
 async def test_drain_with_stay_empties_a_node_whose_daemon_stays_and_undrain_fills_it(
     cluster: Cluster, job: Training
 ) -> None:

@@ -245,6 +245,7 @@ async def test_a_node_that_is_drained_is_not_ready_and_says_since_when(metrics: 
     await metrics.until_unready("n1")
 
 
+@pytest.mark.long
 async def test_a_node_whose_etcd_is_silent_is_not_ready_and_then_no_member(
     metrics: Scraper, etcd: EmbeddedEtcd, job: Training
 ) -> None:
@@ -267,6 +268,7 @@ async def test_a_node_whose_etcd_is_silent_is_not_ready_and_then_no_member(
     await job.until(whole, "has two copies of each block again")
 
 
+@pytest.mark.long
 async def test_counters_do_not_fall_when_the_shard_server_is_started_again(
     metrics: Scraper, job: Training
 ) -> None:

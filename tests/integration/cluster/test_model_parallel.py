@@ -92,14 +92,9 @@ def check(directory: Path, gone: str) -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "strategy",
-    [
-        "model-parallel",
-        pytest.param(
-            "model-parallel:stages=2,schedule=gpipe,microbatches=3", marks=pytest.mark.long
-        ),
-    ],
+    "strategy", ["model-parallel", "model-parallel:stages=2,schedule=gpipe,microbatches=3"]
 )
 async def test_a_killed_stage_is_cut_anew_over_the_others_and_its_successor_gets_one(
     three_nodes: Cluster,

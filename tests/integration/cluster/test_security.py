@@ -347,6 +347,7 @@ async def test_workers_fetch_from_each_other_over_tls(cluster: SecuredCluster) -
     assert (await job.ended()).state == "SUCCEEDED"
 
 
+@pytest.mark.long
 async def test_sums_that_would_cross_the_network_readable_are_refused(
     cluster: SecuredCluster,
 ) -> None:

@@ -34,6 +34,7 @@ async def test_job_on_two_nodes_equals_the_local_run_and_loses_no_push(
     assert (ended.verdict.lost, ended.verdict.duplicated) == (0, 0)
 
 
+@pytest.mark.long
 async def test_job_trains_with_the_optimizer_of_a_third_party_package(
     shared_cluster: Cluster,
 ) -> None:
