@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,6 +27,9 @@ from elasticps.wire.frame import Status
 from elasticps.wire.messages import JobInfo, OpMeta
 from elasticps.wire.tallies import JobCounts
 from elasticps.wire.tensors import bytes_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +75,7 @@ class BlockRounds(Hosted):
         )
         self._staging = Staging(counts)
         self._prepared = PreparedGradient(None, {})
-        self._answers: dict[Request, tuple[bytes, bytes | None]] = {}
+        self._answers: dict[Request, tuple[bytes, Buffer | None]] = {}
         self._broken = ""
         self._first_push_ns = 0
         self._saver = saver

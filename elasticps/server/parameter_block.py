@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -33,6 +34,9 @@ from elasticps.wire.messages import (
     encode,
 )
 from elasticps.wire.tensors import bytes_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +226,7 @@ class ParameterBlock(ReplicatedBlock):
         self._saver.hurry(save)
         return True
 
-    def _answer(self, request: Request) -> tuple[bytes, bytes | None]:
+    def _answer(self, request: Request) -> tuple[bytes, Buffer | None]:
         match request.header.kind:
             case Kind.PULL:
                 # In rounds a newer version is one that is prepared: the value has none of it.
