@@ -31,6 +31,7 @@ from elasticps.wire.tallies import JobCounts
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Request:
     refused: Counter[Status]
     into: torch.Tensor | None = None
 
-    def answer(self, status: Status, meta: bytes = b"", payload: bytes | None = None) -> None:
+    def answer(self, status: Status, meta: bytes = b"", payload: Buffer | None = None) -> None:
         if status is not Status.OK and self.header.kind is Kind.PUSH:
             self.refused[status] += 1
         # A caller that is gone asks again over its next connection.

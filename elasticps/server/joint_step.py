@@ -77,6 +77,7 @@ def step_together(due: Sequence[Due]) -> None:
 def _step(due: Sequence[Due]) -> None:
     for item in due:
         item.block.use(item.hyper)
+        item.block.leave_to_readers()
         item.block.value.grad = item.gradient
     values = [item.block.value for item in due]
     joint = due[0].block.stand_in(values)

@@ -111,7 +111,7 @@ class ShardServer:
             self.stopped.set()
 
     async def report(self, daemon: Connection) -> None:
-        """Send promises as they change, and the load once a second."""
+        """Send promises as they change, and the load once a second; let go of idle memory then."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._report_promises(daemon))
             tasks.create_task(self._report_load(daemon))
@@ -129,6 +129,7 @@ class ShardServer:
     async def _report_load(self, daemon: Connection) -> None:
         while True:
             tell(daemon, self.load())
+            self.table.landing.trim()
             slept_s = time.monotonic()
             await asyncio.sleep(LOAD_PERIOD_S)
             self.table.tallies.loop_lag_s = max(0.0, time.monotonic() - slept_s - LOAD_PERIOD_S)

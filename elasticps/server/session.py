@@ -97,7 +97,7 @@ class Session:
             self._incoming = None
             return None
         self._check_length(header, hosted)
-        self._incoming = torch.empty(header.payload_length, dtype=torch.uint8)
+        self._incoming = self._table.landing.take(header.payload_length)
         return bytes_of(self._incoming)
 
     def _check_length(self, header: Header, hosted: Hosted) -> None:

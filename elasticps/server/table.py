@@ -19,10 +19,12 @@ from elasticps.core.plan import Entry
 from elasticps.core.proposal import Load
 from elasticps.core.replication import Role
 from elasticps.errors import ElasticError
+from elasticps.server.block_rounds import Siblings
 from elasticps.server.finite import SpotCheck
 from elasticps.server.hosted import Hosted
+from elasticps.server.landing import Landing
 from elasticps.server.ledger_host import LedgerHost
-from elasticps.server.parameter_block import ParameterBlock, Siblings
+from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.saving import Saver
 from elasticps.server.streams import ReplicaStreams
 from elasticps.server.tally import Tallies
@@ -81,6 +83,7 @@ class Table:
         outbox: asyncio.Queue[Promises],
     ) -> None:
         self.tallies = Tallies(peers.traffic)
+        self.landing = Landing()
         self._spot_check = SpotCheck()
         self._me = me
         self._outbox = outbox

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import msgspec
@@ -45,6 +46,7 @@ class TensorBlock:
         self._plugin = plugin
         self._optimizer = self._fresh_optimizer()
         self._hyper: Hyperparameters = {}
+        self._readers: list[weakref.ref[object]] = []
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         group = {"params": [self._value], **self._base}
@@ -91,9 +93,23 @@ class TensorBlock:
         """Bytes of the value and of the optimizer's tensors."""
         return self.nbytes_kept + sum(tensor.nbytes for _, tensor in self._state_tensors())
 
-    def value_bytes(self) -> bytes:
-        """A copy of the value: a reply must not change under the socket that sends it."""
-        return bytes_of(self._value.to(self._dtype)).tobytes()
+    def value_bytes(self) -> memoryview:
+        """The value as workers read it, not copied, and not to be written to.
+
+        It stays as it is for as long as it or a part of it is held, by a socket that sends it, say:
+        a later step changes the value in other memory then.
+        """
+        if self._kept != self._dtype:
+            return bytes_of(self._value.to(self._dtype))
+        view = bytes_of(self._value)
+        self._readers.append(weakref.ref(view.obj))
+        return view
+
+    def leave_to_readers(self) -> None:
+        """To be called before the value changes: who reads it yet keeps the memory as it is."""
+        if any(reader() is not None for reader in self._readers):
+            self._value.data = self._value.clone()
+        self._readers.clear()
 
     def write_value(self, target: torch.Tensor) -> None:
         """Copy the value to ``target``, a uint8 tensor of ``nbytes``."""
@@ -127,6 +143,7 @@ class TensorBlock:
         self.use(hyper)
         if gradient is None:
             return
+        self.leave_to_readers()
         self._value.grad = gradient
         try:
             self._optimizer.step()
@@ -187,6 +204,7 @@ class TensorBlock:
         if value is None or not fits or value.dtype not in (self._dtype, self._kept):
             raise WireError("the value does not fit the block", field="tensors")
         self.check_options(meta.hyper)
+        self.leave_to_readers()
         self._value.copy_(value.view(self._value.shape))
         # A state may hold less than the one it replaces, and nothing of that one may stay.
         self._optimizer = self._fresh_optimizer()

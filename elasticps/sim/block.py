@@ -1,4 +1,5 @@
-"""A simulated block: ``server/parameter_block.py`` with whose pushes it holds for its numbers."""
+"""A simulated block: ``server/parameter_block.py``, and what that builds on, with whose pushes it
+holds for its numbers."""
 
 from __future__ import annotations
 

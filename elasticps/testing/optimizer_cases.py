@@ -81,7 +81,7 @@ class Training:
             self.servers.step(self.servers.changed_options(self.local))
 
     def values(self) -> list[bytes]:
-        return [block.value_bytes() for block in self.servers.blocks]
+        return [bytes(block.value_bytes()) for block in self.servers.blocks]
 
     def dumps(self) -> list[tuple[Any, bytes]]:
         """Value and state of every block, as they would be sent."""

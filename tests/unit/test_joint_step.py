@@ -85,3 +85,29 @@ def test_only_small_blocks_of_torchs_own_optimizers_are_stepped_together() -> No
     chosen = blocks_of("adam", {"foreach": False}, torch.float32)
     assert all(each.nbytes <= SMALL_BYTES for each in chosen)
     assert not any(is_joint(each) for each in chosen)
+
+
+@pytest.mark.parametrize("how", ["alone", "together", "load"])
+def test_a_value_that_is_being_sent_stays_as_it_is(how: str) -> None:
+    """And its memory is used again, not other memory, once it is sent."""
+    block = blocks_of("sgd", {}, torch.float32)[1]
+
+    def change() -> None:
+        grad = torch.ones_like(block.value)
+        if how == "alone":
+            block.step(grad, {})
+        elif how == "together":
+            step_together([Due(block, grad, {})])
+        else:
+            meta, payload = block.dump()
+            block.load(meta, memoryview(bytes(len(payload))))
+
+    on_its_way = block.value_bytes()[4:]
+    sent = bytes(on_its_way)
+    change()
+    assert on_its_way == sent
+    assert block.value_bytes()[4:] != sent
+    del on_its_way
+    address = block.value.data_ptr()
+    change()
+    assert block.value.data_ptr() == address

@@ -1,0 +1,251 @@
+"""A block's numbers and its rounds: gradients prepared, and applied when the round is proven."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from elasticps.api.job_codec import JobCodec
+from elasticps.core.blocks import Hyperparameters
+from elasticps.core.ids import BlockId, ServerId
+from elasticps.core.replica import Commit, Replica, RoundOp, Settled
+from elasticps.core.replication import Replication, Role
+from elasticps.errors import PluginError, WireError
+from elasticps.server.finite import FiniteWatch, SpotCheck
+from elasticps.server.hosted import Hosted, Request, Streams
+from elasticps.server.joint_step import SMALL_BYTES, Due, is_joint, step_together
+from elasticps.server.meter import Meter
+from elasticps.server.saving import Save, Saver
+from elasticps.server.staging import PreparedGradient, Staging
+from elasticps.server.tensor_block import TensorBlock
+from elasticps.wire.frame import Status
+from elasticps.wire.messages import JobInfo, OpMeta
+from elasticps.wire.tallies import JobCounts
+from elasticps.wire.tensors import bytes_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Siblings:
+    """All that a server hosts of one job, and the newest commit that was shared among them."""
+
+    hosted: Mapping[BlockId, Hosted]
+    swept: Commit | None = None
+
+
+class BlockRounds(Hosted):
+    """What a replica of a block holds, and the steps that it makes."""
+
+    def __init__(
+        self,
+        info: JobInfo,
+        tensor: TensorBlock,
+        me: ServerId,
+        streams: Streams,
+        counts: JobCounts,
+        spot_check: SpotCheck,
+        codec: JobCodec | None = None,
+        *,
+        saver: Saver | None = None,
+        in_rounds: bool = True,
+        siblings: Siblings | None = None,
+    ) -> None:
+        super().__init__(info.job, tensor.block.id, streams, counts)
+        self._siblings = siblings
+        self.pushes = 0
+        self.meter = Meter(time.monotonic())
+        self._finite = FiniteWatch(info, tensor.block.id, counts, spot_check)
+        self._max_coded = codec.max_nbytes(tensor.block.numel) if codec else None
+        self._codec = codec
+        self._codec_name = info.codec
+        self.tensor = tensor
+        self._replica = Replica(
+            me=me,
+            in_rounds=in_rounds,
+            min_insync=info.min_insync,
+        )
+        self._staging = Staging(counts)
+        self._prepared = PreparedGradient(None, {})
+        self._answers: dict[Request, tuple[bytes, Buffer | None]] = {}
+        self._broken = ""
+        self._first_push_ns = 0
+        self._saver = saver
+        self._save: Save | None = None
+        self._is_small = in_rounds and tensor.nbytes <= SMALL_BYTES
+
+    @property
+    def replication(self) -> Replication:
+        return self._replica.replication
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    @property
+    def nbytes_held(self) -> int:
+        return self.tensor.nbytes_held
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def pushed_dtype(self) -> torch.dtype | None:
+        """Of a gradient as it is pushed; None where it is coded."""
+        return None if self._codec else self.tensor.dtype
+
+    def check_push_nbytes(self, nbytes: int) -> None:
+        """Raise WireError for a payload of a size that no push of this block has."""
+        most = self._max_coded
+        if nbytes > most if most is not None else nbytes != self.nbytes:
+            raise WireError(
+                f"a gradient of {nbytes} bytes for block {self.id}",
+                field="payload_length",
+                limit=f"exactly {self.nbytes}" if most is None else f"at most {most}",
+            )
+
+    def _settled(self, commit: Commit | None) -> Settled:
+        """Do what a proof of ``commit`` asks for; returns DONE, or MISSING."""
+        while (settled := self._replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
+            assert commit is not None
+            if settled is Settled.APPLY:
+                self._apply(commit)
+            elif settled is Settled.SKIP:
+                self._skip(commit)
+            else:
+                self._publish(self._replica.empty_round(commit), PreparedGradient(None, {}))
+        return settled
+
+    def _skip(self, commit: Commit) -> None:
+        self._count_void()
+        self._replica.skip(commit)
+        self._prepared = PreparedGradient(None, {})
+        self._staging.refuse(Status.STALE_GENERATION)
+
+    def _prepare(self) -> None:
+        """The round's last gradient has come: hold their mean here and at every replica."""
+        self.spans.end("wait", self._first_push_ns, block=self.id)
+        began_ns = self.spans.begin()
+        mean, waiting = self._staging.taken()
+        gradient = self.tensor.gradient_of(mean.gradient)
+        prepared = PreparedGradient(gradient, mean.hyper, mean.lent, mean.kept)
+        if self.replication.peers or not mean.kept:
+            prepared = prepared.owned()
+        self._finite.note(prepared.gradient)
+        self.spans.end("stage", began_ns, block=self.id)
+        self._publish(self._replica.staged_round(), prepared)
+        for request in waiting:
+            self.perform(self.replication.answer_when_durable(request))
+
+    def _count_void(self) -> None:
+        """What is prepared here will not be applied: its workers push again, those that live."""
+        void = self._replica.prepared
+        if void is not None and self.replication.role is Role.PRIMARY:
+            self.counts.discarded += len(void.pushes)
+
+    def _publish(self, op: RoundOp, prepared: PreparedGradient) -> None:
+        self._count_void()
+        version = self._replica.prepare(op)
+        self._prepared = prepared
+        base = self._replica.last
+        meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
+        self._streams.publish(self, meta, payload_of(prepared.gradient))
+
+    def _apply(self, commit: Commit) -> None:
+        """Apply the prepared round; a small block's small siblings take theirs in the same step.
+
+        What a commit proves it proves of every block, whichever hears of it first.
+        """
+        together = [self] if self.is_due(commit) else []
+        if together and self._siblings is not None and self._siblings.swept != commit:
+            self._siblings.swept = commit
+            others = (each for each in self._siblings.hosted.values() if each is not self)
+            together += [
+                each for each in others if isinstance(each, BlockRounds) and each.is_due(commit)
+            ]
+        if len(together) < 2:
+            self.step(*self.take_prepared(commit.scale))
+            return
+        groups: dict[int, list[tuple[BlockRounds, Due]]] = {}
+        for block in together:
+            gradient, hyper = block.take_prepared(commit.scale)
+            if gradient is None:
+                block.step(None, hyper)
+            else:
+                due = Due(block.tensor, gradient, hyper)
+                groups.setdefault(block.tensor.group, []).append((block, due))
+        for group in groups.values():
+            self._step_together(group)
+
+    def is_due(self, commit: Commit) -> bool:
+        """Is this a small block whose prepared round ``commit`` lets it apply with others?"""
+        return (
+            self._is_small
+            and not self._broken
+            and not self._is_held(commit)
+            and self._replica.settle(commit) is Settled.APPLY
+            and is_joint(self.tensor)
+        )
+
+    def _is_held(self, commit: Commit) -> bool:
+        """Is the state of an earlier round yet to be copied for a checkpoint?"""
+        return self._save is not None and self._save.holds(commit.round)
+
+    def take_prepared(self, scale: float) -> tuple[torch.Tensor | None, Hyperparameters]:
+        """The prepared round counts as applied: its gradient and options, for the step that is."""
+        gradient, hyper, lent = self._prepared.gradient, self._prepared.hyper, self._prepared.lent
+        if gradient is not None and not self.replication.all_acked:
+            gradient = gradient.clone()  # a stream may still send it, and the optimizer write to it
+            lent = False
+        if gradient is not None and scale != 1.0:
+            gradient, lent = (gradient.mul(scale), False) if lent else (gradient.mul_(scale), False)
+        if gradient is not None and lent and not self.tensor.only_reads_gradients:
+            gradient = gradient.clone()
+        self._replica.apply_prepared(scale)
+        self._prepared = PreparedGradient(None, {})
+        return gradient, hyper
+
+    def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
+        began_s = time.monotonic()
+        began_ns = self.spans.begin()
+        try:
+            self.tensor.step(gradient, hyper)
+            self.spans.end("apply", began_ns, block=self.id, round_=self._replica.round)
+            self.count_step(time.monotonic() - began_s)
+        except PluginError as error:
+            self.fail(error)
+
+    def _step_together(self, group: Sequence[tuple[BlockRounds, Due]]) -> None:
+        began_s = time.monotonic()
+        began_ns = self.spans.begin()
+        try:
+            step_together([due for _, due in group])
+            self.spans.end("apply", began_ns, block=self.id, round_=self._replica.round)
+            spent_s = (time.monotonic() - began_s) / len(group)
+            for block, _ in group:
+                block.count_step(spent_s)
+        except PluginError as error:
+            for block, _ in group:
+                block.fail(error)
+
+    def count_step(self, spent_s: float) -> None:
+        self.meter.apply_s += spent_s
+        self.counts.apply_s += spent_s
+        self.counts.steps += 1
+
+    def fail(self, error: PluginError) -> None:
+        log.error("job=%s block=%s is broken", self.job, self.id, exc_info=error)
+        self._broken = str(error)
+
+
+def payload_of(gradient: torch.Tensor | None) -> memoryview | None:
+    return None if gradient is None else bytes_of(gradient)
