@@ -45,20 +45,25 @@ STATUS_OF = {
 }
 
 
+Payload = bytes | memoryview
+"""Of an answer: memory that nothing else writes to."""
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """A client's request that can be answered now or later.
 
     A push that is not taken is counted in ``refused``. ``into``: the bytes of the worker's that a
-    pull is to be written to.
+    pull is to be written to. ``holds``: the digest of the value that the worker has.
     """
 
     connection: Connection
     header: Header
     refused: Counter[Status]
     into: torch.Tensor | None = None
+    holds: int | None = None
 
-    def answer(self, status: Status, meta: bytes = b"", payload: bytes | None = None) -> None:
+    def answer(self, status: Status, meta: bytes = b"", payload: Payload | None = None) -> None:
         if status is not Status.OK and self.header.kind is Kind.PUSH:
             self.refused[status] += 1
         # A caller that is gone asks again over its next connection.

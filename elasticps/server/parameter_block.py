@@ -21,7 +21,7 @@ from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, 
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import CodecError, PluginError, WireError
 from elasticps.server.finite import FiniteWatch, SpotCheck
-from elasticps.server.hosted import Hosted, Request, Streams
+from elasticps.server.hosted import Hosted, Payload, Request, Streams
 from elasticps.server.joint_step import SMALL_BYTES, Due, is_joint, step_together
 from elasticps.server.meter import Meter
 from elasticps.server.saving import Save, Saver
@@ -91,7 +91,7 @@ class ParameterBlock(Hosted):
         )
         self._staging = Staging(counts)
         self._prepared = PreparedGradient(None, {})
-        self._answers: dict[Request, tuple[bytes, bytes | None]] = {}
+        self._answers: dict[Request, tuple[bytes, Payload | None]] = {}
         self._broken = ""
         self._first_push_ns = 0
         self._saver = saver
@@ -313,16 +313,21 @@ class ParameterBlock(Hosted):
         self._saver.hurry(save)
         return True
 
-    def _answer(self, request: Request) -> tuple[bytes, bytes | None]:
+    def _answer(self, request: Request) -> tuple[bytes, Payload | None]:
         match request.header.kind:
             case Kind.PULL:
                 # In rounds a newer version is one that is prepared: the value has none of it.
                 replication = self.replication
                 version = replication.durable if self._replica.in_rounds else replication.version
                 meta = ValueMeta(version, self._replica.round)
-                self.meter.nbytes += self.nbytes
-                self.counts.pulls += 1
-                self.counts.pulled_bytes += self.nbytes
+                difference = (
+                    None if request.into is not None else self.tensor.difference_from(request.holds)
+                )
+                if difference is not None:
+                    self._count_pulled(len(difference.payload))
+                    meta = msgspec.structs.replace(meta, makes=difference.makes)
+                    return encode(meta), difference.payload
+                self._count_pulled(self.nbytes)
                 if request.into is None:
                     return encode(meta), self.tensor.value_bytes()
                 if not request.connection.closed:  # else the worker may have given it to others
@@ -334,6 +339,11 @@ class ParameterBlock(Hosted):
             case _:
                 return encode(AuditMeta(self._tally_of(request.header.worker))), None
 
+    def _count_pulled(self, nbytes: int) -> None:
+        self.meter.nbytes += nbytes
+        self.counts.pulls += 1
+        self.counts.pulled_bytes += nbytes
+
     def answer_durable(self, request: Request) -> None:
         if request.header.kind in (Kind.PULL, Kind.STATE, Kind.STATUS, Kind.SAVE):
             answer = self._answers.pop(request, None)
@@ -343,8 +353,8 @@ class ParameterBlock(Hosted):
         else:  # a push or an initial value: its sender needs no copy back
             request.answer(Status.OK)
 
-    def _state(self) -> tuple[StateMeta, bytes]:
-        state, payload = self.tensor.dump()
+    def _state(self, *, for_replica: bool = False) -> tuple[StateMeta, bytes]:
+        state, payload = self.tensor.dump(for_replica=for_replica)
         return msgspec.structs.replace(state, round=self._replica.round), payload
 
     def _tally_of(self, worker: WorkerId) -> Tally:
@@ -515,7 +525,7 @@ class ParameterBlock(Hosted):
 
     def snapshot(self) -> tuple[SnapshotMeta, bytes]:
         replica = self._replica
-        state, payload = self._state()
+        state, payload = self._state(for_replica=True)
         prepared = None
         if replica.prepared is not None:
             gradient = _payload_of(self._prepared.gradient) or b""
