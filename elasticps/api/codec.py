@@ -25,6 +25,10 @@ class Codec(ABC):
 
     api_version: ClassVar[int] = 1
 
+    codes_values: bool = False
+    """Are the differences from round to round of the values that workers read coded as well? The
+    server encodes them then, and the worker decodes them (decision 22)."""
+
     @abstractmethod
     def max_nbytes(self, numel: int) -> int:
         """The most bytes that ``numel`` numbers are coded in; a longer payload is not received."""

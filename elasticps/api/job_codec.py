@@ -42,6 +42,7 @@ class JobCodec:
     def __init__(self, text: str, codec: Codec, *, error_feedback: bool = False) -> None:
         self.text = text
         self.error_feedback = error_feedback
+        self.codes_values = bool(codec.codes_values)
         self._codec = codec
 
     def max_nbytes(self, numel: int) -> int:

@@ -18,11 +18,12 @@ class Int8(Codec):
 
     Each ``chunk`` of numbers has a float32 scale, its largest magnitude / 127; a number is off by
     at most half a scale. A chunk below 4e-37 becomes zeros, one with an inf or nan becomes nan.
-    On the wire: the scales, then an int8 for each number.
+    On the wire: the scales, then an int8 for each number. ``values``: also what workers read.
     """
 
-    def __init__(self, chunk: int = 256) -> None:
+    def __init__(self, chunk: int = 256, values: bool = True) -> None:
         self._chunk = check_chunk(chunk)
+        self.codes_values = values
 
     def max_nbytes(self, numel: int) -> int:
         return numel + 4 * chunk_count(numel, self._chunk)

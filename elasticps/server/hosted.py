@@ -51,13 +51,14 @@ class Request:
     """A client's request that can be answered now or later.
 
     A push that is not taken is counted in ``refused``. ``into``: the bytes of the worker's that a
-    pull is to be written to.
+    pull is to be written to. ``holds``: the digest of the value that the worker has.
     """
 
     connection: Connection
     header: Header
     refused: Counter[Status]
     into: torch.Tensor | None = None
+    holds: int | None = None
 
     def answer(self, status: Status, meta: bytes = b"", payload: Buffer | None = None) -> None:
         if status is not Status.OK and self.header.kind is Kind.PUSH:

@@ -99,3 +99,4 @@ def _step(due: Sequence[Due]) -> None:
             item.block.value.grad = None
     for item in due:
         item.block.optimizer.state[item.block.value] = states[item.block.value]
+        item.block.code_value()

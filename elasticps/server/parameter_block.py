@@ -233,9 +233,14 @@ class ParameterBlock(ReplicatedBlock):
                 replication = self.replication
                 version = replication.durable if self._replica.in_rounds else replication.version
                 meta = ValueMeta(version, self._replica.round)
-                self.meter.nbytes += self.nbytes
-                self.counts.pulls += 1
-                self.counts.pulled_bytes += self.nbytes
+                difference = (
+                    None if request.into is not None else self.tensor.difference_from(request.holds)
+                )
+                if difference is not None:
+                    self._count_pulled(len(difference.payload))
+                    meta = msgspec.structs.replace(meta, makes=difference.makes)
+                    return encode(meta), difference.payload
+                self._count_pulled(self.nbytes)
                 if request.into is None:
                     return encode(meta), self.tensor.value_bytes()
                 if not request.connection.closed:  # else the worker may have given it to others
@@ -246,6 +251,11 @@ class ParameterBlock(ReplicatedBlock):
                 return encode(state), payload
             case _:
                 return encode(AuditMeta(self._tally_of(request.header.worker))), None
+
+    def _count_pulled(self, nbytes: int) -> None:
+        self.meter.nbytes += nbytes
+        self.counts.pulls += 1
+        self.counts.pulled_bytes += nbytes
 
     def answer_durable(self, request: Request) -> None:
         if request.header.kind in (Kind.PULL, Kind.STATE, Kind.STATUS, Kind.SAVE):

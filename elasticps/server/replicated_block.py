@@ -33,7 +33,7 @@ class ReplicatedBlock(BlockRounds):
 
     def snapshot(self) -> tuple[SnapshotMeta, bytes]:
         replica = self._replica
-        state, payload = self._state()
+        state, payload = self._state(for_replica=True)
         prepared = None
         if replica.prepared is not None:
             gradient = payload_of(self._prepared.gradient) or b""
@@ -141,8 +141,8 @@ class ReplicatedBlock(BlockRounds):
     def free(self) -> None:
         """The table lets go of a freed block, and with it of its memory."""
 
-    def _state(self) -> tuple[StateMeta, bytes]:
-        state, payload = self.tensor.dump()
+    def _state(self, *, for_replica: bool = False) -> tuple[StateMeta, bytes]:
+        state, payload = self.tensor.dump(for_replica=for_replica)
         return msgspec.structs.replace(state, round=self._replica.round), payload
 
 

@@ -225,6 +225,7 @@ class Session:
             if pull.place is not None:
                 _check_value(block, kind, pull.place)
                 request.into = self._regions.value(pull.place, block.dtype)
+            request.holds = pull.holds
             block.read(request, pull)
 
     def _in_place(self, block: ParameterBlock, request: Request, place: Place) -> torch.Tensor:

@@ -29,6 +29,7 @@ from elasticps.server.saving import Saver
 from elasticps.server.streams import ReplicaStreams
 from elasticps.server.tally import Tallies
 from elasticps.server.tensor_block import TensorBlock
+from elasticps.wire.coded_values import are_coded
 from elasticps.wire.messages import (
     AliveWorkers,
     HotBlock,
@@ -157,8 +158,9 @@ class Table:
         assert job.plugin is not None
         piece = job.blocks[block - 1]
         parameter = info.model.parameters[piece.parameter]
-        tensor = TensorBlock(piece, parameter, info.model, job.plugin)
         in_rounds = info.consistency is Consistency.SYNC and not parameter.at_once
+        coded = job.codec if in_rounds and are_coded(job.codec, piece) else None
+        tensor = TensorBlock(piece, parameter, info.model, job.plugin, coded)
         return ParameterBlock(
             info,
             tensor,

@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 import torch
 
+from elasticps.api.job_codec import JobCodec
 from elasticps.api.optimizer import Optimizer
 from elasticps.checkpoint.snapshot import MASTER, VALUE
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter
 from elasticps.errors import PluginError, WireError
+from elasticps.server.coded_value import HELD, CodedValue, Difference
 from elasticps.wire.messages import StateMeta, TensorMeta
 from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
 
@@ -31,9 +33,18 @@ class TensorBlock:
     A master copy (Micikevicius et al. 2018, "Mixed Precision Training", section 3.1) is float32, as
     is the optimizer's state then, and every gradient once it is here; workers read it rounded to
     the parameter's dtype, to the nearest.
+
+    With a codec for values (``values_codec``) they read what that makes of the value.
     """
 
-    def __init__(self, block: Block, parameter: Parameter, model: Model, plugin: Optimizer) -> None:
+    def __init__(
+        self,
+        block: Block,
+        parameter: Parameter,
+        model: Model,
+        plugin: Optimizer,
+        values_codec: JobCodec | None = None,
+    ) -> None:
         self.block = block
         self.group = parameter.group
         flat = model.elementwise and parameter.shape
@@ -47,6 +58,7 @@ class TensorBlock:
         self._optimizer = self._fresh_optimizer()
         self._hyper: Hyperparameters = {}
         self._readers: list[weakref.ref[object]] = []
+        self._coded = CodedValue(self._value, self._dtype, values_codec) if values_codec else None
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         group = {"params": [self._value], **self._base}
@@ -91,7 +103,8 @@ class TensorBlock:
     @property
     def nbytes_held(self) -> int:
         """Bytes of the value and of the optimizer's tensors."""
-        return self.nbytes_kept + sum(tensor.nbytes for _, tensor in self._state_tensors())
+        coded = self._coded.nbytes_held if self._coded else 0
+        return self.nbytes_kept + coded + sum(tensor.nbytes for _, tensor in self._state_tensors())
 
     def value_bytes(self) -> memoryview:
         """The value as workers read it, not copied, and not to be written to.
@@ -99,6 +112,8 @@ class TensorBlock:
         It stays as it is for as long as it or a part of it is held, by a socket that sends it, say:
         a later step changes the value in other memory then.
         """
+        if self._coded is not None:
+            return bytes_of(self._coded.held.to(self._dtype, copy=True))
         if self._kept != self._dtype:
             return bytes_of(self._value.to(self._dtype))
         view = bytes_of(self._value)
@@ -112,8 +127,16 @@ class TensorBlock:
         self._readers.clear()
 
     def write_value(self, target: torch.Tensor) -> None:
-        """Copy the value to ``target``, a uint8 tensor of ``nbytes``."""
-        target.view(self._dtype).copy_(self._value.view(-1))
+        """Copy what workers read to ``target``, a uint8 tensor of ``nbytes``."""
+        target.view(self._dtype).copy_(self._read.view(-1))
+
+    def difference_from(self, holds: int | None) -> Difference | None:
+        """What a worker with the value of digest ``holds`` lacks; None: only all of it helps."""
+        return self._coded.difference_from(holds) if self._coded else None
+
+    @property
+    def _read(self) -> torch.Tensor:
+        return self._coded.held if self._coded else self._value
 
     @property
     def only_reads_gradients(self) -> bool:
@@ -141,9 +164,17 @@ class TensorBlock:
         """
         self.check_options(hyper)
         self.use(hyper)
-        if gradient is None:
-            return
-        self.leave_to_readers()
+        if gradient is not None:
+            self.leave_to_readers()
+            self._update(gradient)
+        self.code_value()
+
+    def code_value(self) -> None:
+        """To be called after a round has changed the value: workers read the next difference."""
+        if self._coded is not None:
+            self._coded.follow(self._value)
+
+    def _update(self, gradient: torch.Tensor) -> None:
         self._value.grad = gradient
         try:
             self._optimizer.step()
@@ -171,12 +202,15 @@ class TensorBlock:
         self._hyper = hyper
         self._optimizer.param_groups[0].update({**self._base, **with_tuples(hyper)})
 
-    def dump(self, *, for_file: bool = False) -> tuple[StateMeta, bytes]:
+    def dump(self, *, for_file: bool = False, for_replica: bool = False) -> tuple[StateMeta, bytes]:
         """Value and optimizer state, copied out as one payload with its description.
 
-        ``for_file``: the value as workers read it, and a master copy as a tensor of its own.
+        ``for_file``: the value in the parameter's dtype, and a master copy as a tensor of its own.
+        ``for_replica``: what workers hold of it too, where values are coded.
         """
         tensors = [(VALUE, self._value), *self._state_tensors()]
+        if for_replica and self._coded is not None:
+            tensors.append((HELD, self._coded.held))
         if for_file and self._kept != self._dtype:
             tensors[:1] = [(VALUE, self._value.to(self._dtype)), (MASTER, self._value)]
         rows = tuple(
@@ -199,7 +233,7 @@ class TensorBlock:
     def load(self, meta: StateMeta, payload: memoryview) -> None:
         """Replace value and optimizer state by what ``dump`` made; raises WireError otherwise."""
         tensors = _unpacked(meta, payload)
-        value = tensors.pop(VALUE, None)
+        value, held = tensors.pop(VALUE, None), tensors.pop(HELD, None)
         fits = value is not None and value.numel() == self.block.numel
         if value is None or not fits or value.dtype not in (self._dtype, self._kept):
             raise WireError("the value does not fit the block", field="tensors")
@@ -212,6 +246,8 @@ class TensorBlock:
         if tensors or meta.scalars:
             shaped = {key: self._shaped(tensor) for key, tensor in tensors.items()}
             self._optimizer.state[self._value] = {**shaped, **meta.scalars}
+        if self._coded is not None:
+            self._coded.restart(self._value if held is None else held)
 
     def _shaped(self, tensor: torch.Tensor) -> torch.Tensor:
         """A worker sends flat whatever has an element for each of the value's."""

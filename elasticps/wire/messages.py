@@ -103,11 +103,13 @@ class MeasureMeta(msgspec.Struct, frozen=True, array_like=True):
 class PullMeta(msgspec.Struct, frozen=True, array_like=True):
     """A read, and what it must not be older than: the last round, or each worker's pushes.
 
-    ``place``: where a value is to be written, instead of being the answer's payload."""
+    ``place``: where a value is to be written, instead of being the answer's payload. ``holds``: the
+    digest of the value that the worker has, which the answer may be the difference from."""
 
     commit: Commit | None = None
     floor: Floor = {}
     place: Place | None = None
+    holds: int | None = None
 
 
 class SaveMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -135,8 +137,12 @@ class SavedMeta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ValueMeta(msgspec.Struct, frozen=True, array_like=True):
+    """Answers PULL. ``makes``: the payload is no value, but the coded difference between what the
+    worker holds and the value of this digest; without a payload the two are the same."""
+
     version: int
     round: Round
+    makes: int | None = None
 
 
 class TensorMeta(msgspec.Struct, frozen=True, array_like=True):

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from elasticps.api.job_codec import JobCodec
 from elasticps.core.audit import Tally, Verdict, compare
 from elasticps.core.ids import BlockId, Round
 from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
+from elasticps.wire.coded_values import are_coded
 from elasticps.wire.frame import Kind, Status
 from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import (
@@ -20,10 +22,12 @@ from elasticps.wire.messages import (
     SavedMeta,
     SaveMeta,
     StateMeta,
+    ValueMeta,
     decode,
     encode,
 )
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
+from elasticps.worker.coded_pull import CodedPull
 from elasticps.worker.parameters import BlockMemory
 
 CALLS_IN_FLIGHT = 64
@@ -37,11 +41,15 @@ Targets = Mapping[int, torch.Tensor]
 class BlockCalls:
     """``bytes_pulled`` are of values alone, what was asked for again included.
 
-    ``proof`` is what the worker has been told: no block may give it anything older.
+    ``proof`` is what the worker has been told: no block may give it anything older. ``codec`` is
+    that of a job in rounds.
     """
 
-    def __init__(self, client: Client, memory: Sequence[BlockMemory]) -> None:
+    def __init__(
+        self, client: Client, memory: Sequence[BlockMemory], codec: JobCodec | None = None
+    ) -> None:
         self.bytes_pulled = 0
+        self._codec = codec
         self._client = client
         self._memory = memory
         self._window = asyncio.Semaphore(CALLS_IN_FLIGHT)
@@ -69,17 +77,25 @@ class BlockCalls:
                 deadline_s=None,
                 place=place,
                 place_meta=_proof_for(memory, proof, place) if place else b"",
+                coded=self._coded(memory, proof, target),
             )
-            await self._settled(call)
+            reply = await self._settled(call)
             if shared is not None:
                 shared.returned(memory.block.id)
-            self.bytes_pulled += len(target)
+            is_difference = decode(reply.meta, ValueMeta).makes is not None
+            self.bytes_pulled += len(reply.payload or b"") if is_difference else len(target)
 
         await together(
             one(memory, memory.parameter if into is None else into[memory.block.parameter])
             for memory in self._memory
             if (memory.is_held if into is None else memory.block.parameter in into)
         )
+
+    def _coded(self, memory: BlockMemory, proof: PullMeta, target: memoryview) -> CodedPull | None:
+        codec = self._codec
+        if codec is None or memory.at_once or not are_coded(codec, memory.block):
+            return None
+        return CodedPull(codec, _proof_of(memory, proof), target, memory.parameter.dtype)
 
     async def states(self, proof: PullMeta, round_: Round | None) -> States:
         """Value and optimizer state of every block, as of ``round_`` where that is not None.

@@ -19,6 +19,7 @@ from elasticps.wire.messages import Place, PlanRow, PlanUpdate, RefusalMeta, dec
 from elasticps.wire.pool import ConnectionPool
 from elasticps.wire.transports import SHM, TRANSPORTS_VARIABLE, UNIX
 from elasticps.worker.agent import Agent
+from elasticps.worker.coded_pull import CodedPull
 from elasticps.worker.credentials import ToServers
 from elasticps.worker.shared_memory import SharedMemory
 
@@ -55,6 +56,8 @@ class Call:
     timeout_s: float = REQUEST_TIMEOUT_S
     place: Place | None = None
     place_meta: bytes = b""
+    coded: CodedPull | None = None
+    """How to read ``into`` by its difference, where it is asked for by socket."""
 
 
 class Client:
@@ -171,6 +174,10 @@ class Client:
                 return await self._by_place(shared, connection, header, call), SHM
             if into is not None and shared.is_abandoned(call.block):
                 into = memoryview(bytearray(into.nbytes))
+        if call.coded is not None and into is call.into:
+            reply = await self._difference(connection, header, call, call.coded)
+            if reply is not None:
+                return reply, connection.where.transport
         reply = await connection.request(
             header,
             call.meta,
@@ -183,6 +190,17 @@ class Client:
         if shared is not None and into is not None and rescued:
             shared.rescue(call.block, into if reply.header.status is Status.OK else None)
         return reply, connection.where.transport
+
+    async def _difference(
+        self, connection: Connection, header: Header, call: Call, coded: CodedPull
+    ) -> Reply | None:
+        """The answer, taken; None where the value has to be read whole."""
+        most = coded.value.nbytes
+        reply = await connection.request(
+            header, coded.meta(), max_reply=most, timeout_s=call.timeout_s
+        )
+        taken = reply.header.status is not Status.OK or coded.take(reply)
+        return reply if taken else None
 
     async def _by_place(
         self, shared: SharedMemory, connection: Connection, header: Header, call: Call

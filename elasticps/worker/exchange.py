@@ -88,15 +88,16 @@ class Exchange:
         self.weights: Mapping[int, float] = {}
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
         self.clipping = Clipping(None)
-        self.encoder = Encoder(load_codec(info.codec), client.worker)
+        codec = load_codec(info.codec)
+        self.encoder = Encoder(codec, client.worker)
         self._codec = info.codec
         self._client = client
         gradients = self.encoder.sends_gradients
         self.shared = SharedMemory(info.job, client.worker, gradients=gradients)
         client.shared = self.shared
         self._keeps = False
-        self._blocks = BlockCalls(client, memory)
         self._in_rounds = info.consistency is Consistency.SYNC
+        self._blocks = BlockCalls(client, memory, codec if self._in_rounds else None)
         self._called_together = info.backup_workers > 0
         self._memory = memory
         self._staged = [each for each in memory if not (self._in_rounds and each.at_once)]
