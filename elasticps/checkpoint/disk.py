@@ -49,6 +49,11 @@ class Disk(Protocol):
         """Make a file's content durable."""
         ...
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file that is durable a second name, which is not. Raises OSError where it has
+        none of that."""
+        ...
+
     def rename(self, source: Path, target: Path) -> None: ...
 
     def remove_tree(self, path: Path, *, ignore_errors: bool = False) -> None: ...
@@ -94,6 +99,9 @@ class OsDisk:
     def sync_file(self, path: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
 
     def rename(self, source: Path, target: Path) -> None:
         source.rename(target)

@@ -253,7 +253,7 @@ def _check(manifest: Manifest, path: Path) -> None:
             f"format {BY_PARAMETER} without its two files", where=str(path), field="values"
         )
     for field, entry in manifest.files:
-        if entry.name in ("", ".", "..", MANIFEST) or not set(entry.name).isdisjoint("/\\\0"):
+        if not is_plain(entry.name):
             raise CheckpointError(
                 f"{entry.name!r} is not the name of a file in the checkpoint's directory",
                 where=str(path),
@@ -275,6 +275,11 @@ def _check(manifest: Manifest, path: Path) -> None:
         raise CheckpointError(
             "the data position lies outside the data", where=str(path), field="data"
         )
+
+
+def is_plain(name: str) -> bool:
+    """Can it be a file beside the manifest?"""
+    return name not in ("", ".", "..", MANIFEST) and set(name).isdisjoint("/\\\0")
 
 
 def _check_blocks(manifest: Manifest, path: Path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -53,30 +52,59 @@ class Row:
     part: memoryview
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A file of a checkpoint that is there, with the SHA-256 that its manifest names."""
+
+    path: Path
+    sha256: str
+
+
 def write_rows(
-    path: Path, rows: Iterable[Row], *, disk: Disk = OS_DISK, durable: bool = True
+    path: Path,
+    rows: Iterable[Row],
+    *,
+    disk: Disk = OS_DISK,
+    durable: bool = True,
+    earlier: Earlier | None = None,
 ) -> FileEntry:
     """Write tensors to a new file, and fsync it where it is to be ``durable``.
 
-    Raises OSError, CheckpointError.
+    Where the ``earlier`` file holds the very same, ``path`` is a second name of that one. Raises
+    OSError, CheckpointError.
     """
     # Wider ones first: every tensor is then aligned for its dtype.
     ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
+    parts: list[bytes | memoryview] = [_header(path, ordered), *(row.part for row in ordered)]
+    size = sum(map(len, parts))
     digest = hashlib.sha256()
-    size = 0
-
-    def hashed() -> Iterator[bytes | memoryview]:
-        nonlocal size
-        parts: Iterator[bytes | memoryview] = chain(
-            [_header(path, ordered)], (row.part for row in ordered)
-        )
+    if earlier is not None:
         for part in parts:
             digest.update(part)
-            size += len(part)
+        entry = FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
+        if entry.sha256 != earlier.sha256 or not _linked(earlier, path, entry, disk):
+            (disk.create if durable else disk.write)(path, parts)
+        return entry
+
+    def hashed() -> Iterator[bytes | memoryview]:
+        for part in parts:
+            digest.update(part)
             yield part
 
     (disk.create if durable else disk.write)(path, hashed())
     return FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
+
+
+def _linked(earlier: Earlier, path: Path, entry: FileEntry, disk: Disk) -> bool:
+    """Is ``path`` now another name of the earlier file? Not where that has gone, or is damaged, or
+    the file system has no second names."""
+    try:
+        # Read first: what the disk has lost of it must not go on into every later checkpoint.
+        check_file(earlier.path, entry, entry.name, disk=disk)
+        disk.link(earlier.path, path)
+    except (OSError, CheckpointError):
+        return False
+    return True
 
 
 def _header(path: Path, ordered: Sequence[Row]) -> bytes:

@@ -154,6 +154,12 @@ class Disk:
             self._step("write", path)
             file.content += part
 
+    def link(self, source: Path, target: Path) -> None:
+        node = self._find(source)
+        if not isinstance(node, _File):
+            _refuse(errno.ENOENT if node is None else errno.EPERM, source)
+        self._add("link", target, node)
+
     def rename(self, source: Path, target: Path) -> None:
         assert source.parent == target.parent, "what else is changed at once is not known"
         node = self._find(source)

@@ -113,7 +113,7 @@ class Checkpoints:
             if making.is_made():
                 self._made(making)
             else:
-                making.begin(exchange, loop)
+                making.begin(exchange, loop, self._memory)
                 self._under_way = loop.start(self._written(making, exchange, tell))
         except (BlockUnavailable, CheckpointError) as error:
             self._failed(job, error)
