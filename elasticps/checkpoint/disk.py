@@ -27,6 +27,10 @@ class Disk(Protocol):
         """What is in a directory, in any order."""
         ...
 
+    def sizes(self, directory: Path) -> dict[str, int]:
+        """How many bytes each file in a directory has, by name."""
+        ...
+
     def open(self, path: Path) -> BinaryIO:
         """Open a file to read it."""
         ...
@@ -74,6 +78,9 @@ class OsDisk:
 
     def entries(self, directory: Path) -> list[Path]:
         return list(directory.iterdir())
+
+    def sizes(self, directory: Path) -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
 
     def open(self, path: Path) -> BinaryIO:
         return path.open("rb")

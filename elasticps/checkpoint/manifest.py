@@ -12,7 +12,8 @@ from typing import Self
 
 import msgspec
 
-from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.disk import Disk
+from elasticps.checkpoint.storage import STORAGE
 from elasticps.core.blocks import Model
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec, Range, Supply
@@ -171,7 +172,7 @@ def sealed(body: bytes) -> bytes:
     return body.replace(UNSEALED.encode(), hashlib.sha256(body).hexdigest().encode(), 1)
 
 
-def read_manifest(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
+def read_manifest(directory: Path, *, disk: Disk = STORAGE) -> Manifest:
     """Read and check the manifest in ``directory``. Raises CheckpointError naming the field."""
     path = directory / MANIFEST
     body = _bytes_of(path, disk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,19 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
-from elasticps.checkpoint.disk import OS_DISK, Disk
-from elasticps.checkpoint.integrity import LENGTH_BYTES, check_file, check_header, unreadable
+from elasticps.checkpoint.disk import Disk
+from elasticps.checkpoint.integrity import (
+    LENGTH_BYTES,
+    check_file,
+    check_header,
+    check_stream,
+    unreadable,
+)
 from elasticps.checkpoint.manifest import FileEntry
+from elasticps.checkpoint.storage import STORAGE
+from elasticps.checkpoint.url import Url
 from elasticps.errors import CheckpointError
 
 _NAMES = {
@@ -32,7 +41,7 @@ _NAMES = {
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, disk: Disk = OS_DISK
+    path: Path, tensors: Mapping[str, torch.Tensor], *, disk: Disk = STORAGE
 ) -> FileEntry:
     """Write CPU ``tensors`` to a new file and fsync it. Raises OSError, CheckpointError."""
     rows = [
@@ -64,7 +73,7 @@ def write_rows(
     path: Path,
     rows: Iterable[Row],
     *,
-    disk: Disk = OS_DISK,
+    disk: Disk = STORAGE,
     durable: bool = True,
     earlier: Earlier | None = None,
 ) -> FileEntry:
@@ -100,7 +109,9 @@ def _linked(earlier: Earlier, path: Path, entry: FileEntry, disk: Disk) -> bool:
     the file system has no second names."""
     try:
         # Read first: what the disk has lost of it must not go on into every later checkpoint.
-        check_file(earlier.path, entry, entry.name, disk=disk)
+        # A store holds its objects against digests of its own, and reading them is costly.
+        if not isinstance(path, Url):
+            check_file(earlier.path, entry, entry.name, disk=disk)
         disk.link(earlier.path, path)
     except (OSError, CheckpointError):
         return False
@@ -142,10 +153,20 @@ def read_tensors(directory: Path, entry: FileEntry, field: str) -> dict[str, tor
     ``field`` is the file's part in the manifest. Raises CheckpointError, naming field and limit.
     """
     path = directory / entry.name
-    check_file(path, entry, field)
     try:
+        if isinstance(path, Url):
+            return _fetched(path, entry, field)
+        check_file(path, entry, field)
         return load_file(path)
     except OSError as error:
         raise unreadable(error, path, field) from error
     except SafetensorError as error:
         raise CheckpointError(f"not safetensors: {error}", where=str(path), field=field) from error
+
+
+def _fetched(path: Path, entry: FileEntry, field: str) -> dict[str, torch.Tensor]:
+    """The same of a file that is not here: it is read once, into memory."""
+    with STORAGE.open(path) as file:
+        body = file.read()
+    check_stream(io.BytesIO(body), path, entry, field)
+    return load(body)

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elasticps.checkpoint.directory import NAME
-from elasticps.checkpoint.disk import OS_DISK
 from elasticps.checkpoint.draft import is_draft
 from elasticps.checkpoint.manifest import FileEntry, is_plain
+from elasticps.checkpoint.storage import STORAGE
 from elasticps.checkpoint.tensor_file import Earlier, Row, write_rows
+from elasticps.checkpoint.url import place_of
 from elasticps.core.ids import BlockId, Round
 from elasticps.errors import CheckpointError, ElasticError
 from elasticps.server.hosted import Request
@@ -110,7 +111,7 @@ class Saver:
 
     def add(self, save: Save) -> None:
         """Raises CheckpointError where nothing may be written there."""
-        if not self._root or not is_draft(save.draft):
+        if not self._root or not is_draft(place_of(self._root), save.draft):
             raise CheckpointError(
                 f"no checkpoint is made in {save.draft!r}", where=self._root, field="draft"
             )
@@ -143,7 +144,7 @@ class Saver:
             return
         try:
             meta, version, payload = save.copy()
-            directory = Path(self._root) / save.draft
+            directory = place_of(self._root) / save.draft
             earlier = self._path_of(save.earlier)
             work = (directory, save.block, meta, payload, earlier)
             entry = await asyncio.to_thread(write_block, *work)
@@ -159,12 +160,12 @@ class Saver:
     def _path_of(self, file: EarlierFile | None) -> Earlier | None:
         if file is None:
             return None
-        return Earlier(Path(self._root) / file.checkpoint / file.name, file.sha256)
+        return Earlier(place_of(self._root) / file.checkpoint / file.name, file.sha256)
 
     async def _sync(self, save: Save, path: Path, saved: SavedMeta) -> None:
         try:
             async with self._syncs:
-                await asyncio.to_thread(OS_DISK.sync_file, path)
+                await asyncio.to_thread(STORAGE.sync_file, path)
         except OSError as error:
             save.settle(None, f"block {save.block} cannot be written: {error.strerror}")
         else:

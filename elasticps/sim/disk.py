@@ -127,6 +127,10 @@ class Disk:
     def entries(self, directory: Path) -> list[Path]:
         return [directory / name for name in self._directory(directory).names]
 
+    def sizes(self, directory: Path) -> dict[str, int]:
+        names = self._directory(directory).names
+        return {key: len(node.content) for key, node in names.items() if isinstance(node, _File)}
+
     def open(self, path: Path) -> BinaryIO:
         node = self._find(path)
         if not isinstance(node, _File):

@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
@@ -32,6 +31,8 @@ from elasticps.checkpoint.manifest import (
     read_manifest,
 )
 from elasticps.checkpoint.snapshot import not_written
+from elasticps.checkpoint.storage import STORAGE
+from elasticps.checkpoint.url import place_of
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
@@ -54,7 +55,7 @@ class Making:
     def __init__(self, model: Model, job: JobInfo, round_: Round) -> None:
         self.job = job
         self.round = round_
-        self.draft = Draft(Path(job.checkpoint_dir), round_)
+        self.draft = Draft(place_of(job.checkpoint_dir), round_)
         self._model = model
         self._exact = job.consistency is Consistency.SYNC and not job.backup_workers
         self._order = SaveOrder(draft=self.draft.directory.name, exact=self._exact, earlier={})
@@ -67,7 +68,7 @@ class Making:
         Raises CheckpointError where there is another job's.
         """
         place = self.draft.place
-        if not (place / MANIFEST).is_file():
+        if not STORAGE.is_file(place / MANIFEST):
             return False
         theirs = read_manifest(place)
         if theirs.owner != self.job.identity:
@@ -96,7 +97,7 @@ class Making:
 
     def _earlier(self, memory: Sequence[BlockMemory]) -> dict[BlockId, EarlierFile]:
         """What the newest checkpoint that is there has of each block."""
-        there = complete(Path(self.job.checkpoint_dir))
+        there = complete(place_of(self.job.checkpoint_dir))
         if not there:
             return {}
         _, newest = there[0]
@@ -136,7 +137,7 @@ class Making:
         blocks = tuple(self._entry(memory, meta) for memory, meta in saved)
         self.draft.check([row.file for row in blocks])
         self.draft.commit(self._manifest(blocks))
-        prune(Path(self.job.checkpoint_dir), self.job.checkpoint_keep)
+        prune(place_of(self.job.checkpoint_dir), self.job.checkpoint_keep)
 
     def _entry(self, memory: BlockMemory, saved: SavedMeta) -> BlockEntry:
         parameter, start, stop = self._part_of(memory)
