@@ -37,7 +37,7 @@ from elasticps.errors import CheckpointError
 
 HERE = Path(__file__).parent
 OLD, NEW = Round(10), Round(20)
-CALLS = ("mkdir", "openat", "write", "fsync", "close", "rename", "unlinkat", "rmdir")
+CALLS = ("mkdir", "openat", "write", "fsync", "close", "link", "rename", "unlinkat", "rmdir")
 
 
 def train(place: Path, name: str, *options: object, mb: float, rounds: int, think_s: float) -> Path:

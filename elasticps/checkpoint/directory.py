@@ -6,9 +6,11 @@ import os
 import re
 from pathlib import Path
 
-from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.integrity import is_whole
 from elasticps.checkpoint.manifest import MANIFEST, refuse_pickle
+from elasticps.checkpoint.storage import STORAGE
+from elasticps.checkpoint.url import Url
 from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
 
@@ -21,12 +23,18 @@ def path_of(root: Path, number: Round) -> Path:
     return root / f"round-{number:08d}"
 
 
+def draft_path_of(root: Path, number: Round) -> Path:
+    """Where the checkpoint of a round is made. What is at a URL cannot be renamed: there it is
+    made in its own place, and is none before its manifest is there."""
+    return path_of(root, number) if isinstance(root, Url) else temporary_path_of(root, number)
+
+
 def temporary_path_of(root: Path, number: Round) -> Path:
     """Where this process makes, or takes apart, the checkpoint of a round."""
     return root / f".round-{number:08d}.{os.getpid()}.tmp"
 
 
-def complete(root: Path, *, disk: Disk = OS_DISK) -> list[tuple[Round, Path]]:
+def complete(root: Path, *, disk: Disk = STORAGE) -> list[tuple[Round, Path]]:
     """The complete checkpoints in ``root``, the newest first; none where there is no ``root``."""
     if not disk.exists(root):
         return []
@@ -38,7 +46,7 @@ def complete(root: Path, *, disk: Disk = OS_DISK) -> list[tuple[Round, Path]]:
     return sorted(found, reverse=True)
 
 
-def newest(place: Path, *, disk: Disk = OS_DISK) -> Path:
+def newest(place: Path, *, disk: Disk = STORAGE) -> Path:
     """The newest complete checkpoint in ``place``, or ``place`` where that is a checkpoint itself.
 
     Raises CheckpointError when there is none.
@@ -77,16 +85,19 @@ def set_aside(damaged: Path) -> Path:
     """Give a checkpoint that cannot be read a name that is no checkpoint's. Raises OSError."""
     aside = damaged.with_name(f"damaged-{damaged.name}")
     number = 1
-    while aside.exists():
+    while STORAGE.exists(aside):
         number += 1
         aside = damaged.with_name(f"damaged-{damaged.name}.{number}")
-    damaged.rename(aside)
-    OS_DISK.sync_directory(damaged.parent)
+    STORAGE.rename(damaged, aside)
+    STORAGE.sync_directory(damaged.parent)
     return aside
 
 
-def make_root(root: Path, *, disk: Disk = OS_DISK) -> None:
+def make_root(root: Path, *, disk: Disk = STORAGE) -> None:
     """Make the directory for checkpoints and those above it, durably. Raises OSError."""
+    if isinstance(root, Url):
+        disk.make_directories(root)
+        return
     made = [path for path in (root, *root.parents) if path == root or not disk.exists(path)]
     disk.make_directories(root)
     for path in made:
@@ -106,7 +117,7 @@ def check_unused(root: Path, start: Round) -> None:
         raise CheckpointError(
             f"cannot be used: {error.strerror}", where=str(root), field="checkpoint_dir"
         ) from error
-    if not os.access(root, os.W_OK | os.X_OK):
+    if not isinstance(root, Url) and not os.access(root, os.W_OK | os.X_OK):
         raise CheckpointError("cannot be written", where=str(root), field="checkpoint_dir")
     if found and found[0][0] > start:
         raise CheckpointError(
@@ -149,25 +160,44 @@ def _older_whole(directory: Path) -> Path | None:
     return next(filter(is_whole, older), None)
 
 
-def remove_leftovers(root: Path, *, disk: Disk = OS_DISK) -> None:
-    """Remove what writers that died have left behind."""
+def remove_leftovers(root: Path, *, disk: Disk = STORAGE) -> None:
+    """Remove what writers that died have left behind; ``prune`` does at a URL."""
+    if isinstance(root, Url):
+        return
     for path in disk.entries(root):
         if LEFTOVER.fullmatch(path.name):
             disk.remove_tree(path)
 
 
-def prune(root: Path, keep: int, *, disk: Disk = OS_DISK) -> None:
+def _remove_unfinished(root: Path, newest_number: Round, disk: Disk) -> None:
+    """Remove what has no manifest and is older than the newest checkpoint.
+
+    The newer may be made by another process just now.
+    """
+    for path in disk.entries(root):
+        match = NAME.fullmatch(path.name)
+        if match and int(match[1]) < newest_number and not disk.is_file(path / MANIFEST):
+            disk.remove_tree(path)
+
+
+def prune(root: Path, keep: int, *, disk: Disk = STORAGE) -> None:
     """Remove all complete checkpoints but the ``keep`` newest. Raises CheckpointError.
 
     Each leaves its name first: one that is half removed is never taken for a checkpoint.
     """
     assert keep >= 1
     try:
-        for number, path in complete(root, disk=disk)[keep:]:
+        there = complete(root, disk=disk)
+        for number, path in there[keep:]:
+            if isinstance(root, Url):
+                disk.remove_tree(path / MANIFEST)
+                continue
             leaving = temporary_path_of(root, number)
             disk.rename(path, leaving)
             disk.sync_directory(root)
             disk.remove_tree(leaving)
+        if isinstance(root, Url) and there:
+            _remove_unfinished(root, there[0][0], disk)
     except OSError as error:
         raise CheckpointError(
             f"an old checkpoint cannot be removed: {error.strerror}",

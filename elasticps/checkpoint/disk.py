@@ -27,6 +27,10 @@ class Disk(Protocol):
         """What is in a directory, in any order."""
         ...
 
+    def sizes(self, directory: Path) -> dict[str, int]:
+        """How many bytes each file in a directory has, by name."""
+        ...
+
     def open(self, path: Path) -> BinaryIO:
         """Open a file to read it."""
         ...
@@ -49,6 +53,11 @@ class Disk(Protocol):
         """Make a file's content durable."""
         ...
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file that is durable a second name, which is not. Raises OSError where it has
+        none of that."""
+        ...
+
     def rename(self, source: Path, target: Path) -> None: ...
 
     def remove_tree(self, path: Path, *, ignore_errors: bool = False) -> None: ...
@@ -69,6 +78,9 @@ class OsDisk:
 
     def entries(self, directory: Path) -> list[Path]:
         return list(directory.iterdir())
+
+    def sizes(self, directory: Path) -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
 
     def open(self, path: Path) -> BinaryIO:
         return path.open("rb")
@@ -94,6 +106,9 @@ class OsDisk:
     def sync_file(self, path: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
 
     def rename(self, source: Path, target: Path) -> None:
         source.rename(target)

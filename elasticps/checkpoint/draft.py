@@ -7,20 +7,23 @@ from pathlib import Path
 
 from elasticps.checkpoint.directory import (
     LEFTOVER,
+    NAME,
+    draft_path_of,
     make_root,
     path_of,
     remove_leftovers,
-    temporary_path_of,
 )
-from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.manifest import MANIFEST, FileEntry, Manifest, encoded
+from elasticps.checkpoint.storage import STORAGE
+from elasticps.checkpoint.url import Url
 from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
 
 
-def is_draft(name: str) -> bool:
-    """Is this the name of a directory that a checkpoint is made in?"""
-    return LEFTOVER.fullmatch(name) is not None
+def is_draft(root: Path, name: str) -> bool:
+    """Is this the name of a directory in ``root`` that a checkpoint is made in?"""
+    return (NAME if isinstance(root, Url) else LEFTOVER).fullmatch(name) is not None
 
 
 class Draft:
@@ -29,9 +32,9 @@ class Draft:
     Others may put files in it meanwhile, each durable before its entry is in the manifest.
     """
 
-    def __init__(self, root: Path, number: Round, *, disk: Disk = OS_DISK) -> None:
+    def __init__(self, root: Path, number: Round, *, disk: Disk = STORAGE) -> None:
         self.place = path_of(root, number)
-        self.directory = temporary_path_of(root, number)
+        self.directory = draft_path_of(root, number)
         self._root = root
         self._disk = disk
 
@@ -40,7 +43,8 @@ class Draft:
         and CheckpointError where there is such a checkpoint."""
         make_root(self._root, disk=self._disk)
         remove_leftovers(self._root, disk=self._disk)
-        if self._disk.exists(self.place):
+        there = self.place / MANIFEST if self.directory == self.place else self.place
+        if self._disk.exists(there):
             raise CheckpointError(
                 "there is one already", where=str(self.place), field="checkpoint_dir"
             )
@@ -73,10 +77,17 @@ class Draft:
         """Make all that is in the directory a checkpoint, durably. Raises OSError."""
         disk = self._disk
         disk.create(self.directory / MANIFEST, [encoded(manifest)])
+        if self.directory == self.place:
+            return
         disk.sync_directory(self.directory)
         disk.rename(self.directory, self.place)
         disk.sync_directory(self._root)
 
     def drop(self) -> None:
-        """Remove what was not committed. Idempotent."""
+        """Remove what was not committed. Idempotent.
+
+        At a URL it stays until a newer checkpoint is there: another main worker may be at it.
+        """
+        if self.directory == self.place:
+            return
         self._disk.remove_tree(self.directory, ignore_errors=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from elasticps.checkpoint.disk import OS_DISK
 from elasticps.checkpoint.integrity import CHUNK_BYTES, LENGTH_BYTES, check_header, check_whole
 from elasticps.checkpoint.manifest import Manifest
+from elasticps.checkpoint.storage import STORAGE
 from elasticps.core.blocks import DTYPE_BYTES
 from elasticps.errors import CheckpointError, UsageError
 
@@ -78,11 +78,11 @@ def _written(directory: Path, manifest: Manifest, out: Path, force: bool) -> Exp
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        OS_DISK.create(temporary, hashed())
+        STORAGE.create(temporary, hashed())
         _put(temporary, out, force)
     finally:
         temporary.unlink(missing_ok=True)
-    OS_DISK.sync_directory(out.parent)
+    STORAGE.sync_directory(out.parent)
     return Exported(
         path=str(out),
         job=manifest.job,
@@ -133,7 +133,7 @@ def _value_of(path: Path) -> Iterator[bytes]:
 
 def _rows(path: Path) -> tuple[dict[str, Any], int]:
     """A file's tensors, and where their bytes begin."""
-    with path.open("rb") as source:
+    with STORAGE.open(path) as source:
         length = int.from_bytes(source.read(LENGTH_BYTES), "little")
         rows = json.loads(source.read(length))
     rows.pop("__metadata__", None)
@@ -155,7 +155,7 @@ def _header(rows: dict[str, Any], manifest: Manifest, out: Path) -> bytes:
 
 
 def _bytes(path: Path, start: int, stop: int) -> Iterator[bytes]:
-    with path.open("rb") as source:
+    with STORAGE.open(path) as source:
         source.seek(start)
         while part := source.read(min(CHUNK_BYTES, stop - source.tell())):
             yield part

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import BinaryIO
 
-from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.manifest import FileEntry, Manifest, read_manifest, refuse_pickle
+from elasticps.checkpoint.storage import STORAGE
 from elasticps.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -17,7 +19,7 @@ LENGTH_BYTES = 8
 CHUNK_BYTES = 1 << 20
 
 
-def check_whole(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
+def check_whole(directory: Path, *, disk: Disk = STORAGE) -> Manifest:
     """The manifest of a checkpoint all of whose files are what it says. Raises CheckpointError."""
     manifest = read_manifest(directory, disk=disk)
     for field, entry in manifest.files:
@@ -28,9 +30,13 @@ def check_whole(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
 def check_sizes(directory: Path) -> Manifest:
     """The manifest, whose files are there and as long as they should be. Raises CheckpointError."""
     manifest = read_manifest(directory)
+    try:
+        sizes = STORAGE.sizes(directory)
+    except OSError as error:
+        raise unreadable(error, directory, "directory") from error
     for _, entry in manifest.files:
         path = directory / entry.name
-        size = path.stat().st_size if path.is_file() else None
+        size = sizes.get(entry.name)
         if size != entry.size:
             there = "is missing" if size is None else f"has {size} bytes, not {entry.size}"
             raise CheckpointError(f"{entry.name} {there}", where=str(path), field=entry.name)
@@ -46,7 +52,7 @@ def is_whole(directory: Path) -> bool:
     return True
 
 
-def check_file(path: Path, entry: FileEntry, field: str, *, disk: Disk = OS_DISK) -> None:
+def check_file(path: Path, entry: FileEntry, field: str, *, disk: Disk = STORAGE) -> None:
     """Hold a file, to the bit, against what ``entry`` says of it. Raises CheckpointError.
 
     ``field`` is the file's part in the manifest.
@@ -67,21 +73,26 @@ def _check_file(path: Path, entry: FileEntry, field: str, disk: Disk) -> None:
     if disk.exists(path) and not disk.is_file(path):
         raise CheckpointError("not a regular file", where=str(path), field=field)
     with disk.open(path) as file:
-        start = file.read(LENGTH_BYTES + 1)
-        refuse_pickle(start, path, field)
-        size = file.seek(0, io.SEEK_END)
-        if size != entry.size:
-            raise CheckpointError(
-                f"the file has {size} bytes: it was cut off or replaced",
-                where=str(path),
-                field=f"{field}.size",
-                limit=f"{entry.size} bytes",
-            )
-        check_header(int.from_bytes(start[:LENGTH_BYTES], "little"), path)
-        file.seek(len(start))
-        digest = hashlib.sha256(start)
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+        check_stream(file, path, entry, field)
+
+
+def check_stream(file: BinaryIO, path: Path, entry: FileEntry, field: str) -> None:
+    """The same of a file that is open. Raises OSError and CheckpointError."""
+    start = file.read(LENGTH_BYTES + 1)
+    refuse_pickle(start, path, field)
+    size = file.seek(0, io.SEEK_END)
+    if size != entry.size:
+        raise CheckpointError(
+            f"the file has {size} bytes: it was cut off or replaced",
+            where=str(path),
+            field=f"{field}.size",
+            limit=f"{entry.size} bytes",
+        )
+    check_header(int.from_bytes(start[:LENGTH_BYTES], "little"), path)
+    file.seek(len(start))
+    digest = hashlib.sha256(start)
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
     if digest.hexdigest() != entry.sha256:
         raise CheckpointError(
             "the file is damaged: its SHA-256 differs from the manifest's",

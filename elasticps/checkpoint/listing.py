@@ -9,6 +9,7 @@ import msgspec
 from elasticps.checkpoint.directory import LEFTOVER, NAME
 from elasticps.checkpoint.integrity import check_sizes, check_whole
 from elasticps.checkpoint.manifest import MANIFEST
+from elasticps.checkpoint.storage import STORAGE
 from elasticps.errors import CheckpointError
 
 MOST = 1000
@@ -39,9 +40,9 @@ def list_checkpoints(place: Path, *, verify: bool = False) -> list[Listed]:
     CheckpointError when there is no such directory, or it cannot be read.
     """
     try:
-        if (place / MANIFEST).is_file():
+        if STORAGE.is_file(place / MANIFEST):
             return [_listed(place, _number(place) or 0, verify)]
-        names = [path for path in place.iterdir() if path.is_dir()]
+        names = [path for path in STORAGE.entries(place) if not STORAGE.is_file(path)]
     except OSError as error:
         raise CheckpointError(
             f"cannot be read: {error.strerror}", where=str(place), field="directory"
@@ -78,6 +79,6 @@ def _why(error: CheckpointError, path: Path) -> str:
 def _size(directory: Path) -> int:
     """Zero for what cannot be looked at, or has gone meanwhile."""
     try:
-        return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+        return sum(STORAGE.sizes(directory).values())
     except OSError:
         return 0

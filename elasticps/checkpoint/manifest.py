@@ -12,7 +12,8 @@ from typing import Self
 
 import msgspec
 
-from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.disk import Disk
+from elasticps.checkpoint.storage import STORAGE
 from elasticps.core.blocks import Model
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec, Range, Supply
@@ -174,7 +175,7 @@ def sealed(body: bytes) -> bytes:
     return body.replace(UNSEALED.encode(), hashlib.sha256(body).hexdigest().encode(), 1)
 
 
-def read_manifest(directory: Path, *, disk: Disk = OS_DISK) -> Manifest:
+def read_manifest(directory: Path, *, disk: Disk = STORAGE) -> Manifest:
     """Read and check the manifest in ``directory``. Raises CheckpointError naming the field."""
     path = directory / MANIFEST
     body = _bytes_of(path, disk)
@@ -256,7 +257,7 @@ def _check(manifest: Manifest, path: Path) -> None:
             f"format {BY_PARAMETER} without its two files", where=str(path), field="values"
         )
     for field, entry in manifest.files:
-        if entry.name in ("", ".", "..", MANIFEST) or not set(entry.name).isdisjoint("/\\\0"):
+        if not is_plain(entry.name):
             raise CheckpointError(
                 f"{entry.name!r} is not the name of a file in the checkpoint's directory",
                 where=str(path),
@@ -278,6 +279,11 @@ def _check(manifest: Manifest, path: Path) -> None:
         raise CheckpointError(
             "the data position lies outside the data", where=str(path), field="data"
         )
+
+
+def is_plain(name: str) -> bool:
+    """Can it be a file beside the manifest?"""
+    return name not in ("", ".", "..", MANIFEST) and set(name).isdisjoint("/\\\0")
 
 
 def _check_blocks(manifest: Manifest, path: Path) -> None:

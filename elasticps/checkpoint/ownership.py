@@ -68,13 +68,13 @@ class Ownership:
         One that nobody has is taken: it was removed, or is not the same on every machine.
         """
         try:
-            found = _owner(self._path.read_bytes()[:MAX_OWNER_BYTES])
+            found = owner_in(self._path.read_bytes()[:MAX_OWNER_BYTES])
         except FileNotFoundError:
             found = None
         except OSError as error:
-            raise self._unusable(error) from error
+            raise unusable(error, self._root) from error
         if found is not None:
-            self._require_mine(found)
+            require_same(found, self._owner, self._root)
         if found is None or self._lock < 0:
             with self._opened() as descriptor:
                 if found is None and _locked(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -99,7 +99,7 @@ class Ownership:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             yield descriptor
         except OSError as error:
-            raise self._unusable(error) from error
+            raise unusable(error, self._root) from error
         finally:
             if descriptor not in (-1, self._lock):
                 os.close(descriptor)
@@ -113,27 +113,32 @@ class Ownership:
         """Hold the directory by ``descriptor`` from now on, if it is this job's."""
         # Waits for no more than another's _write: nobody keeps the exclusive lock.
         _locked(descriptor, fcntl.LOCK_SH)
-        self._require_mine(_owner(os.pread(descriptor, MAX_OWNER_BYTES, 0)))
+        found = owner_in(os.pread(descriptor, MAX_OWNER_BYTES, 0))
+        require_same(found, self._owner, self._root)
         self.close()
         self._lock = descriptor
 
-    def _require_mine(self, found: Owner | None) -> None:
-        if found is None or found.identity != self._owner.identity:
-            raise CheckpointError(
-                f"job {found.job if found else 'unknown'} has its checkpoints here",
-                where=str(self._root),
-                field="checkpoint_dir",
-                limit="one job at a time",
-                hint="choose another directory, or wait until that job has ended",
-            )
 
-    def _unusable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(
-            f"cannot be used: {error.strerror}", where=str(self._root), field="checkpoint_dir"
+def require_same(found: Owner | None, owner: Owner, root: Path) -> None:
+    """Raise CheckpointError where the directory is another job's."""
+    if found is None or found.identity != owner.identity:
+        raise CheckpointError(
+            f"job {found.job if found else 'unknown'} has its checkpoints here",
+            where=str(root),
+            field="checkpoint_dir",
+            limit="one job at a time",
+            hint="choose another directory, or wait until that job has ended",
         )
 
 
-def _owner(body: bytes) -> Owner | None:
+def unusable(error: OSError, root: Path) -> CheckpointError:
+    """What to raise where the directory cannot be used."""
+    return CheckpointError(
+        f"cannot be used: {error.strerror}", where=str(root), field="checkpoint_dir"
+    )
+
+
+def owner_in(body: bytes) -> Owner | None:
     """None where it was cut off by a crash, and so is nobody's."""
     try:
         return msgspec.json.decode(body, type=Owner)

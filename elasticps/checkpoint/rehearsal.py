@@ -12,14 +12,18 @@ from elasticps.checkpoint.directory import complete, newest, path_of, prune
 from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.draft import Draft
 from elasticps.checkpoint.integrity import check_whole
-from elasticps.checkpoint.manifest import FORMAT, BlockEntry, Manifest
+from elasticps.checkpoint.manifest import FORMAT, BlockEntry, Manifest, read_manifest
 from elasticps.checkpoint.snapshot import not_written
-from elasticps.checkpoint.tensor_file import Row, bytes_of, write_rows
+from elasticps.checkpoint.tensor_file import Earlier, Row, bytes_of, write_rows
 from elasticps.core.blocks import Model, Parameter
 from elasticps.core.ids import Round
+from elasticps.errors import CheckpointError
 
 _MODEL = Model(
-    parameters=(Parameter(name="weight", shape=(3,), dtype="float32"),),
+    parameters=(
+        Parameter(name="weight", shape=(3,), dtype="float32"),
+        Parameter(name="still", shape=(1,), dtype="float32"),
+    ),
     optimizer="sgd",
     options={},
     groups=({},),
@@ -34,11 +38,13 @@ class Rehearsal:
     root: Path
 
     def write(self, number: Round) -> None:
-        """Write the checkpoint of a round, in two blocks; their values say which it is."""
+        """Write the checkpoint of a round: two blocks, whose values say which it is, and one that
+        never changes, which is linked to the one before."""
         draft = Draft(self.root, number, disk=self.disk)
         try:
             draft.begin()
-            blocks = tuple(self._block(draft, number, *part) for part in ((0, 2), (2, 3)))
+            parts = (("weight", 0, 2), ("weight", 2, 3), ("still", 0, 1))
+            blocks = tuple(self._block(draft, number, *part) for part in parts)
             draft.check([block.file for block in blocks])
             draft.commit(
                 Manifest(
@@ -58,23 +64,36 @@ class Rehearsal:
         finally:
             draft.drop()
 
-    def _block(self, draft: Draft, number: Round, start: int, stop: int) -> BlockEntry:
+    def _block(
+        self, draft: Draft, number: Round, parameter: str, start: int, stop: int
+    ) -> BlockEntry:
+        fill = float(number) if parameter == "weight" else 1.0
         tensors = {
-            "value": torch.full((stop - start,), float(number)),
-            "momentum": torch.full((stop - start,), -float(number)),
+            "value": torch.full((stop - start,), fill),
+            "momentum": torch.full((stop - start,), -fill),
         }
-        path = draft.directory / f"block-{start}.safetensors"
+        path = draft.directory / f"{parameter}-{start}.safetensors"
         rows = [Row(key, item.dtype, item.shape, bytes_of(item)) for key, item in tensors.items()]
-        entry = write_rows(path, rows, disk=self.disk, durable=False)
+        earlier = self._earlier(path.name)
+        entry = write_rows(path, rows, disk=self.disk, durable=False, earlier=earlier)
         self.disk.sync_file(path)
         return BlockEntry(
-            parameter="weight",
+            parameter=parameter,
             start=start,
             stop=stop,
             round=number,
             version=number,
             file=entry,
         )
+
+    def _earlier(self, name: str) -> Earlier | None:
+        there = complete(self.root, disk=self.disk)
+        try:
+            manifest = read_manifest(there[0][1], disk=self.disk) if there else None
+        except CheckpointError:
+            return None
+        files = [row.file for row in manifest.blocks if row.file.name == name] if manifest else []
+        return Earlier(there[0][1] / name, files[0].sha256) if files else None
 
     def prune(self, keep: int) -> None:
         prune(self.root, keep, disk=self.disk)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from elasticps.checkpoint.directory import candidates, point_to_older
-from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.draft import Draft
 from elasticps.checkpoint.manifest import (
     BY_PARAMETER,
@@ -23,6 +23,7 @@ from elasticps.checkpoint.manifest import (
     StateEntry,
     read_manifest,
 )
+from elasticps.checkpoint.storage import STORAGE
 from elasticps.checkpoint.tensor_file import read_tensors, write_tensors
 from elasticps.core.blocks import Model
 from elasticps.core.ids import Round
@@ -56,7 +57,7 @@ class Snapshot:
     state: Mapping[str, State]
 
 
-def write(root: Path, snapshot: Snapshot, *, version: str, disk: Disk = OS_DISK) -> Path:
+def write(root: Path, snapshot: Snapshot, *, version: str, disk: Disk = STORAGE) -> Path:
     """Write a checkpoint into ``root``, whole and durable or not at all; returns its directory.
 
     ``version`` is that of elasticps. Raises CheckpointError: what was there before is as it was.

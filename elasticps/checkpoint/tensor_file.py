@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
-from elasticps.checkpoint.disk import OS_DISK, Disk
-from elasticps.checkpoint.integrity import LENGTH_BYTES, check_file, check_header, unreadable
+from elasticps.checkpoint.disk import Disk
+from elasticps.checkpoint.integrity import (
+    LENGTH_BYTES,
+    check_file,
+    check_header,
+    check_stream,
+    unreadable,
+)
 from elasticps.checkpoint.manifest import FileEntry
+from elasticps.checkpoint.storage import STORAGE
+from elasticps.checkpoint.url import Url
 from elasticps.errors import CheckpointError
 
 _NAMES = {
@@ -38,7 +46,7 @@ def can_hold(dtype: torch.dtype) -> bool:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, disk: Disk = OS_DISK
+    path: Path, tensors: Mapping[str, torch.Tensor], *, disk: Disk = STORAGE
 ) -> FileEntry:
     """Write CPU ``tensors`` to a new file and fsync it. Raises OSError, CheckpointError."""
     rows = [
@@ -58,30 +66,61 @@ class Row:
     part: memoryview
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A file of a checkpoint that is there, with the SHA-256 that its manifest names."""
+
+    path: Path
+    sha256: str
+
+
 def write_rows(
-    path: Path, rows: Iterable[Row], *, disk: Disk = OS_DISK, durable: bool = True
+    path: Path,
+    rows: Iterable[Row],
+    *,
+    disk: Disk = STORAGE,
+    durable: bool = True,
+    earlier: Earlier | None = None,
 ) -> FileEntry:
     """Write tensors to a new file, and fsync it where it is to be ``durable``.
 
-    Raises OSError, CheckpointError.
+    Where the ``earlier`` file holds the very same, ``path`` is a second name of that one. Raises
+    OSError, CheckpointError.
     """
     # Wider ones first: every tensor is then aligned for its dtype.
     ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
+    parts: list[bytes | memoryview] = [_header(path, ordered), *(row.part for row in ordered)]
+    size = sum(map(len, parts))
     digest = hashlib.sha256()
-    size = 0
-
-    def hashed() -> Iterator[bytes | memoryview]:
-        nonlocal size
-        parts: Iterator[bytes | memoryview] = chain(
-            [_header(path, ordered)], (row.part for row in ordered)
-        )
+    if earlier is not None:
         for part in parts:
             digest.update(part)
-            size += len(part)
+        entry = FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
+        if entry.sha256 != earlier.sha256 or not _linked(earlier, path, entry, disk):
+            (disk.create if durable else disk.write)(path, parts)
+        return entry
+
+    def hashed() -> Iterator[bytes | memoryview]:
+        for part in parts:
+            digest.update(part)
             yield part
 
     (disk.create if durable else disk.write)(path, hashed())
     return FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
+
+
+def _linked(earlier: Earlier, path: Path, entry: FileEntry, disk: Disk) -> bool:
+    """Is ``path`` now another name of the earlier file? Not where that has gone, or is damaged, or
+    the file system has no second names."""
+    try:
+        # Read first: what the disk has lost of it must not go on into every later checkpoint.
+        # A store holds its objects against digests of its own, and reading them is costly.
+        if not isinstance(path, Url):
+            check_file(earlier.path, entry, entry.name, disk=disk)
+        disk.link(earlier.path, path)
+    except (OSError, CheckpointError):
+        return False
+    return True
 
 
 def _header(path: Path, ordered: Sequence[Row]) -> bytes:
@@ -119,10 +158,20 @@ def read_tensors(directory: Path, entry: FileEntry, field: str) -> dict[str, tor
     ``field`` is the file's part in the manifest. Raises CheckpointError, naming field and limit.
     """
     path = directory / entry.name
-    check_file(path, entry, field)
     try:
+        if isinstance(path, Url):
+            return _fetched(path, entry, field)
+        check_file(path, entry, field)
         return load_file(path)
     except OSError as error:
         raise unreadable(error, path, field) from error
     except SafetensorError as error:
         raise CheckpointError(f"not safetensors: {error}", where=str(path), field=field) from error
+
+
+def _fetched(path: Path, entry: FileEntry, field: str) -> dict[str, torch.Tensor]:
+    """The same of a file that is not here: it is read once, into memory."""
+    with STORAGE.open(path) as file:
+        body = file.read()
+    check_stream(io.BytesIO(body), path, entry, field)
+    return load(body)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from elasticps.checkpoint.disk import OS_DISK, Disk
+from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.manifest import FileEntry, Manifest
+from elasticps.checkpoint.storage import STORAGE
 from elasticps.checkpoint.tensor_file import read_tensors, write_tensors
 
 WORKER = "worker.safetensors"
@@ -26,7 +27,7 @@ class WorkerState:
     random: Mapping[str, torch.Tensor]
 
 
-def write_worker(directory: Path, state: WorkerState, *, disk: Disk = OS_DISK) -> FileEntry:
+def write_worker(directory: Path, state: WorkerState, *, disk: Disk = STORAGE) -> FileEntry:
     """Write it beside the blocks, durably. Raises OSError, and CheckpointError for a dtype."""
     tensors = {BUFFER + name: item for name, item in state.buffers.items()}
     tensors |= {RANDOM + name: item for name, item in state.random.items()}

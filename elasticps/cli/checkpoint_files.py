@@ -39,7 +39,7 @@ def list_checkpoints(settings: Settings, place: str, verify: bool, as_json: bool
       2    no such job, or it has no directory
     """
     if _is_path(place):
-        answer = _in_directory(Path(place).absolute(), verify)
+        answer = _in_directory(_place(place), verify)
     elif verify:
         raise UsageError("a job's checkpoints are not verified from here", field="verify")
     else:
@@ -52,6 +52,15 @@ def list_checkpoints(settings: Settings, place: str, verify: bool, as_json: bool
 
 def _is_path(place: str) -> bool:
     return os.sep in place or place in (".", "..")
+
+
+def _place(text: str) -> Path:
+    """A path as the user gives it, made absolute, or a URL."""
+    from elasticps.checkpoint.url import Url, check_installed, place_of
+
+    check_installed(text, "directory")
+    place = place_of(text)
+    return place if isinstance(place, Url) else place.absolute()
 
 
 def _in_directory(directory: Path, verify: bool) -> StoredCheckpoints:
@@ -80,11 +89,11 @@ async def _of_job(settings: Settings, job: str, *, is_here: bool) -> StoredCheck
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @json_option
-def export(checkpoint: Path, out: Path, force: bool, as_json: bool) -> None:
+def export(checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
     """Write the weights of CHECKPOINT to OUT, one .safetensors file that plain torch loads.
 
     CHECKPOINT is the directory of one, or of several: then the newest complete one is meant. All of
@@ -108,7 +117,7 @@ def export(checkpoint: Path, out: Path, force: bool, as_json: bool) -> None:
     with Progress() as progress:
         progress.show(f"checking {checkpoint} ...")
         try:
-            made = written(newest(checkpoint), out, force=force)
+            made = written(newest(_place(checkpoint)), out, force=force)
         except CheckpointError as error:
             if error.field == "resume":  # in the words of this command's arguments
                 error.field = "checkpoint"
@@ -122,9 +131,9 @@ def export(checkpoint: Path, out: Path, force: bool, as_json: bool) -> None:
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory")
 @json_option
-def import_(file: Path, directory: Path, as_json: bool) -> None:
+def import_(file: Path, directory: str, as_json: bool) -> None:
     """Make a checkpoint in DIRECTORY of the weights in FILE: what a job can begin with.
 
     FILE is a .safetensors file, or one of torch (.pt, .pth, .bin) that holds a state_dict; that is
@@ -145,7 +154,7 @@ def import_(file: Path, directory: Path, as_json: bool) -> None:
 
     from elasticps.checkpoint.weights_file import import_weights
 
-    made = import_weights(file, directory, version=version("elasticps"))
+    made = import_weights(file, _place(directory), version=version("elasticps"))
     if as_json:
         print_json(made)
         return

@@ -235,7 +235,8 @@ def job_options(command: Command) -> Command:
             "--checkpoint-dir",
             metavar="DIR",
             callback=_folder,
-            help="Where checkpoints are written; every node must reach it.",
+            help="Where checkpoints are written, which every node must reach: a folder, or a URL"
+            " (s3://...) with elasticps[remote].",
         ),
         click.option(
             "--checkpoint-every",
@@ -282,7 +283,9 @@ def _folder(_context: click.Context, option: click.Parameter, text: str | None) 
         raise click.BadParameter(f"{option.opts[0]} without a folder (limit: a path)")
     if text is None:
         return ""
-    path = Path(text).absolute()
+    if "://" in text and not text.startswith("file://"):
+        return text
+    path = Path(text.removeprefix("file://")).absolute()
     # Links stay as they are: what they lead to here may be elsewhere on another machine.
     return str(path.resolve() if ".." in path.parts else path)
 

@@ -26,7 +26,7 @@ from elasticps.cli.options import check_job, job_options, run_async, script_argu
 from elasticps.cli.progress import Progress
 from elasticps.cli.trial import decided, is_auto
 from elasticps.core.chosen import DEFAULT_CODEC
-from elasticps.daemon.chosen import check_chosen
+from elasticps.daemon.chosen import check_chosen, check_places
 from elasticps.errors import CheckpointError, JobFailed, PeerUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def run(
     )
     check_job(submission)
     check_chosen(submission)
+    check_places(submission)
     is_auto(submission)
     _check_resumable(submission)
     if submission.min_insync > nodes:
@@ -136,12 +137,13 @@ def _check_resumable(submission: Submission) -> None:
     """Raise UsageError where a worker could only fail: all of them will be on this machine."""
     from elasticps.checkpoint.directory import candidates, point_to_older
     from elasticps.checkpoint.manifest import read_manifest
+    from elasticps.checkpoint.url import place_of
 
     if not submission.resume:
         return
     damaged: list[tuple[Path, CheckpointError]] = []
     try:
-        for directory in candidates(Path(submission.resume)):
+        for directory in candidates(place_of(submission.resume)):
             try:
                 read_manifest(directory)
             except CheckpointError as error:

@@ -11,6 +11,8 @@ import msgspec
 from elasticps.core.chosen import Chosen
 from elasticps.errors import UsageError
 
+URL = "://"
+"""What is in a URL, and in no path."""
 MAX_REPLICAS = 7
 MAX_ROUNDS = 1_000_000_000
 
@@ -93,7 +95,7 @@ def check_guarantees(wanted: Guarantees, start_workers: int) -> None:
         raise UsageError(
             "checkpoints are asked for, and no place for them",
             field="checkpoint_dir",
-            limit="an absolute path",
+            limit="an absolute path, or a URL",
         )
     for field in ("checkpoint_dir", "resume"):
         _check_path(field, getattr(wanted, field))
@@ -106,8 +108,36 @@ def in_range(field: str, number: int, least: int, most: int) -> None:
 
 
 def _check_path(field: str, path: str) -> None:
+    if URL in path:
+        _check_url(field, path)
+        return
     parts = PurePosixPath(path).parts
     if path and ("\0" in path or ".." in parts or not path.startswith("/")):
         raise UsageError(
-            f"{field} of {path!r}", field=field, limit='an absolute path without ".." in it'
+            f"{field} of {path!r}",
+            field=field,
+            limit='an absolute path without ".." in it, or a URL',
         )
+
+
+def _check_url(field: str, url: str) -> None:
+    """Raise UsageError, without the URL where it has a password, which no log may show."""
+    protocol, _, rest = url.partition(URL)
+    host = rest.partition("/")[0]
+    if ":" in host.rpartition("@")[0] or set("?#") & set(rest):
+        raise UsageError(
+            f"{field} is a URL with a password or options in it",
+            field=field,
+            limit="a URL without them",
+            hint="put credentials into each machine's environment, or fsspec's configuration",
+        )
+    plain = protocol.replace("+", "").replace("-", "")
+    known = (protocol == "file" and rest.startswith("/")) or (protocol != "file" and host)
+    if not (plain.isalnum() and plain.isascii() and known) or ".." in rest.split("/"):
+        raise UsageError(
+            f"{field} of {url!r}",
+            field=field,
+            limit='a URL as s3://bucket/folder, without ".." in it',
+        )
+    if "\0" in url or "::" in url:
+        raise UsageError(f"{field} of {url!r}", field=field, limit="a URL of one protocol")

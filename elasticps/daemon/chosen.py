@@ -8,7 +8,9 @@ from elasticps.api.data_policy import DataPolicy
 from elasticps.api.placement import Placement
 from elasticps.api.plugins import DATA_POLICIES, PLACEMENTS, Contract, discover
 from elasticps.api.strategy_choice import check_strategy
+from elasticps.checkpoint.url import check_installed
 from elasticps.core.chosen import Chosen
+from elasticps.core.consistency import Guarantees
 from elasticps.errors import PluginError
 
 OURS = "elasticps"
@@ -23,6 +25,12 @@ def check_chosen(chosen: Chosen) -> None:
     check_codec(chosen.codec)
     _check_made(DATA_POLICIES, DataPolicy, chosen.data_policy, "data_policy")  # type: ignore[type-abstract]
     _check_made(PLACEMENTS, Placement, chosen.placement, "placement")  # type: ignore[type-abstract]
+
+
+def check_places(wanted: Guarantees) -> None:
+    """Raise UsageError where a URL of the job's needs a package that is not installed here."""
+    check_installed(wanted.checkpoint_dir, "checkpoint_dir")
+    check_installed(wanted.resume, "resume")
 
 
 def _check_made(group: str, contract: type[Contract], text: str, field: str) -> None:

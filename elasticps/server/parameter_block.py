@@ -188,18 +188,19 @@ class ParameterBlock(ReplicatedBlock):
             if exact and commit is not None and replica.round != commit.round:
                 request.answer(Status.CONFLICT)
                 return
-            self._begin_save(meta.draft, replica.round if exact else None)
+            self._begin_save(meta, replica.round if exact else None)
         assert self._save is not None
         if meta.written:
             self._save.ask(request)
         else:
             request.answer(Status.OK)
 
-    def _begin_save(self, draft: str, limit: Round | None) -> None:
+    def _begin_save(self, meta: SaveMeta, limit: Round | None) -> None:
         assert self._saver is not None
         if self._save is not None:
             self._save.give_up()
-        self._save = Save(draft, self.id, limit, self._copied, self._answer_saved)
+        take, answer = self._copied, self._answer_saved
+        self._save = Save(meta.draft, self.id, limit, take, answer, earlier=meta.earlier)
         self._saver.add(self._save)
 
     def _copied(self) -> tuple[StateMeta, int, bytes]:

@@ -4,7 +4,8 @@ A block waits in a queue for its turn; then it is copied, and what was copied is
 event loop. So no more than ``STREAMS`` blocks are in memory twice. The next block does not wait for
 the fsync, for what was written is the operating system's. In a job that goes by whole
 rounds a request that would carry a block past the checkpoint's round waits until it is copied, and
-the block is next in the queue.
+the block is next in the queue. A block whose bytes are those of the checkpoint before gets that
+one's file, under a second name.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elasticps.checkpoint.disk import OS_DISK
+from elasticps.checkpoint.directory import NAME
 from elasticps.checkpoint.draft import is_draft
-from elasticps.checkpoint.manifest import FileEntry
-from elasticps.checkpoint.tensor_file import Row, write_rows
+from elasticps.checkpoint.manifest import FileEntry, is_plain
+from elasticps.checkpoint.storage import STORAGE
+from elasticps.checkpoint.tensor_file import Earlier, Row, write_rows
+from elasticps.checkpoint.url import place_of
 from elasticps.core.ids import BlockId, Round
 from elasticps.errors import CheckpointError, ElasticError
 from elasticps.server.hosted import Request
 from elasticps.wire.frame import Status
-from elasticps.wire.messages import RefusalMeta, SavedMeta, StateMeta, encode
+from elasticps.wire.messages import EarlierFile, RefusalMeta, SavedMeta, StateMeta, encode
 from elasticps.wire.tensors import dtype_named
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class Save:
     limit: Round | None
     take: Callable[[], tuple[StateMeta, int, bytes]]
     answer: Callable[[Request, SavedMeta], None]
+    earlier: EarlierFile | None = None
     copied: bool = False
     result: SavedMeta | None = None
     error: str = ""
@@ -107,9 +111,15 @@ class Saver:
 
     def add(self, save: Save) -> None:
         """Raises CheckpointError where nothing may be written there."""
-        if not self._root or not is_draft(save.draft):
+        if not self._root or not is_draft(place_of(self._root), save.draft):
             raise CheckpointError(
                 f"no checkpoint is made in {save.draft!r}", where=self._root, field="draft"
+            )
+        if save.earlier is not None and not _is_of_a_checkpoint(save.earlier):
+            raise CheckpointError(
+                f"{save.earlier.checkpoint}/{save.earlier.name} is no file of a checkpoint",
+                where=self._root,
+                field="earlier",
             )
         self._queue.append(save)
         if self._streams < STREAMS:
@@ -134,8 +144,10 @@ class Saver:
             return
         try:
             meta, version, payload = save.copy()
-            directory = Path(self._root) / save.draft
-            entry = await asyncio.to_thread(write_block, directory, save.block, meta, payload)
+            directory = place_of(self._root) / save.draft
+            earlier = self._path_of(save.earlier)
+            work = (directory, save.block, meta, payload, earlier)
+            entry = await asyncio.to_thread(write_block, *work)
         except OSError as error:
             save.settle(None, f"block {save.block} cannot be written: {error.strerror}")
         except ElasticError as error:
@@ -145,18 +157,34 @@ class Saver:
             saved = SavedMeta(*numbers, meta.round, version, meta.scalars)
             self._tasks.create_task(self._sync(save, directory / entry.name, saved))
 
+    def _path_of(self, file: EarlierFile | None) -> Earlier | None:
+        if file is None:
+            return None
+        return Earlier(place_of(self._root) / file.checkpoint / file.name, file.sha256)
+
     async def _sync(self, save: Save, path: Path, saved: SavedMeta) -> None:
         try:
             async with self._syncs:
-                await asyncio.to_thread(OS_DISK.sync_file, path)
+                await asyncio.to_thread(STORAGE.sync_file, path)
         except OSError as error:
             save.settle(None, f"block {save.block} cannot be written: {error.strerror}")
         else:
             save.settle(saved)
 
 
-def write_block(directory: Path, block: BlockId, meta: StateMeta, payload: bytes) -> FileEntry:
-    """Write a block's value and state, not durably yet. Raises OSError and CheckpointError."""
+def _is_of_a_checkpoint(file: EarlierFile) -> bool:
+    return NAME.fullmatch(file.checkpoint) is not None and is_plain(file.name)
+
+
+def write_block(
+    directory: Path,
+    block: BlockId,
+    meta: StateMeta,
+    payload: bytes,
+    earlier: Earlier | None = None,
+) -> FileEntry:
+    """Write a block's value and state, not durably yet, or link the ``earlier`` file that is the
+    same. Raises OSError and CheckpointError."""
     rows: list[Row] = []
     numbers, offset = memoryview(payload), 0
     for row in meta.tensors:
@@ -165,4 +193,4 @@ def write_block(directory: Path, block: BlockId, meta: StateMeta, payload: bytes
         offset += row.nbytes
     # Another server may write the block too, when the first dies or is deposed meanwhile.
     name = f"block-{block:06d}-{secrets.token_hex(4)}.safetensors"
-    return write_rows(directory / name, rows, durable=False)
+    return write_rows(directory / name, rows, durable=False, earlier=earlier)

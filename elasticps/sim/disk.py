@@ -127,6 +127,10 @@ class Disk:
     def entries(self, directory: Path) -> list[Path]:
         return [directory / name for name in self._directory(directory).names]
 
+    def sizes(self, directory: Path) -> dict[str, int]:
+        names = self._directory(directory).names
+        return {key: len(node.content) for key, node in names.items() if isinstance(node, _File)}
+
     def open(self, path: Path) -> BinaryIO:
         node = self._find(path)
         if not isinstance(node, _File):
@@ -153,6 +157,12 @@ class Disk:
         for part in parts:
             self._step("write", path)
             file.content += part
+
+    def link(self, source: Path, target: Path) -> None:
+        node = self._find(source)
+        if not isinstance(node, _File):
+            _refuse(errno.ENOENT if node is None else errno.EPERM, source)
+        self._add("link", target, node)
 
     def rename(self, source: Path, target: Path) -> None:
         assert source.parent == target.parent, "what else is changed at once is not known"

@@ -112,17 +112,27 @@ class PullMeta(msgspec.Struct, frozen=True, array_like=True):
     holds: int | None = None
 
 
+class EarlierFile(msgspec.Struct, frozen=True, array_like=True):
+    """What an earlier checkpoint, in the directory named ``checkpoint``, has of a block."""
+
+    checkpoint: str
+    name: str
+    sha256: str
+
+
 class SaveMeta(msgspec.Struct, frozen=True, array_like=True):
     """Write a block into the directory named ``draft`` beside the job's checkpoints.
 
     ``exact``: as it is after the round that ``proof`` proves, and after no later one; what asks for
     a later one waits until it is copied. ``written``: to be answered when it is, else at once.
+    A block that is as in the ``earlier`` file is not written again.
     """
 
     proof: PullMeta
     draft: str
     exact: bool
     written: bool
+    earlier: EarlierFile | None = None
 
 
 class SavedMeta(msgspec.Struct, frozen=True, array_like=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from elasticps.wire.frame import Kind, Status
 from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import (
     AuditMeta,
+    EarlierFile,
     Place,
     PullMeta,
     SavedMeta,
@@ -36,6 +38,18 @@ CALLS_IN_FLIGHT = 64
 States = Sequence[tuple[StateMeta, memoryview]]
 Targets = Mapping[int, torch.Tensor]
 """Contiguous tensors by the index of their parameter in the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveOrder:
+    """Write the blocks into the directory named ``draft``; what is as in ``earlier`` is there.
+
+    ``exact``: as after the round that the worker's proof proves.
+    """
+
+    draft: str
+    exact: bool
+    earlier: Mapping[BlockId, EarlierFile]
 
 
 class BlockCalls:
@@ -121,17 +135,17 @@ class BlockCalls:
         return decode(reply.meta, StateMeta), reply.payload
 
     async def save(
-        self, proof: PullMeta, draft: str, *, exact: bool, written: bool
+        self, proof: PullMeta, order: SaveOrder, *, written: bool
     ) -> list[tuple[BlockMemory, SavedMeta]]:
-        """Have every block written into the directory named ``draft`` by the server that leads it.
+        """Have every block written by the server that leads it.
 
-        With ``exact`` as it is after the round that ``proof`` proves. Unless ``written``, returns
-        nothing, once all are told. Raises BlockUnavailable when a block has gone on meanwhile, and
-        CheckpointError when one cannot be written.
+        Unless ``written``, returns nothing, once all are told. Raises BlockUnavailable when a block
+        has gone on meanwhile, and CheckpointError when one cannot be written.
         """
 
         async def one(memory: BlockMemory) -> tuple[BlockMemory, SavedMeta] | None:
-            meta = SaveMeta(_proof_of(memory, proof), draft, exact, written)
+            its_proof, earlier = _proof_of(memory, proof), order.earlier.get(memory.block.id)
+            meta = SaveMeta(its_proof, order.draft, order.exact, written, earlier)
             call = Call(
                 kind=Kind.SAVE,
                 block=memory.block.id,

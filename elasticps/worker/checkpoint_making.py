@@ -9,15 +9,16 @@ block is copied at a moment of its own.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from elasticps.api.plugins import CODECS, OPTIMIZERS, STRATEGIES, discover
-from elasticps.checkpoint.directory import prune
+from elasticps.checkpoint.directory import complete, prune
 from elasticps.checkpoint.draft import Draft
 from elasticps.checkpoint.manifest import (
     FORMAT,
@@ -30,16 +31,21 @@ from elasticps.checkpoint.manifest import (
     read_manifest,
 )
 from elasticps.checkpoint.snapshot import not_written
+from elasticps.checkpoint.storage import STORAGE
+from elasticps.checkpoint.url import place_of
 from elasticps.checkpoint.worker_file import WorkerState, write_worker
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
-from elasticps.core.ids import Round
+from elasticps.core.ids import BlockId, Round
 from elasticps.errors import CheckpointError
-from elasticps.wire.messages import JobInfo, PullMeta, SavedMeta
+from elasticps.wire.messages import EarlierFile, JobInfo, PullMeta, SavedMeta
+from elasticps.worker.block_calls import SaveOrder
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange
 from elasticps.worker.parameters import BlockMemory
+
+log = logging.getLogger(__name__)
 
 Tell = Callable[[], Awaitable[None]]
 TakeOwn = Callable[[], WorkerState]
@@ -53,9 +59,10 @@ class Making:
     ) -> None:
         self.job = job
         self.round = round_
-        self.draft = Draft(Path(job.checkpoint_dir), round_)
+        self.draft = Draft(place_of(job.checkpoint_dir), round_)
         self._model = model
         self._exact = job.consistency is Consistency.SYNC and not job.backup_workers
+        self._order = SaveOrder(draft=self.draft.directory.name, exact=self._exact, earlier={})
         self._proof = PullMeta()
         self._cut: Cut | None = None
         self._take_own = take_own
@@ -67,7 +74,7 @@ class Making:
         Raises CheckpointError where there is another job's.
         """
         place = self.draft.place
-        if not (place / MANIFEST).is_file():
+        if not STORAGE.is_file(place / MANIFEST):
             return False
         theirs = read_manifest(place)
         if theirs.owner != self.job.identity:
@@ -79,11 +86,15 @@ class Making:
             )
         return True
 
-    def begin(self, exchange: Exchange, loop: DataLoop) -> None:
-        """Tell all who write. Raises BlockUnavailable and CheckpointError; nothing is left then."""
+    def begin(self, exchange: Exchange, loop: DataLoop, memory: Sequence[BlockMemory]) -> None:
+        """Tell all who write the blocks in ``memory``.
+
+        Raises BlockUnavailable and CheckpointError; nothing is left then.
+        """
         try:
             self.draft.begin()
             self._own = self._take_own() if self._take_own is not None else None
+            self._order = replace(self._order, earlier=self._earlier(memory))
             self._proof, self._cut = loop.call(self._told(exchange))
         except OSError as error:
             raise not_written(error, self.draft.place) from error
@@ -91,8 +102,27 @@ class Making:
             self.draft.drop()
             raise
 
+    def _earlier(self, memory: Sequence[BlockMemory]) -> dict[BlockId, EarlierFile]:
+        """What the newest checkpoint that is there has of each block."""
+        there = complete(place_of(self.job.checkpoint_dir))
+        if not there:
+            return {}
+        _, newest = there[0]
+        try:
+            manifest = read_manifest(newest)
+        except CheckpointError as error:
+            log.warning("job=%s every block is written: %s", self.job.name, error)
+            return {}
+        files = {(row.parameter, row.start, row.stop): row.file for row in manifest.blocks}
+        blocks = {item.block.id: self._part_of(item) for item in memory}
+        return {
+            block: EarlierFile(newest.name, files[part].name, files[part].sha256)
+            for block, part in blocks.items()
+            if part in files
+        }
+
     async def _told(self, exchange: Exchange) -> tuple[PullMeta, Cut]:
-        proof, cut = await exchange.begin_save(self.draft.directory.name, exact=self._exact)
+        proof, cut = await exchange.begin_save(self._order)
         if self._exact and cut.round != self.round:
             raise CheckpointError(
                 f"the job is at round {cut.round}: the blocks may be of several rounds",
@@ -103,8 +133,7 @@ class Making:
     async def end(self, exchange: Exchange) -> None:
         """Wait until all is written, and commit it. Raises BlockUnavailable and CheckpointError."""
         try:
-            name = self.draft.directory.name
-            saved = await exchange.saved(self._proof, name, exact=self._exact)
+            saved = await exchange.saved(self._proof, self._order)
             await asyncio.to_thread(self._commit, saved)
         except OSError as error:
             raise not_written(error, self.draft.place) from error
@@ -117,18 +146,23 @@ class Making:
         own = self._own
         worker = write_worker(self.draft.directory, own) if own is not None else None
         self.draft.commit(self._manifest(blocks, worker))
-        prune(Path(self.job.checkpoint_dir), self.job.checkpoint_keep)
+        prune(place_of(self.job.checkpoint_dir), self.job.checkpoint_keep)
 
     def _entry(self, memory: BlockMemory, saved: SavedMeta) -> BlockEntry:
+        parameter, start, stop = self._part_of(memory)
         return BlockEntry(
-            parameter=self._model.parameters[memory.block.parameter].name,
-            start=memory.block.start,
-            stop=memory.block.stop,
+            parameter=parameter,
+            start=start,
+            stop=stop,
             round=saved.round,
             version=saved.version,
             file=FileEntry(name=saved.name, size=saved.size, sha256=saved.sha256),
             scalars=saved.scalars,
         )
+
+    def _part_of(self, memory: BlockMemory) -> tuple[str, int, int]:
+        block = memory.block
+        return self._model.parameters[block.parameter].name, block.start, block.stop
 
     def _manifest(self, blocks: tuple[BlockEntry, ...], worker: FileEntry | None) -> Manifest:
         cut = self._cut

@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from pathlib import Path
 
 import msgspec
 import torch
 
 from elasticps.checkpoint.manifest import check_same_model
 from elasticps.checkpoint.ownership import Owner, Ownership
+from elasticps.checkpoint.remote_ownership import RemoteOwnership, ownership_of
 from elasticps.checkpoint.snapshot import read_newest
+from elasticps.checkpoint.url import place_of
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.ids import Round
@@ -41,7 +42,7 @@ class Checkpoints:
         self.report: CheckpointReport | None = None
         self.attempts = Attempts()
         self.take_own: TakeOwn | None = None
-        self._ownership: Ownership | None = None
+        self._ownership: Ownership | RemoteOwnership | None = None
         self._answering = 0
         self._under_way: Future[None] | None = None
         self._model = model
@@ -57,7 +58,7 @@ class Checkpoints:
 
         Returns each block's state and where the job stood. Raises CheckpointError.
         """
-        newest = read_newest(Path(job.resume))
+        newest = read_newest(place_of(job.resume))
         found = newest.snapshot
         for damaged, error in newest.damaged:
             log.warning(
@@ -114,7 +115,7 @@ class Checkpoints:
             if making.is_made():
                 self._made(making)
             else:
-                making.begin(exchange, loop)
+                making.begin(exchange, loop, self._memory)
                 self._under_way = loop.start(self._written(making, exchange, tell))
         except (BlockUnavailable, CheckpointError) as error:
             self._failed(job, error)
@@ -152,10 +153,10 @@ class Checkpoints:
         if self._ownership is not None:
             self._ownership.close()
 
-    def _owned(self, job: JobInfo) -> Ownership:
+    def _owned(self, job: JobInfo) -> Ownership | RemoteOwnership:
         if self._ownership is None:
             owner = Owner(job.identity, job.name)
-            self._ownership = Ownership(Path(job.checkpoint_dir), owner)
+            self._ownership = ownership_of(place_of(job.checkpoint_dir), owner)
         return self._ownership
 
 

@@ -55,7 +55,7 @@ from elasticps.wire.messages import (
     encode,
 )
 from elasticps.worker.attendance import Attendance
-from elasticps.worker.block_calls import BlockCalls, States, Targets, together
+from elasticps.worker.block_calls import BlockCalls, SaveOrder, States, Targets, together
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.early_pushes import EarlyPushes
@@ -529,21 +529,19 @@ class Exchange:
             raise _unexpected(answer)
         return answer.cut
 
-    async def begin_save(self, draft: str, *, exact: bool) -> tuple[PullMeta, Cut]:
-        """Have every block written into ``draft`` as of now; it goes on once each server knows.
+    async def begin_save(self, order: SaveOrder) -> tuple[PullMeta, Cut]:
+        """Have every block written as of now; it goes on once each server knows.
 
         Returns what ``saved`` is to be asked with, and where the job stands. Raises
         BlockUnavailable when a block has gone on meanwhile.
         """
         proof = self._proof()
-        await self._blocks.save(proof, draft, exact=exact, written=False)
+        await self._blocks.save(proof, order, written=False)
         return proof, await self.cut()
 
-    async def saved(
-        self, proof: PullMeta, draft: str, *, exact: bool
-    ) -> list[tuple[BlockMemory, SavedMeta]]:
+    async def saved(self, proof: PullMeta, order: SaveOrder) -> list[tuple[BlockMemory, SavedMeta]]:
         """Wait until every block is written. Raises BlockUnavailable and CheckpointError."""
-        return await self._blocks.save(proof, draft, exact=exact, written=True)
+        return await self._blocks.save(proof, order, written=True)
 
     async def audit(self) -> Verdict:
         """Hold what this worker was told was applied against what the blocks applied of it."""

@@ -368,6 +368,30 @@ async def test_what_is_written_is_of_its_round_however_far_the_training_is(
     assert all(int(torch.as_tensor(state["step"])) == 4 for state in found.state.values())
 
 
+async def test_a_part_of_the_model_that_did_not_train_is_written_once(tmp_path: Path) -> None:
+    def script(run: elasticps.Run) -> dict[str, torch.Tensor]:
+        model = network()
+        still = model[0]
+        optimizer = run.optimizer(model, "adam", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
+            optimizer.zero_grad()
+            backward(model, batch)
+            for parameter in still.parameters():
+                parameter.grad = None
+            optimizer.step()
+        return {key: item.clone() for key, item in model.state_dict().items()}
+
+    wishes: dict[str, Any] = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 2}
+    async with CheckpointRig(**wishes, checkpoint_keep=2) as rig:
+        trained = await as_worker(rig, script)
+    assert rounds_in(tmp_path) == [8, 6]
+    for row in read_manifest(tmp_path / "round-00000008").blocks:
+        links = (tmp_path / "round-00000008" / row.file.name).stat().st_nlink
+        assert links == (2 if row.parameter.startswith("0.") else 1), row.parameter
+    found = read(tmp_path / "round-00000008")
+    assert all(torch.equal(found.values[key], item) for key, item in trained.items())
+
+
 async def test_a_block_that_cannot_be_written_costs_the_checkpoint_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

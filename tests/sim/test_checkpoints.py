@@ -36,7 +36,7 @@ def test_power_cuts_come_at_every_kind_of_step() -> None:
         for step, line in enumerate(cuts.disk.trace):
             if "power cut" in line and step:
                 before.add(cuts.disk.trace[step - 1].split()[1])
-    assert before >= {"make", "create", "write", "sync", "rename", "remove", "acknowledged"}
+    assert before >= {"make", "create", "write", "sync", "link", "rename", "remove", "acknowledged"}
 
 
 def unsynced(which: Callable[[Path], bool]) -> Callable[[Patch], None]:

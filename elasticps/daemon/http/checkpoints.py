@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
 from elasticps.checkpoint.listing import list_checkpoints
+from elasticps.checkpoint.url import place_of
 from elasticps.core.ids import JobName
 from elasticps.core.records import JobSpec, NodeRecord
 from elasticps.daemon.access import asking
@@ -76,7 +76,7 @@ class CheckpointRoutes:
         found = CheckpointList(job=job, directory=directory, node=self._node.name)
         try:
             # In a thread: a file system may take its time.
-            rows = await asyncio.to_thread(list_checkpoints, Path(directory))
+            rows = await asyncio.to_thread(list_checkpoints, place_of(directory))
         except CheckpointError as error:
             return msgspec.structs.replace(found, problem=error.what)
         return msgspec.structs.replace(found, checkpoints=tuple(rows))

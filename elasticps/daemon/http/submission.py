@@ -11,7 +11,7 @@ import msgspec
 
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
 from elasticps.core.consistency import Guarantees, check_guarantees, documented, in_range
-from elasticps.daemon.chosen import check_chosen
+from elasticps.daemon.chosen import check_chosen, check_places
 from elasticps.errors import UsageError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -68,6 +68,7 @@ def check_submission(body: JobBody) -> None:
     check_guarantees(body, body.start_workers)
     in_range("block_bytes", body.block_bytes, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
     check_chosen(body)
+    check_places(body)
 
 
 def _check_command(body: JobBody) -> None:
