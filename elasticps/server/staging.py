@@ -98,12 +98,14 @@ class Staging:
 
         The options are those of the lowest rank: of who has been there longest.
         """
-        staged = [self.gradients[worker] for worker in sorted(self.gradients)]
+        # By rank: a resumed job's workers have other ids, in any order, and are to sum the same.
+        by_rank = sorted(self.gradients.items(), key=lambda entry: (entry[1].rank, entry[0]))
+        staged = [gradient for _, gradient in by_rank]
         gradient = mean(staged)
         source = next((item for item in staged if item.gradient is gradient), None)
         prepared = PreparedGradient(
             gradient,
-            min(staged, key=lambda item: item.rank).hyper,
+            staged[0].hyper,
             lent=source is not None and source.lent,
             kept=source is not None and source.kept,
         )
@@ -113,7 +115,7 @@ class Staging:
 
 
 def mean(staged: list[Staged]) -> torch.Tensor | None:
-    """The workers' mean gradient by samples, summed in the order of their ids.
+    """The workers' mean gradient by samples, summed in the order given.
 
     Half precision is summed in single, for a batch's sum may not fit it; others in the first one's
     memory, where that is not lent.

@@ -20,3 +20,20 @@ def test_a_round_takes_the_options_of_who_has_been_there_longest() -> None:
     assert prepared.gradient.tolist() == [2.5]
     assert waiting == []
     assert staging.gradients == {}
+
+
+def test_a_mean_is_the_same_to_the_bit_whatever_the_ids_of_its_ranks() -> None:
+    """As a resumed job's workers have others, in an order of their own."""
+    random = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(1000, generator=random) for _ in range(3)]
+
+    def mean(ids: tuple[int, ...]) -> torch.Tensor:
+        staging = Staging()
+        for rank, number in enumerate(ids):
+            staged = Staged(gradients[rank].clone(), 6.0 + rank, {}, rank=rank)
+            staging.gradients[WorkerId(number)] = staged
+        prepared, _ = staging.taken()
+        assert prepared.gradient is not None
+        return prepared.gradient
+
+    assert torch.equal(mean((10, 12, 14)), mean((33, 25, 29)))
