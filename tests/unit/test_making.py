@@ -47,6 +47,7 @@ async def test_option_that_cannot_be_is_refused_before_the_job_is(
     with pytest.raises(PluginError, match=word) as caught:
         await Server().making.check(Chosen(**{field: text}))
     assert caught.value.field == field
+    assert "Error" not in str(caught.value)
 
 
 @pytest.mark.bad_input
