@@ -125,7 +125,14 @@ def _made(target: object, options: Mapping[str, Any], plugin: Plugin) -> object:
             error.what, where=plugin.where, field=error.field, limit=error.limit
         ) from error
     except (Exception, SystemExit) as error:  # as above
-        raise PluginError(f"{type(error).__name__}: {error}", where=plugin.where) from error
+        raise PluginError(_said(error), where=plugin.where) from error
+
+
+def _said(error: BaseException) -> str:
+    """A ValueError is how a class refuses its options: a user wants its words, not its name."""
+    text = str(error)
+    is_refusal = type(error) is ValueError and text
+    return text if is_refusal else f"{type(error).__name__}: {text}"
 
 
 def _refuse_options(

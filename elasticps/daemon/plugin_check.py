@@ -13,7 +13,15 @@ import msgspec
 
 from elasticps.api.choice import parse_choice
 from elasticps.api.codec_choice import NONE, parse_codec
-from elasticps.api.plugins import CODECS, DATA_POLICIES, OPTIMIZERS, discover
+from elasticps.api.plugins import (
+    CODECS,
+    DATA_POLICIES,
+    OPTIMIZERS,
+    PLACEMENTS,
+    STRATEGIES,
+    discover,
+)
+from elasticps.api.strategy_choice import names_parameters, parse_parts
 from elasticps.api.trial import Row
 from elasticps.core.blocks import Model
 from elasticps.core.rehearsal import in_small
@@ -76,6 +84,18 @@ def codec_trial(codec: str) -> Trial:
 def data_policy_trial(data_policy: str) -> Trial:
     name = parse_choice(data_policy, "data_policy").name
     return Trial(group=DATA_POLICIES, plugins=(name,), choice=data_policy)
+
+
+def strategy_trial(strategy: str) -> Trial:
+    parts = parse_parts(strategy) if names_parameters(strategy) else ()
+    texts = [part.strategy for part in parts] or [strategy]
+    names = tuple(dict.fromkeys(parse_choice(text, "strategy").name for text in texts))
+    return Trial(group=STRATEGIES, plugins=names, choice=strategy)
+
+
+def placement_trial(placement: str) -> Trial:
+    name = parse_choice(placement, "placement").name
+    return Trial(group=PLACEMENTS, plugins=(name,), choice=placement)
 
 
 async def rehearse(trial: Trial, *, limit_s: float = CASE_LIMIT_S) -> Findings:

@@ -1,8 +1,9 @@
 """Can a shard server run a job's plugin? ``python -m elasticps.server.rehearsal GROUP CHOICE``.
 
 A process of its own, because a plugin may hang or end it, and a shard server has other jobs'
-blocks. An optimizer is chosen by its model in small (msgpack, as hexadecimal digits), a codec and a
-data policy by their texts.
+blocks. An optimizer is chosen by its model in small (msgpack, as hexadecimal digits), the others by
+their texts. Strategies and placements, which do not run there, are only made: do they take their
+options?
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from elasticps.api.choice import load_choice
 from elasticps.api.data_policy import DataPolicy
 from elasticps.api.job_codec import load_codec
 from elasticps.api.optimizer import Optimizer
-from elasticps.api.plugins import CODECS, DATA_POLICIES, OPTIMIZERS, load
+from elasticps.api.placement import Placement
+from elasticps.api.plugins import CODECS, DATA_POLICIES, OPTIMIZERS, PLACEMENTS, STRATEGIES, load
+from elasticps.api.strategy_choice import load_strategy
 from elasticps.api.trial import Row, telling
 from elasticps.checkpoint.snapshot import VALUE
 from elasticps.core.blocks import Block, Model, partition
@@ -103,10 +106,24 @@ def _check_value(model: Model, block: Block, meta: StateMeta) -> None:
             )
 
 
+def make_strategy(text: str, say: Callable[[Row], None]) -> None:
+    """Raise PluginError or whatever the strategy raises. Only a worker can run it."""
+    say(Row(begins="import"))
+    load_strategy(text)
+
+
+def make_placement(text: str, say: Callable[[Row], None]) -> None:
+    """Raise PluginError or whatever the placement raises."""
+    say(Row(begins="import"))
+    load_choice(PLACEMENTS, text, Placement, "placement")  # type: ignore[type-abstract]
+
+
 REHEARSALS = {
     OPTIMIZERS: rehearse_optimizer,
     CODECS: rehearse_codec,
     DATA_POLICIES: rehearse_data_policy,
+    STRATEGIES: make_strategy,
+    PLACEMENTS: make_placement,
 }
 
 

@@ -16,7 +16,7 @@ from types import TracebackType
 
 import msgspec
 
-from elasticps.errors import CheckpointError
+from elasticps.errors import CheckpointError, ElasticError
 
 FAILURE_VARIABLE = "ELASTICPS_FAILURE_FILE"
 FAILED_EXIT_CODE = 1
@@ -42,8 +42,13 @@ def main() -> None:
         _record(ScriptFailure(f"the script exited with {error.code!r}", ""))
         sys.exit(FAILED_EXIT_CODE)
     except BaseException as error:  # whatever the script raised is the user's to see
-        _record(ScriptFailure(f"{type(error).__name__}: {error}", _formatted(error, script)))
+        _record(ScriptFailure(_reason(error), _formatted(error, script)))
         sys.exit(FAILED_EXIT_CODE)
+
+
+def _reason(error: BaseException) -> str:
+    """What elasticps itself refuses is a sentence already, which names field and limit."""
+    return str(error) if isinstance(error, ElasticError) else f"{type(error).__name__}: {error}"
 
 
 def _formatted(error: BaseException, script: str) -> str:

@@ -95,7 +95,7 @@ def test_number_that_no_message_can_carry_is_refused(number: int) -> None:
         ("typed:h=true", "h of True", "h", "a whole number"),
         ("typed:rate=true", "rate of True", "rate", "a number"),
         ("typed:eager=1", "eager of 1", "eager", "true or false"),
-        ("paced:h=0", "ValueError: h counts steps", None, None),
+        ("paced:h=0", "h counts steps", None, None),
         ("paced:h=much", "TypeError: '<' not supported", None, None),
     ],
 )

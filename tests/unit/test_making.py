@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from elasticps.api.plugins import STRATEGIES
 from elasticps.core.chosen import Chosen
 from elasticps.daemon import making
 from elasticps.daemon.chosen import check_chosen
 from elasticps.daemon.making import Making
+from elasticps.daemon.plugin_check import Findings, Trial, rehearse, strategy_trial
 from elasticps.errors import PluginError
 from elasticps.server.makes import made
 from elasticps.wire.messages import MakePlugins
+from tests.support.distributions import Install, install
+
+__all__ = ["install"]
 
 
 class Server:
@@ -47,6 +52,7 @@ async def test_option_that_cannot_be_is_refused_before_the_job_is(
     with pytest.raises(PluginError, match=word) as caught:
         await Server().making.check(Chosen(**{field: text}))
     assert caught.value.field == field
+    assert "Error" not in str(caught.value)
 
 
 @pytest.mark.bad_input
@@ -79,3 +85,47 @@ async def test_a_shard_server_that_is_away_or_silent_holds_no_job_up(
     monkeypatch.setattr(making, "LIMIT_S", 0.01)
     for there in (False, True):
         await Making(lambda _, there=there: there).check(Chosen(codec="top-k:ratio=5"))
+
+
+CHOOSY = """
+    class Choosy:
+        api_version = 1
+
+        def __init__(self, h: int = 1) -> None:
+            if h < 1:
+                raise ValueError(f"h={h}: at least 1")
+"""
+
+
+@pytest.mark.bad_input
+async def test_a_strangers_plugin_is_made_elsewhere_once_and_its_refusal_is_the_jobs(
+    install: Install,
+) -> None:
+    install("acme", "acme_choosy", CHOOSY, {STRATEGIES: {"choosy": "acme_choosy:Choosy"}})
+    tried: list[str] = []
+
+    async def rehearsed(trial: Trial) -> Findings:
+        tried.append(trial.choice)
+        reason = "plugin choosy of acme 1.0: h=0: at least 1" if "h=0" in trial.choice else ""
+        return Findings(passed=(), reason=reason)
+
+    making = Making(lambda _: pytest.fail("no stranger's code runs in the shard server"), rehearsed)
+    with pytest.raises(PluginError, match="h=0: at least 1") as caught:
+        await making.check(Chosen(strategy="choosy:h=0"))
+    assert caught.value.field == "strategy"
+    for _ in range(2):
+        await making.check(Chosen(strategy="choosy:h=4"))
+        await making.check(Chosen(strategy="choosy"))  # whoever gives no options asks for nothing
+    assert tried == ["choosy:h=0", "choosy:h=4"]
+
+
+@pytest.mark.bad_input
+async def test_the_process_that_makes_a_strangers_strategy_says_what_is_wrong(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = {STRATEGIES: {"choosy": "acme_choosy:Choosy"}}
+    site = install("acme", "acme_choosy", CHOOSY, entries)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    found = await rehearse(strategy_trial("choosy:h=0"))
+    assert found.reason.endswith("h=0: at least 1")
+    assert "choosy of acme 1.0" in found.reason
