@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from elasticps.core.blocks import Hyperparameters
 from elasticps.core.commands import Turn
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec, Range
-from elasticps.errors import UsageError
+from elasticps.errors import TrainingOver, UsageError
 from elasticps.wire.address import Address
 from elasticps.wire.messages import Finished, JobInfo, Prefer, Progress, StateMeta, Welcome
 from elasticps.wire.spans import Spans
@@ -50,13 +51,19 @@ from elasticps.worker.served_model import ServedModel
 from elasticps.worker.step_recorder import StepRecorder
 from elasticps.worker.stepping import Stepping
 
+log = logging.getLogger(__name__)
+
 AGENT_VARIABLE = "ELASTICPS_AGENT"
 WORKER_VARIABLE = "ELASTICPS_WORKER"
 PROGRESS_PERIOD_S = 0.2
 
 
 class WorkerRetired(SystemExit):
-    """Raised by ``optimizer.step()`` when this worker has left the job as asked: exit quietly."""
+    """This worker is to exit quietly: it has left the job as it was asked to, or came too late.
+
+    Raised by ``optimizer.step()``, and by ``run.optimizer()`` when the data are read and the main
+    worker has ended.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(0)
@@ -213,7 +220,11 @@ class Run:
         )
         self.memory = memory_of(made.described, staged.host)
         membership = self._membership
-        membership.enter(self._job, made.described, self.memory, strategy, pipeline)
+        try:
+            membership.enter(self._job, made.described, self.memory, strategy, pipeline)
+        except TrainingOver as over:
+            log.warning("this worker leaves at once: %s", over)
+            raise WorkerRetired(str(over)) from None
         member = self._stepping = Stepping(
             self._loop,
             membership.exchange,
