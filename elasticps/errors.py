@@ -105,6 +105,10 @@ class JobFailed(ElasticError):
     """The job ended without success. ``what`` carries the reason that the leader recorded."""
 
 
+class TrainingOver(ElasticError):
+    """A worker came when the training was over: it has nothing to do, and ends in order."""
+
+
 class BlockUnavailable(ElasticError):
     """No primary of a block answered within the time allowed."""
 

@@ -99,7 +99,10 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
+    """``through``: the data are read, and this was the main worker, which does what comes then."""
+
     worker: WorkerId
+    through: bool = False
 
 
 class Observe(msgspec.Struct, frozen=True, tag=True):
@@ -219,6 +222,10 @@ class Admitted(msgspec.Struct, frozen=True, tag=True):
     floor: Floor = {}
 
 
+class Through(msgspec.Struct, frozen=True, tag=True):
+    """Nothing is left to do: the data are read, and the main worker has ended in order."""
+
+
 class Called(msgspec.Struct, frozen=True, tag=True):
     """The round is made by ``pushers`` workers. Who is not among them keeps its gradient."""
 
@@ -289,6 +296,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 Answer = (
     Admitted
+    | Through
     | Called
     | Committed
     | Regenerated

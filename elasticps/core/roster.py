@@ -32,6 +32,7 @@ from elasticps.core.commands import (
     Register,
     Registered,
     Regroup,
+    Through,
     Turn,
     Vote,
 )
@@ -53,6 +54,7 @@ class Roster(Reading, kw_only=True, dict=True):
     ``begun`` is the round that the job began with, ``resumed`` what a checkpoint's job read;
     ``drawn_from`` the supply before the round under way was lent, with what was kept from the one
     before. ``notes`` are the bulletin. The members of ``short`` cannot go on without another.
+    ``through``: the main worker has left, all data read; nobody is to be the main one after it.
     """
 
     start_workers: int
@@ -71,6 +73,7 @@ class Roster(Reading, kw_only=True, dict=True):
     drawn_from: Supply = Supply()
     notes: Notes = field(default_factory=dict)
     reduction: Reduction = Reduction()
+    through: bool = False
 
     def apply(self, command: Command) -> Answers:
         if self.failed and not isinstance(command, Leave | Observe):
@@ -97,7 +100,7 @@ class Roster(Reading, kw_only=True, dict=True):
             case Vote():
                 return self._vote(command)
             case Leave():
-                return [*self._remove([command.worker]), (command.worker, Left())]
+                return self._leave(command)
             case Observe():
                 return self._observe(command)
             case Publish() | Regroup() | Hold() | Reduce():
@@ -217,6 +220,9 @@ class Roster(Reading, kw_only=True, dict=True):
         """Admit those who wait, where they need not wait any longer."""
         if not self.joining or not self._may_seat():
             return []
+        if self.through and not self.members:
+            late, self.joining = self.joining, []
+            return [(worker, Through()) for worker in late]
         if not self.started and len(self.joining) < self.start_workers:
             return []
         self.started = True
@@ -284,6 +290,11 @@ class Roster(Reading, kw_only=True, dict=True):
         }
         self.notes = without(self.notes, [name for name in self.notes if self._is_gone(name)])
         return self._remove([worker for worker in known if self._is_gone(worker)])
+
+    def _leave(self, leave: Leave) -> Answers:
+        is_member = leave.worker in self.members
+        self.through = self.through or (leave.through and is_member and self._exhausted)
+        return [*self._remove([leave.worker]), (leave.worker, Left())]
 
     def _remove(self, workers: list[WorkerId]) -> Answers:
         """Take workers out in the middle of whatever is under way; their samples come back."""

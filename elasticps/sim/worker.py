@@ -25,6 +25,7 @@ from elasticps.core.commands import (
     Register,
     Registered,
     Regroup,
+    Through,
     Turn,
     Vote,
 )
@@ -116,6 +117,9 @@ class Worker(Caller):
         return PullBody(None, {}) if at_once and isinstance(body, PullBody) else body
 
     def _admitted(self, answer: Answer) -> None:
+        if isinstance(answer, Through):
+            self._end("succeeded")
+            return
         assert isinstance(answer, Admitted)
         if answer.initialize:
             self._each(
@@ -182,7 +186,8 @@ class Worker(Caller):
 
     def _audited(self, tallies: dict[BlockId, Tally]) -> None:
         self._world.check.audited(self, tallies)
-        self._say(Leave(self.id), lambda _: self._end("succeeded"))
+        through = self.turn is not None and self.turn.rank == 0 and self.turn.exhausted
+        self._say(Leave(self.id, through), lambda _: self._end("succeeded"))
 
     def _end(self, how: str) -> None:
         self.clock.note(f"worker {self.id} {how}")

@@ -34,6 +34,7 @@ from elasticps.core.commands import (
     Register,
     Registered,
     Regroup,
+    Through,
     Turn,
     Vote,
 )
@@ -41,7 +42,7 @@ from elasticps.core.consistency import Consistency
 from elasticps.core.ids import BlockId, Round, Seq, WorkerId
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
-from elasticps.errors import JobFailed, UsageError
+from elasticps.errors import JobFailed, TrainingOver, UsageError
 from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
 from elasticps.wire.messages import (
     JobInfo,
@@ -155,6 +156,8 @@ class Exchange:
             self.shared.settle()
 
     async def _admission(self, answer: Answer) -> Admitted:
+        if isinstance(answer, Through):
+            raise TrainingOver("all data are read, and the job's main worker has ended")
         if not isinstance(answer, Admitted):
             raise _unexpected(answer)
         return answer
@@ -223,7 +226,9 @@ class Exchange:
         return answer
 
     async def leave(self) -> None:
-        await self._client.ledger(Leave)
+        turn = self.turn
+        through = turn is not None and turn.rank == 0 and turn.exhausted
+        await self._client.ledger(lambda worker: Leave(worker, through))
         self.turn = None
 
     async def await_change(self) -> None:

@@ -114,8 +114,8 @@ class Membership:
     async def farewell(self) -> Verdict | None:
         """Audit if the job asks for it, then leave the ledger, unless that was done."""
         exchange = self._exchange
-        if exchange is None:
-            return None
+        if exchange is None:  # it has pushed nothing
+            return Verdict() if self._welcome.audit else None
         verdict = await exchange.audit() if self._welcome.audit else None
         if exchange.turn is not None:
             await exchange.leave()

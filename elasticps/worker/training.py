@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from elasticps.api.chosen_strategy import ChosenStrategy
 from elasticps.api.pipeline import Pipeline
 from elasticps.api.strategy import ServedOptimizer
+from elasticps.checkpoint.url import place_of
 from elasticps.core.affinity import Span
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.commands import Turn
 from elasticps.core.ranges import DataSpec, Range
-from elasticps.errors import UsageError
+from elasticps.errors import TrainingOver, UsageError
 from elasticps.wire.messages import Finished, JobInfo, Prefer, StateMeta, Welcome
 from elasticps.worker.agent import Agent
 from elasticps.worker.backward_overlap import BackwardOverlap
@@ -41,9 +42,15 @@ from elasticps.worker.served_model import ServedModel
 from elasticps.worker.step_recorder import StepRecorder
 from elasticps.worker.stepping import Stepping
 
+log = logging.getLogger(__name__)
+
 
 class WorkerRetired(SystemExit):
-    """Raised by ``optimizer.step()`` when this worker has left the job as asked: exit quietly."""
+    """This worker is to exit quietly: it has left the job as it was asked to, or came too late.
+
+    Raised by ``optimizer.step()``, and by ``run.optimizer()`` when the data are read and the main
+    worker has ended.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(0)
@@ -165,7 +172,7 @@ class Training:
         self._own = OwnState(whole, lambda: self.turn)
         self.membership.checkpoints.take_own = self._own.take
         if self.job.resume:
-            self._own.resume(Path(self.job.resume))
+            self._own.resume(place_of(self.job.resume))
         staged.values_to_device()
         if pipeline is not None:
             pipeline.computed_by(self.forward_backward)
@@ -199,7 +206,11 @@ class Training:
     ) -> Stepping:
         self.memory = memory_of(made.described, self.staged.host)
         membership = self.membership
-        membership.enter(self.job, made.described, self.memory, strategy, pipeline)
+        try:
+            membership.enter(self.job, made.described, self.memory, strategy, pipeline)
+        except TrainingOver as over:
+            log.warning("this worker leaves at once: %s", over)
+            raise WorkerRetired(str(over)) from None
         member = self.reports.member = Stepping(
             self._loop,
             membership.exchange,

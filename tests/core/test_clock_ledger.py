@@ -27,6 +27,7 @@ from elasticps.core.commands import (
     Refused,
     Register,
     Registered,
+    Through,
     Turn,
     Vote,
 )
@@ -367,7 +368,7 @@ class Walk:
         if self.data is not None and not worker.registered:
             return Register(worker.id, self.data, ahead=worker.id % 3)
         if turn.exhausted:
-            return Leave(worker.id)
+            return Leave(worker.id, through=turn.rank == 0)
         contributes = self.data is None or bool(turn.samples)
         worker.seq += contributes
         seq, speed = Seq(worker.seq), 1.0 + worker.id % 3
@@ -407,7 +408,7 @@ class Walk:
                 assert answer.commit.round >= worker.clock
                 worker.clock, worker.turn = answer.commit.round, answer.turn
                 self.check_goes_on(worker, answer)
-            case Left():
+            case Left() | Through():
                 worker.over = True
             case _:
                 raise AssertionError(answer)

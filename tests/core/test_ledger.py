@@ -15,6 +15,7 @@ from elasticps.core.commands import (
     Answers,
     Command,
     Committed,
+    Cut,
     Hold,
     Initialized,
     Join,
@@ -27,12 +28,13 @@ from elasticps.core.commands import (
     Register,
     Registered,
     Regroup,
+    Through,
     Vote,
 )
 from elasticps.core.ids import Generation, Round, WorkerId
 from elasticps.core.ledger import Ledger
 from elasticps.core.lending import DYNAMIC, LEASED, LOCAL, STATIC
-from elasticps.core.ranges import DataSpec, Range
+from elasticps.core.ranges import DataSpec, Range, Supply
 from elasticps.core.replica import Commit
 from tests.support.ledger_world import Worker, World, encoded
 
@@ -455,3 +457,47 @@ def test_rounds_are_whole_and_samples_read_once_whatever_happens_in_whatever_ord
         except AssertionError as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+# -- the end of the training ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waits for its end", "comes later"])
+def test_nobody_is_the_main_worker_after_the_one_that_came_to_the_end(*, waits: bool) -> None:
+    ledger = with_all_read(ONE)
+    if waits:
+        assert ledger.apply(Join(TWO)) == []
+    answers = ledger.apply(Leave(ONE, through=True))
+    if not waits:
+        answers = ledger.apply(Join(TWO))
+    assert (TWO, Through()) in answers
+    assert ledger.apply(Join(TWO)) == [(TWO, Through())]
+    assert ledger.members == []
+
+
+@pytest.mark.parametrize("end", [Leave(ONE), Observe((TWO,), 9)], ids=["another left", "it died"])
+def test_who_joins_after_any_other_end_is_the_main_worker(end: Command) -> None:
+    ledger = with_all_read(ONE)
+    ledger.apply(end)
+    (answer,) = [answer for name, answer in ledger.apply(Join(TWO)) if name == TWO]
+    assert isinstance(answer, Admitted)
+    assert answer.turn.rank == 0
+
+
+def test_a_main_worker_that_leaves_before_the_end_has_a_follower() -> None:
+    ledger = ledger_of(ONE, data=DATA)
+    ledger.apply(Leave(ONE, through=True))
+    ((_, answer),) = ledger.apply(Join(TWO))
+    assert isinstance(answer, Admitted)
+
+
+def with_all_read(worker: WorkerId) -> Ledger:
+    """A ledger that goes on from a checkpoint with all data read."""
+    data = DataSpec(4, 2, 1, 0)
+    ledger = Ledger(start_workers=1)
+    ledger.apply(Join(worker))
+    ledger.apply(Initialized(worker, Cut(Round(2), data, Supply(4))))
+    ((_, answer),) = ledger.apply(Register(worker, data))
+    assert isinstance(answer, Registered)
+    assert answer.turn.exhausted
+    return ledger

@@ -248,6 +248,23 @@ async def test_data_that_cannot_be_read_whole_is_refused_by_name(what: str) -> N
     assert caught.value.field == field
 
 
+async def test_who_comes_when_all_is_read_is_no_second_main_worker() -> None:
+    tails: list[str] = []
+
+    def script(run: elasticps.Run) -> None:
+        reading(run, Squares())
+        if run.is_main:
+            tails.append("evaluated")
+
+    async with Rig() as rig:
+        await as_worker(rig, script, "w1")
+        left = await as_worker(rig, script, "w2")
+        assert isinstance(left, elasticps.WorkerRetired)
+        assert "main worker has ended" in left.reason
+        assert rig.finished["w2"].left is False
+    assert tails == ["evaluated"]
+
+
 async def test_a_script_cannot_change_the_policy_that_the_job_was_submitted_with() -> None:
     async with Rig(data_policy="static") as rig:
         with pytest.raises(UsageError, match="submitted with --data-policy static"):

@@ -27,6 +27,7 @@ from elasticps.core.commands import (
     Register,
     Registered,
     Regroup,
+    Through,
     Turn,
     Vote,
 )
@@ -79,7 +80,7 @@ class Worker:
         if self.data is not None and not self.registered:
             return Register(self.id, self.data)
         if self.turn.exhausted:
-            return Leave(self.id)
+            return Leave(self.id, through=self.turn.rank == 0)
         return Vote(
             self.id,
             self.turn.round,
@@ -113,6 +114,9 @@ class Worker:
                 assert answer.turn.round == asked.round
                 assert answer.turn.generation > asked.generation
                 self.turn = answer.turn
+            case Through():
+                assert isinstance(asked, Join)
+                self.over = True
             case Left():
                 assert isinstance(asked, Leave)
                 self.over = True
