@@ -44,10 +44,7 @@ ifeq ($(PYTEST_ARGS),)
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not long" tests/chaos
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --ignore tests/chaos -m "not long" --durations 15 tests
-	@for plugin in $(PLUGINS); do \
-		echo "$(BIN)/python -m pytest $$plugin"; \
-		$(BIN)/python -m pytest $$plugin || exit 1; \
-	done
+	printf '%s\n' $(PLUGINS) | xargs -P $(JOBS) -I PLUGIN $(BIN)/python -m pytest -q PLUGIN
 else
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -56,7 +56,6 @@ def _rows(kind: str, *faults: Fault, weight: int = 1, needs: Need | None = None)
         faults_process.kill_primary,
         faults_process.kill_node,
         faults_process.kill_leader,
-        faults_process.kill_worker,
         faults_process.stop_node,
         faults_process.kill_migration_source,
         faults_network.isolate,

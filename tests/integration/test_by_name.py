@@ -7,7 +7,6 @@ import contextlib
 import gc
 import threading
 from collections import Counter
-from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -24,6 +23,7 @@ from elasticps.server.parameter_block import ParameterBlock
 from elasticps.strategies.fiber import FIBERS
 from elasticps.testing.rig import Rig
 from elasticps.testing.waiting import eventually
+from tests.support.cases import short_are
 from tests.support.distributions import Install, install
 from tests.support.processes import wait_until
 from tests.support.scripts import (
@@ -48,11 +48,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 LOCAL: dict[str, Any] = {"sgd": optim.SGD, "adamw": optim.AdamW, "adafactor": optim.Adafactor}
 LONG = pytest.mark.long
-
-
-def short_are(*short: tuple[Any, ...], of: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """All cases, each but the ``short`` ones marked as long."""
-    return [case if case in short else pytest.param(*case, marks=LONG) for case in of]
 
 
 def trained(name: str, epochs: int) -> Any:

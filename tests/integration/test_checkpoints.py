@@ -8,6 +8,7 @@ import os
 import threading
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from elasticps.server import saving
 from elasticps.testing.rig import Rig
 from elasticps.wire.messages import JobInfo, Welcome
 from elasticps.worker.checkpoints import Checkpoints
+from tests.support.cases import short_are
 from tests.support.checkpoints import snapshot
 from tests.support.processes import wait_until
 from tests.support.scripts import as_worker, as_workers, assert_equal, backward, dataset, network
@@ -104,9 +106,14 @@ def rounds_in(root: Path) -> list[int]:
     return [number for number, _ in complete(root)]
 
 
+STOPS = (7, 8, 10)
+
+
 # The data set has 60 samples: rounds 8, 16 and 24 have four samples, all others eight.
-@pytest.mark.parametrize("stop_at", [7, 8, 10])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "stop_at"),
+    short_are(*zip(OPTIMIZERS, cycle(STOPS), strict=False), of=product(OPTIMIZERS, STOPS)),
+)
 async def test_a_resumed_job_goes_on_as_if_never_stopped(
     name: str, stop_at: int, tmp_path: Path
 ) -> None:

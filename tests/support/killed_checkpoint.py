@@ -1,7 +1,8 @@
-"""A program: kill the writer of a checkpoint at each line of its code in turn, on new directories.
+"""A program: kill the writer of a checkpoint at lines of its code in turn, on new directories.
 
-Its argument is a directory to work in; ``<n>`` there is what a writer left that died at its n-th
-line. It forks, and so is a process of its own: one with a single thread.
+Its arguments are a directory to work in, where ``<n>`` is what a writer left that died at its n-th
+line, and how many lines are between two of them, 1: it dies at each. It forks, and so is a process
+of its own: one with a single thread.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def dying_at(line: int, root: Path) -> None:
     write_and_prune(root)
 
 
-def main(place: Path) -> None:
-    for line in count(1):
+def main(place: Path, step: int) -> None:
+    for line in count(1, step):
         root = place / str(line)
         write_round(root, OLD)
         if fork(partial(dying_at, line, root)) == 0:
@@ -56,4 +57,4 @@ def main(place: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -135,16 +135,19 @@ def test_check_passes_what_keeps_its_contract(capsys: pytest.CaptureFixture[str]
 STEP = "class Odd(torch.optim.SGD):\n    def step(self, closure=None):\n        {}\n"
 BASE = "import os, time, torch\nfrom elasticps import TorchOptimizer\n"
 PLUGIN = "plugin = TorchOptimizer(Odd)\n"
+LONG = pytest.mark.long
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("raise RuntimeError('no such GPU')", "RuntimeError: no such GPU"),
+        pytest.param("raise RuntimeError('no such GPU')", "RuntimeError: no such GPU", marks=LONG),
         ("import os\nos.kill(os.getpid(), 11)", "its process was killed by SIGSEGV"),
         ("while True: pass", "loads as its contract: did not end within 3 s"),
         (BASE + STEP.format("os._exit(3)") + PLUGIN, "its process exited with code 3"),
-        (BASE + STEP.format("raise MemoryError('x')") + PLUGIN, "MemoryError: x"),
+        pytest.param(
+            BASE + STEP.format("raise MemoryError('x')") + PLUGIN, "MemoryError: x", marks=LONG
+        ),
     ],
     ids=["raises", "crashes", "hangs", "exits late", "step raises"],
 )

@@ -48,7 +48,7 @@ async def test_nodes_that_are_well_reach_each_other_and_agree(shared_cluster: Cl
 
 
 async def test_measuring_disturbs_no_training(shared_cluster: Cluster) -> None:
-    training = await shared_cluster.train(start_workers=2, audit=True)
+    training = await shared_cluster.train(max_workers=1, audit=True)
     await training.goes_on()
     async with shared_cluster.api() as api:
         await gather(api, lambda _: None)

@@ -155,8 +155,9 @@ async def test_after_all_of_it_the_job_ends_at_its_round_and_no_push_is_lost(
 async def test_only_copy_that_is_killed_fails_its_job_by_name_and_a_new_server_serves_the_next(
     fragile_cluster: Cluster,
 ) -> None:
-    job = await fragile_cluster.train(start_workers=2, replicas=1)
-    await job.is_trained_by("n1", "n2")
+    job = await fragile_cluster.train(max_workers=1, replicas=1)
+    await job.lies_on("n1", "n2")
+    await job.goes_on(2)
     server = await fragile_cluster.shard_server_pid("n2")
     held = (await job.look()).blocks_by_node["n2"]
 

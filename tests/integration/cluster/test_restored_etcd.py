@@ -56,8 +56,8 @@ async def test_daemons_end_when_etcd_is_put_back_and_started_again_offer_the_las
 ) -> None:
     copy, root = tmp_path / "backup", tmp_path / "checkpoints"
     async with started(2, tmp_path, etcd=own_etcd.config()) as cluster:
-        job = await cluster.train(start_workers=2, checkpoint_dir=str(root), checkpoint_every=1)
-        await job.is_trained_by(*NODES)
+        job = await cluster.train(max_workers=1, checkpoint_dir=str(root), checkpoint_every=1)
+        await job.goes_on()
         await job.until(has_two_copies, "has two copies of each block")
         async with stopped(own_etcd):
             own_etcd.back_up(copy)
@@ -102,7 +102,7 @@ async def test_daemons_end_when_etcd_is_put_back_and_started_again_offer_the_las
             lost = "blocks are lost: the shard servers of n1, n2 died"
             assert lost in ended.reason
             assert "resume from the last checkpoint: elasticps submit --resume" in ended.reason
-            resumed = await cluster.train(start_workers=2, resume=str(root))
+            resumed = await cluster.train(max_workers=1, resume=str(root))
             assert (await resumed.finish()).state == "SUCCEEDED"
             assert resumed.goal > checkpoint
 
