@@ -30,8 +30,6 @@ from elasticps.worker.parameters import BlockMemory
 
 log = logging.getLogger(__name__)
 
-OFF_VARIABLE = "ELASTICPS_WORKER_SHARED_MEMORY"
-"""Set to 0 in a worker's environment: its payloads go through sockets."""
 SHARE_TIMEOUT_S = 5.0
 HOOKED_BYTES = 64 << 10
 """Smaller gradients are copied when they are pushed: a hook costs as much as they do."""
@@ -98,9 +96,6 @@ class SharedMemory:
 
     def adopt(self, memory: Sequence[BlockMemory]) -> None:
         """Move the parameters that are here into a region. Nobody may use them meanwhile."""
-        if os.environ.get(OFF_VARIABLE) == "0":
-            self.why_not = f"{OFF_VARIABLE} is 0"
-            return
         held = {id(each.parameter): each.parameter for each in memory if each.is_held}
         movable = [item for item in held.values() if _is_movable(item)]
         if not movable:

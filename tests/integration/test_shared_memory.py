@@ -28,13 +28,14 @@ from elasticps.wire.messages import (
 )
 from elasticps.wire.region_socket import show
 from elasticps.wire.regions import Region
-from elasticps.worker.shared_memory import OFF_VARIABLE
+from elasticps.worker.client import Client
 from tests.support.bits import hold, staged
 from tests.support.counted import MODES
 from tests.support.wire import PATIENCE_S, eventually
 
 BLUEPRINT = Blueprint(options={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})
 STEPS = 3
+SWITCHED_OFF = "the test says so"
 
 
 def shared_bytes(rig: Rig) -> tuple[int, int]:
@@ -54,7 +55,7 @@ async def trained(mode: dict[str, Any], replicas: int, **options: Any) -> Sequen
             steps = zip(members, given, strict=True)
             await together(*(member.step(item, weight=1.0 + step) for member, item in steps))
         shm = shared_bytes(rig)
-        assert (min(shm) > 0) == (OFF_VARIABLE not in os.environ)
+        assert (min(shm) > 0) == (not members[0].client.why_not_share)
         return members[0].values()
 
 
@@ -64,7 +65,7 @@ async def test_a_run_is_the_same_to_the_bit_through_memory_and_through_sockets(
     mode: str, replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     through_memory = await trained(MODES[mode], replicas)
-    monkeypatch.setenv(OFF_VARIABLE, "0")
+    monkeypatch.setattr(Client, "why_not_share", SWITCHED_OFF)
     through_sockets = await trained(MODES[mode], replicas)
     pairs = zip(through_memory, through_sockets, strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
@@ -75,8 +76,8 @@ async def test_half_precision_and_optimizers_of_plugins_too(
 ) -> None:
     for options in ({"dtype": torch.bfloat16}, {"optimizer": "lamb"}):
         found = []
-        for switch in ("1", "0"):
-            monkeypatch.setenv(OFF_VARIABLE, switch)
+        for why_not in ("", SWITCHED_OFF):
+            monkeypatch.setattr(Client, "why_not_share", why_not)
             async with Rig(servers=1) as rig:
                 blueprint = Blueprint(options={"lr": 0.1}, **options)  # type: ignore[arg-type]
                 (member,) = await rig.workers(1, blueprint)
