@@ -62,6 +62,7 @@ def main() -> None:
                     for parameter, gradient in zip(
                         parameters, grads[done % GRADIENTS], strict=True
                     ):
+                        assert parameter.grad is not None
                         parameter.grad.copy_(gradient)
                         if not options.approximate:
                             poison(parameter.data)
