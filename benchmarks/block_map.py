@@ -122,7 +122,8 @@ def main(nodes: int, blocks: int) -> None:
         else each
         for each in entries
     ]
-    made.write({made.keys.node(node_of(dead)): None} | made.plan(moved))
+    gone: dict[str, bytes | None] = {made.keys.node(node_of(dead)): None}
+    made.write(gone | made.plan(moved))
     newest = made.timeline.newest
     timed("a node's death and all of its failover in one look", made.timeline.look)
     for event in made.timeline.page(newest).events:

@@ -22,6 +22,7 @@ from elasticps.testing.rig import Rig
 from elasticps.testing.waiting import eventually
 from elasticps.wire.address import Address
 from elasticps.wire.listener import listen
+from elasticps.wire.tensors import bytes_of
 
 FEW = 8
 
@@ -53,7 +54,7 @@ async def measure(blocks: int, nbytes: int, replicas: int, steps: int) -> dict[s
             cpus.append(time.process_time() - began_cpu)
         digest = hashlib.sha256()
         for parameter in member.parameters:
-            digest.update(parameter.detach().numpy())
+            digest.update(bytes_of(parameter))
     return {
         "begin_s": begin_s,
         "begin_cpu_s": begin_cpu_s,

@@ -26,6 +26,7 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from elasticps.checkpoint.directory import complete
 from elasticps.checkpoint.disk import OS_DISK
@@ -101,7 +102,7 @@ def speeds(place: Path, *, mb: float, rounds: int, every: int, think_s: float) -
 
 
 def resumes_bit_equal(place: Path) -> int:
-    size = {"mb": 4.0, "rounds": 9, "think_s": 0.0}
+    size: dict[str, Any] = {"mb": 4.0, "rounds": 9, "think_s": 0.0}
     straight = train(place, "straight", **size)
     asked = ("--checkpoint-dir", place / "half", "--checkpoint-every", 5)
     train(place, "half", *asked, **{**size, "rounds": 6})

@@ -131,7 +131,7 @@ def ordered(rows: Sequence[dict[str, Any]]) -> tuple[int, list[tuple[str, str]]]
     return apart, wrong
 
 
-def submission(options: argparse.Namespace, rounds: tuple[str, str], **choice: str) -> Submission:
+def submission(options: argparse.Namespace, rounds: tuple[str, str], **choice: Any) -> Submission:
     """A job of the script; ``rounds``: how many steps one has, and how many there are."""
     return Submission(
         argv=(str(SCRIPT), str(options.layers), *rounds),

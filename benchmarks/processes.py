@@ -43,6 +43,29 @@ def resident_bytes(pid: int, field: str = "VmRSS") -> int:
     raise ValueError(f"process {pid} has no {field}")
 
 
+def own_bytes(pid: int) -> int:
+    """Resident memory that is the process's own: anonymous pages, and the memory files (memfd)
+    that it holds open. What it has only mapped of others' files is theirs."""
+    return resident_bytes(pid, "RssAnon") + _memory_files_bytes(pid)
+
+
+def peak_own_bytes(pid: int) -> int:
+    """The most so far, where it has mapped all that it ever had of others' files by now, and of
+    files on disk as much as at its peak."""
+    others = resident_bytes(pid) - resident_bytes(pid, "RssAnon")
+    return resident_bytes(pid, "VmHWM") - others + _memory_files_bytes(pid)
+
+
+def _memory_files_bytes(pid: int) -> int:
+    nbytes: dict[int, int] = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if str(link.readlink()).startswith("/memfd:"):
+                status = link.stat()
+                nbytes[status.st_ino] = status.st_blocks * 512
+    return sum(nbytes.values())
+
+
 def command(pid: int) -> str:
     """Its command line; empty for one that is gone."""
     try:

@@ -1,25 +1,30 @@
 """The scaling curves: workers and servers, sizes, and numbers of blocks, as one picture.
 
 ``python -m benchmarks.scaling``: a step pushes and pulls the whole model, SGD applied. Sizes that
-would need more than half of the machine's free memory are left out, and named. ``--out`` is a PNG.
+would need more than half of the machine's free memory are left out, and named; so are points that
+would, by the smaller ones of their curve, end after ``--minutes``. ``--out`` is a PNG.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import cluster
-from benchmarks.contest import ROOT, Pace, Result, compete
+from benchmarks.contest import ROOT, Contestant, Pace, Result, Unavailable
 from benchmarks.report import Table
 
 COPIES = 8
 """Of the model, that a worker and its server hold: gradients, values, blocks on their way."""
 MEMORY_SHARE = 0.5
+POINT_S = 10.0
+"""About what a point's steps may take: those of slow ones are fewer, one at least."""
 PARAMETERS = (1_000_000, 4_000_000, 16_000_000, 64_000_000, 100_000_000, 400_000_000)
 WORKERS, SERVERS = (1, 2, 4), (1, 2)
 BLOCKS = (1, 10, 100, 1_000, 10_000, 100_000)
@@ -44,6 +49,16 @@ class Point:
 
 def points(free_bytes: int, most: int = max(PARAMETERS)) -> Iterator[Point]:
     """The cells; the model that is cut into blocks fits the machine and ``most`` parameters."""
+    for servers in SERVERS:
+        for workers in WORKERS:
+            yield Point(
+                curve="workers",
+                line=f"{servers} server{'s' if servers > 1 else ''}",
+                x=workers,
+                nbytes=WORKERS_NBYTES,
+                workers=workers,
+                servers=servers,
+            )
     for numel in PARAMETERS:
         yield Point(curve="size", line="1 worker, 1 server", x=numel, nbytes=4 * numel)
     nbytes = min(BLOCKS_NBYTES, 4 * most, int(free_bytes * MEMORY_SHARE) // COPIES)
@@ -57,19 +72,10 @@ def points(free_bytes: int, most: int = max(PARAMETERS)) -> Iterator[Point]:
                 nbytes=nbytes,
                 block_bytes=of_block,
             )
-    for servers in SERVERS:
-        for workers in WORKERS:
-            yield Point(
-                curve="workers",
-                line=f"{servers} server{'s' if servers > 1 else ''}",
-                x=workers,
-                nbytes=WORKERS_NBYTES,
-                workers=workers,
-                servers=servers,
-            )
 
 
 def measured(point: Point, pace: Pace) -> Result:
+    """At most ``pace``, and about ``POINT_S`` of it. Raises Unavailable."""
     entry = cluster.entry(
         "elasticps",
         cluster.PUSH_PULL,
@@ -78,7 +84,42 @@ def measured(point: Point, pace: Pace) -> Result:
         workers=point.workers,
         block_bytes=point.block_bytes,
     )
-    return compete([entry], pace)["elasticps"]
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        contestant = Contestant(entry, Path(directory))
+        try:
+            contestant.start()
+            (step_s,) = contestant.turn(1, counted=False)
+            contestant.settle()
+            steps = max(1, int(POINT_S / step_s))
+            rounds = min(pace.rounds, steps)
+            for _ in range(rounds):
+                contestant.turn(min(pace.steps, steps // rounds))
+            return contestant.finish()
+        finally:
+            contestant.close()
+
+
+class Clock:
+    """What has been spent of the time for all points, and what the next one will take."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._end_s = time.monotonic() + limit_s
+        self._least_s = 0.0
+        self._last: tuple[Point, float] | None = None
+
+    def took(self, point: Point, seconds: float) -> None:
+        self._least_s = min(self._least_s or seconds, seconds)
+        self._last = point, seconds
+
+    def expected_s(self, point: Point) -> float:
+        """As the last one of its curve, what is more than starting a cluster in proportion."""
+        if self._last is None or self._last[0].line != point.line:
+            return self._least_s
+        last, seconds = self._last
+        return self._least_s + (seconds - self._least_s) * point.x / last.x
+
+    def has_time_for(self, point: Point) -> bool:
+        return time.monotonic() + self.expected_s(point) <= self._end_s
 
 
 def fits(point: Point, free_bytes: int) -> bool:
@@ -120,20 +161,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PICTURE)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all points")
     parser.add_argument("--most", type=int, default=max(PARAMETERS), help="parameters at most")
     options = parser.parse_args()
     free = free_memory()
     rows = []
     table = Table(title="scaling", columns=("", "x", "MB", "ms", "spread", "GB/s", "CPU s/GB"))
+    clock = Clock(60.0 * options.minutes)
     for point in points(free, options.most):
         name = f"{point.curve}: {point.line}"
+        if not clock.has_time_for(point):
+            print(f"  {name}, {point.x}: left out: would end after --minutes {options.minutes:g}")
+            continue
         if not fits(point, free) or point.nbytes > 4 * options.most:
             print(f"  {name}, {point.x}: left out: --most, or {free >> 30} GiB free")
             continue
-        found = measured(point, Pace(rounds=options.rounds, steps=options.steps))
-        if found.unavailable:
-            table.add(name, found.unavailable)
+        began = time.monotonic()
+        try:
+            found = measured(point, Pace(rounds=options.rounds, steps=options.steps))
+        except Unavailable as error:
+            table.add(name, str(error))
             continue
+        finally:
+            clock.took(point, time.monotonic() - began)
         # Each worker pushes and pulls all of it.
         moved = point.nbytes * point.workers
         row = {

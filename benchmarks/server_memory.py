@@ -1,6 +1,7 @@
 """How much memory a shard server takes beside what it must hold: values and Adam's two moments.
 
-The growth is that of its resident set over a server of the same kind whose job has one page.
+The growth is that of its own memory over a server of the same kind whose job has one page. The
+worker's memory that it has mapped is the worker's, and is there once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from benchmarks import cluster
 from benchmarks.contest import Contestant, Unavailable
-from benchmarks.processes import command, resident_bytes
+from benchmarks.processes import command, own_bytes, peak_own_bytes
 from benchmarks.report import Show, Table, printed
 
 TENSORS_HELD = 3
@@ -39,7 +40,7 @@ def measure(plan: Plan, show: Show = printed) -> dict[str, Any]:
         columns=("", "MB", "of needed"),
     )
     table.add("needed: value and two moments", needed / 1e6, 1.0)
-    rows = {"resident, less a server of one page": now - base, "at its peak": peak - base}
+    rows = {"its own, less a server's of one page": now - base, "at its peak": peak - base}
     for name, nbytes in rows.items():
         table.add(name, nbytes / 1e6, round(nbytes / needed, 3))
     show(table)
@@ -51,7 +52,7 @@ def measure(plan: Plan, show: Show = printed) -> dict[str, Any]:
 
 
 def _server_bytes(nbytes: int, steps: int) -> tuple[int, int]:
-    """Of the shard server after so many steps: resident now, and at its peak."""
+    """Of the shard server after so many steps: its own memory now, and at its peak."""
     arguments = ["--nbytes", str(nbytes), "--optimizer", "adam"]
     entry = cluster.entry("elasticps", cluster.PUSH_PULL, arguments)
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
@@ -60,7 +61,7 @@ def _server_bytes(nbytes: int, steps: int) -> tuple[int, int]:
             contestant.start()
             contestant.turn(steps)
             (server,) = (pid for pid in contestant.pids if "elasticps.server" in command(pid))
-            found = resident_bytes(server), resident_bytes(server, "VmHWM")
+            found = own_bytes(server), peak_own_bytes(server)
             contestant.finish()
             return found
         finally:

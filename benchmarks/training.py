@@ -12,8 +12,9 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -26,7 +27,7 @@ from benchmarks.turns import Turns
 WORKERS = 2
 WIDTH, DEPTH = 2048, 6
 BATCH = {"mlp": 32, "charlm": 8}
-OPTIONS = {"lr": 1e-3}
+OPTIONS: Mapping[str, Any] = {"lr": 1e-3}
 Batch = tuple[torch.Tensor, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -83,7 +84,7 @@ def alone(path: str, name: str, rank: int) -> None:
 def with_ddp(path: str, name: str, rank: int) -> None:
     model, _, _ = made(name)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = distributed.FileStore(f"{path}.store", WORKERS)
+    store = distributed.FileStore(f"{path}.store", WORKERS)  # type: ignore[attr-defined]
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORKERS)
     shared = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
     optimizer = torch.optim.AdamW(shared.parameters(), fused=True, **OPTIONS)

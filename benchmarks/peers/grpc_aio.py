@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 import grpc
 import torch
@@ -75,7 +76,7 @@ def main() -> None:
 
 async def _steps(where: str, path: str, size: Size, loop: asyncio.AbstractEventLoop) -> None:
     async with grpc.aio.insecure_channel(where, options=OPTIONS) as channel:
-        stream = channel.stream_stream(METHOD)()
+        stream = channel.stream_stream(METHOD)()  # type: ignore[call-arg]
         await stream.wait_for_connection()
 
         async def push(gradient: pair.Blocks) -> None:
@@ -85,7 +86,7 @@ async def _steps(where: str, path: str, size: Size, loop: asyncio.AbstractEventL
         async def exchange(gradient: pair.Blocks, output: pair.Blocks) -> None:
             pushing = asyncio.ensure_future(push(gradient))
             for block in output:
-                block.copy_(tensor_of(await stream.read()))
+                block.copy_(tensor_of(cast("bytes", await stream.read())))
             await pushing
 
         def step(gradient: pair.Blocks, output: pair.Blocks) -> None:

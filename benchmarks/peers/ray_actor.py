@@ -43,7 +43,7 @@ def main() -> None:
         logging_level=logging.ERROR,
         configure_logging=False,
     )
-    server = Server.remote(size)
+    server = Server.remote(size)  # type: ignore[attr-defined]
 
     def step(gradient: pair.Blocks, output: pair.Blocks) -> None:
         answers = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 from torch.distributed import rpc
@@ -28,7 +29,8 @@ def exchange(block: int, gradient: torch.Tensor) -> torch.Tensor:
 
 def start(rank: int, transport: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo", TP_SOCKET_IFNAME="lo")
-    channels = {"_transports": ["uv"], "_channels": ["basic"]} if transport == "tcp" else {}
+    tcp: dict[str, Any] = {"_transports": ["uv"], "_channels": ["basic"]}
+    channels = tcp if transport == "tcp" else {}
     options = rpc.TensorPipeRpcBackendOptions(
         num_worker_threads=THREADS, rpc_timeout=120, **channels
     )
