@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import torch
 
 from elasticps.core.replication import Check
 from elasticps.errors import WireError
 from elasticps.server.admission import Admission, Admitted, Open
+from elasticps.server.group import Group
 from elasticps.server.hosted import STATUS_OF, Hosted, Request
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
@@ -17,6 +19,7 @@ from elasticps.server.table import Table
 from elasticps.server.tensor_block import MAX_STATE_FACTOR
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
+from elasticps.wire.groups import EMPTY, GroupMeta, Piece, check_group, offsets
 from elasticps.wire.messages import (
     HelloMeta,
     OpMeta,
@@ -35,7 +38,7 @@ from elasticps.wire.region_socket import RegionSocket
 from elasticps.wire.tensors import bytes_of
 
 STATE_SLACK = 64 * 1024
-_PAYLOAD_KINDS = frozenset({Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP, Kind.PROBE})
+_PAYLOAD_KINDS = frozenset({Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP, Kind.PROBE, Kind.GROUP})
 _CLIENT_KINDS = frozenset(
     {
         Kind.PUSH,
@@ -46,6 +49,7 @@ _CLIENT_KINDS = frozenset(
         Kind.STATUS,
         Kind.SAVE,
         Kind.SHARE,
+        Kind.GROUP,
     }
 )
 
@@ -92,6 +96,10 @@ class Session:
         self._admitted.check(header)
         if header.kind is Kind.PROBE:
             return None
+        if header.kind is Kind.GROUP:
+            check_group(decode(meta, GroupMeta), header.payload_length)
+            self._incoming = torch.empty(header.payload_length, dtype=torch.uint8)
+            return bytes_of(self._incoming)
         hosted = self._table.replica(header.job, header.block)
         if hosted is None:
             self._incoming = None
@@ -173,6 +181,9 @@ class Session:
         if header.kind is Kind.SHARE:
             self._share(request)
             return
+        if header.kind is Kind.GROUP:
+            self._group(request, decode(meta, GroupMeta), incoming)
+            return
         hosted = self._table.replica(header.job, header.block)
         dropped = header.payload_length > 0 and payload is None
         if hosted is None or dropped:
@@ -197,6 +208,50 @@ class Session:
             return
         offer = self._regions.offer(request.connection, sizes)
         request.answer(Status.OK, encode(offer) if offer else b"")
+
+    def _group(self, request: Request, meta: GroupMeta, incoming: torch.Tensor | None) -> None:
+        """Make each piece's request as if it had come by itself; they are answered together."""
+        check_group(meta, request.header.payload_length)
+        header, push, region = request.header, meta.push, meta.region
+        if push is not None and region:
+            push = msgspec.structs.replace(push, place=Place(region, 0, 0, meta.kept))
+        group = Group(request.connection, header, meta, request.refused)
+        for piece, start in zip(meta.pieces, offsets(meta.pieces), strict=True):
+            each = group.request(piece)
+            hosted = self._table.replica(header.job, piece.block)
+            if hosted is None:
+                each.answer(Status.UNKNOWN)
+                continue
+            if not isinstance(hosted, ParameterBlock):
+                raise WireError(f"a group with block {piece.block}", field="block")
+            refusal = hosted.refusal(each.header)
+            if refusal is not None:
+                each.answer(refusal)
+            elif push is not None:
+                hosted.push(each, push, self._gradient(hosted, piece, start, region, incoming))
+            else:
+                assert meta.pull is not None
+                if region:
+                    each.into = self._value_at(hosted, Kind.PULL, piece.place_in(region))
+                hosted.read(each, meta.pull)
+        group.begun()
+
+    def _gradient(
+        self,
+        block: ParameterBlock,
+        piece: Piece,
+        start: int,
+        region: int,
+        incoming: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        if piece.nbytes == EMPTY:
+            return None
+        block.check_push_nbytes(piece.nbytes)
+        if region:
+            return self._regions.gradient(piece.place_in(region), block.pushed_dtype)
+        if incoming is None:
+            raise WireError("pushes without their gradients", field="payload_length")
+        return incoming[start : start + piece.nbytes]
 
     def _block(
         self,
@@ -223,10 +278,13 @@ class Session:
         else:
             pull = decode(meta, PullMeta)
             if pull.place is not None:
-                _check_value(block, kind, pull.place)
-                request.into = self._regions.value(pull.place, block.dtype)
+                request.into = self._value_at(block, kind, pull.place)
             request.holds = pull.holds
             block.read(request, pull)
+
+    def _value_at(self, block: ParameterBlock, kind: Kind, place: Place) -> torch.Tensor:
+        _check_value(block, kind, place)
+        return self._regions.value(place, block.dtype)
 
     def _in_place(self, block: ParameterBlock, request: Request, place: Place) -> torch.Tensor:
         if request.header.payload_length:

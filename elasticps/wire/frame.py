@@ -73,6 +73,8 @@ class Kind(IntEnum):
     """A block is to be written for a checkpoint, as it is after the round that the worker knows."""
     SHARE = 14
     """A worker of the same machine asks where to show its regions."""
+    GROUP = 15
+    """A worker's pushes, or its pulls, of many small blocks that one server leads."""
 
 
 class Status(IntEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,7 +19,6 @@ from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import (
     AuditMeta,
     EarlierFile,
-    Place,
     PullMeta,
     SavedMeta,
     SaveMeta,
@@ -30,6 +29,7 @@ from elasticps.wire.messages import (
 )
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
 from elasticps.worker.coded_pull import CodedPull
+from elasticps.worker.group_calls import Group, Settled, slices
 from elasticps.worker.parameters import BlockMemory
 
 CALLS_IN_FLIGHT = 64
@@ -74,42 +74,79 @@ class BlockCalls:
         async with self._window:
             return await self._client.call(call)
 
+    async def call_each(self, calls: Sequence[Call]) -> list[Reply]:
+        """Calls of a run of small blocks, of one kind: together, and what that leaves one by one.
+
+        It takes the place of one call in what is on its way.
+        """
+        settled: Settled = [None] * len(calls)
+
+        async def single(index: int) -> None:
+            settled[index] = await self._client.call(calls[index])
+
+        async def grouped(group: Group) -> None:
+            left = await self._client.groups.ask(group, settled)
+            if left:
+                await together(map(single, left))
+
+        async with self._window:
+            groups, rest = self._client.groups.divided(calls)
+            await together([*map(grouped, groups), *map(single, rest)])
+        return cast("list[Reply]", settled)
+
     async def read(self, proof: PullMeta, into: Targets | None) -> None:
         """Read the values of the parameters in ``into`` there, or all that are held here."""
-
         shared = self._client.shared
+        metas = {at_once: encode(_proof_of(proof, at_once=at_once)) for at_once in (False, True)}
 
-        async def one(memory: BlockMemory, tensor: torch.Tensor) -> None:
-            target, place = memory.of(tensor), None
-            if shared is not None:
-                place = shared.value_place(memory.block, tensor)
-            call = Call(
+        def call(memory: BlockMemory) -> Call:
+            tensor = memory.parameter if into is None else into[memory.block.parameter]
+            return Call(
                 kind=Kind.PULL,
                 block=memory.block.id,
-                meta=_proof_for(memory, proof),
-                into=target,
+                meta=metas[memory.at_once],
+                into=memory.of(tensor),
                 deadline_s=None,
-                place=place,
-                place_meta=_proof_for(memory, proof, place) if place else b"",
-                coded=self._coded(memory, proof, target),
+                place=None if shared is None else shared.value_place(memory.block, tensor),
+                coded=self._coded(memory, proof, memory.of(tensor)),
             )
-            reply = await self._settled(call)
-            if shared is not None:
-                shared.returned(memory.block.id)
-            is_difference = decode(reply.meta, ValueMeta).makes is not None
-            self.bytes_pulled += len(reply.payload or b"") if is_difference else len(target)
 
-        await together(
-            one(memory, memory.parameter if into is None else into[memory.block.parameter])
+        def have_read(call: Call, reply: Reply) -> None:
+            _check_settled(call, reply)
+            if shared is not None:
+                shared.returned(call.block)
+            assert call.into is not None
+            is_difference = call.coded and decode(reply.meta, ValueMeta).makes is not None
+            self.bytes_pulled += len(reply.payload or b"") if is_difference else len(call.into)
+
+        async def one(memory: BlockMemory) -> None:
+            asked = call(memory)
+            have_read(asked, await self.call(asked))
+
+        async def run(memory: Sequence[BlockMemory]) -> None:
+            asked = [call(each) for each in memory]
+            for each, reply in zip(asked, await self.call_each(asked), strict=True):
+                have_read(each, reply)
+
+        wanted = [
+            memory
             for memory in self._memory
             if (memory.is_held if into is None else memory.block.parameter in into)
-        )
+        ]
+        coded = [memory for memory in wanted if self._is_coded(memory)]
+        runs, others = slices([memory for memory in wanted if not self._is_coded(memory)])
+        await together([*map(run, runs), *map(one, [*coded, *others])])
+
+    def _is_coded(self, memory: BlockMemory) -> bool:
+        codec = self._codec
+        return codec is not None and not memory.at_once and are_coded(codec, memory.block)
 
     def _coded(self, memory: BlockMemory, proof: PullMeta, target: memoryview) -> CodedPull | None:
         codec = self._codec
-        if codec is None or memory.at_once or not are_coded(codec, memory.block):
+        if codec is None or not self._is_coded(memory):
             return None
-        return CodedPull(codec, _proof_of(memory, proof), target, memory.parameter.dtype)
+        its_proof = _proof_of(proof, at_once=memory.at_once)
+        return CodedPull(codec, its_proof, target, memory.parameter.dtype)
 
     async def states(self, proof: PullMeta, round_: Round | None) -> States:
         """Value and optimizer state of every block, as of ``round_`` where that is not None.
@@ -144,7 +181,8 @@ class BlockCalls:
         """
 
         async def one(memory: BlockMemory) -> tuple[BlockMemory, SavedMeta] | None:
-            its_proof, earlier = _proof_of(memory, proof), order.earlier.get(memory.block.id)
+            its_proof = _proof_of(proof, at_once=memory.at_once)
+            earlier = order.earlier.get(memory.block.id)
             meta = SaveMeta(its_proof, order.draft, order.exact, written, earlier)
             call = Call(
                 kind=Kind.SAVE,
@@ -186,25 +224,32 @@ class BlockCalls:
 
     async def _settled(self, call: Call) -> Reply:
         reply = await self.call(call)
-        if reply.header.status is not Status.OK:
-            raise JobFailed(
-                f"block {call.block} refused a read: {reply.header.status.name}",
-                where="the data plane",
-            )
+        _check_settled(call, reply)
         return reply
 
 
-def _proof_for(memory: BlockMemory, proof: PullMeta, place: Place | None = None) -> bytes:
-    return encode(_proof_of(memory, proof, place))
+def _check_settled(call: Call, reply: Reply) -> None:
+    if reply.header.status is not Status.OK:
+        raise JobFailed(
+            f"block {call.block} refused a read: {reply.header.status.name}",
+            where="the data plane",
+        )
 
 
-def _proof_of(memory: BlockMemory, proof: PullMeta, place: Place | None = None) -> PullMeta:
+def _proof_for(memory: BlockMemory, proof: PullMeta) -> bytes:
+    return encode(_proof_of(proof, at_once=memory.at_once))
+
+
+def _proof_of(proof: PullMeta, *, at_once: bool) -> PullMeta:
     """A block whose pushes are in no rounds knows of none."""
-    return PullMeta(None if memory.at_once else proof.commit, proof.floor, place)
+    return PullMeta(None if at_once else proof.commit, proof.floor)
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """Run all at once; the first error cancels the rest and is raised by itself."""
+    calls = list(calls)
+    if len(calls) == 1:  # which needs no task of its own
+        return [await calls[0]]
     tasks: list[asyncio.Task[Any]] = []
     try:
         async with asyncio.TaskGroup() as group:

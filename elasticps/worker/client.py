@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -15,12 +14,22 @@ from elasticps.errors import BlockUnavailable, JobFailed, PeerUnavailable
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import Place, PlanRow, PlanUpdate, RefusalMeta, decode
+from elasticps.wire.messages import (
+    Place,
+    PlanRow,
+    PlanUpdate,
+    PullMeta,
+    PushMeta,
+    RefusalMeta,
+    decode,
+    encode,
+)
 from elasticps.wire.pool import ConnectionPool
 from elasticps.wire.transports import SHM, TRANSPORTS_VARIABLE, UNIX
 from elasticps.worker.agent import Agent
 from elasticps.worker.coded_pull import CodedPull
 from elasticps.worker.credentials import ToServers
+from elasticps.worker.group_calls import GroupCalls
 from elasticps.worker.shared_memory import SharedMemory
 
 REQUEST_TIMEOUT_S = 30.0
@@ -36,12 +45,11 @@ _FINAL = frozenset({Status.OK, Status.STALE_GENERATION, Status.CONFLICT})
 _answers = msgspec.msgpack.Decoder(Answer)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A request but for its epoch, which each attempt takes from the newest plan.
 
     The payload's and ``into``'s memory must stay as they are until the call returns. Where the
-    server has this worker's regions, ``place_meta``, which tells it of ``place``, is sent instead.
+    server has this worker's regions it is told of ``place`` instead.
     """
 
     kind: Kind
@@ -55,9 +63,14 @@ class Call:
     deadline_s: float | None = BLOCK_DEADLINE_S
     timeout_s: float = REQUEST_TIMEOUT_S
     place: Place | None = None
-    place_meta: bytes = b""
     coded: CodedPull | None = None
     """How to read ``into`` by its difference, where it is asked for by socket."""
+
+    @property
+    def meta_with_place(self) -> bytes:
+        """What is sent to a server that has this worker's regions, of a push or a pull."""
+        meta = decode(self.meta, PushMeta if self.kind is Kind.PUSH else PullMeta)
+        return encode(msgspec.structs.replace(meta, place=self.place))
 
 
 class Client:
@@ -73,8 +86,17 @@ class Client:
         # What waits for a server that is gone learns it at once, not when its time is up.
         agent.on_servers = self._pool.forget_unlisted
         agent.on_plan = self._give_up_deposed
-        self.shared: SharedMemory | None = None
+        self.groups = GroupCalls(agent, self._pool, job, worker)
         self._asking: dict[BlockId, dict[asyncio.Timeout, ServerId]] = {}
+
+    @property
+    def shared(self) -> SharedMemory | None:
+        """This worker's regions, once it has any."""
+        return self.groups.shared
+
+    @shared.setter
+    def shared(self, shared: SharedMemory) -> None:
+        self.groups.shared = shared
 
     @property
     def traffic(self) -> dict[str, int]:
@@ -128,6 +150,7 @@ class Client:
             for scope, asked in self._asking.get(row.block, {}).items():
                 if asked != row.primary and not scope.expired():
                     scope.reschedule(now)
+        self.groups.give_up_deposed(update)
 
     async def _attempt(self, call: Call, row: PlanRow) -> tuple[str, Reply | None]:
         """One try: the reply, or why there is none."""
@@ -209,7 +232,7 @@ class Client:
         if call.kind is Kind.PUSH:
             shared.lend(call.block)
         try:
-            reply = await connection.request(header, call.place_meta, timeout_s=call.timeout_s)
+            reply = await connection.request(header, call.meta_with_place, timeout_s=call.timeout_s)
         except BaseException:
             if not connection.ended_by_peer:
                 shared.abandoned(call.place, call.block, connection)

@@ -36,6 +36,10 @@ class EarlyPushes:
         """The step has come: what has not left goes with it."""
         self._ready.clear()
 
+    def has_left(self, block: BlockId) -> bool:
+        """Has a push of the block left before its step?"""
+        return block in self._sent
+
     async def pushed(self, memory: BlockMemory, turn: Turn) -> bool:
         """Push the block for ``turn``, or wait until the push that has left is answered."""
         sent, of = self._sent.pop(memory.block.id, (None, None))

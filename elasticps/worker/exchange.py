@@ -7,8 +7,6 @@ import contextlib
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
 from elasticps.api.job_codec import load_codec
 from elasticps.core.affinity import Span, joined
 from elasticps.core.audit import Tally, Verdict
@@ -44,6 +42,7 @@ from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 from elasticps.errors import JobFailed, TrainingOver, UsageError
 from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
+from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import (
     JobInfo,
     MeasureMeta,
@@ -61,6 +60,7 @@ from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.early_pushes import EarlyPushes
 from elasticps.worker.encoder import Encoder
+from elasticps.worker.group_calls import slices
 from elasticps.worker.parameters import BlockMemory
 from elasticps.worker.shared_memory import SharedMemory
 
@@ -102,6 +102,8 @@ class Exchange:
         self._called_together = info.backup_workers > 0
         self._memory = memory
         self._staged = [each for each in memory if not (self._in_rounds and each.at_once)]
+        self._runs, self._large = slices(self._staged)
+        self._metas: dict[tuple[object, ...], bytes] = {}
         self.early = EarlyPushes(self._push)
         self._attendance = Attendance(client)
         self._floor: Floor = {}
@@ -289,6 +291,7 @@ class Exchange:
         self._seq = Seq(self._seq + 1)
         self._called = None
         self.encoder.settle(counted=False)
+        self._metas.clear()
         self._updates = updates
         self._bound, self._scale = self.clipping.bound, 1.0
 
@@ -353,7 +356,7 @@ class Exchange:
         if self._called_together and not await self._is_called(turn):
             return
         self.early.settle()
-        pushing = together(self.early.pushed(memory, turn) for memory in self._staged)
+        pushing = self._push_all(turn)
         if not self._in_rounds:
             await pushing
             self.shared.hold_gradients()
@@ -379,7 +382,9 @@ class Exchange:
         self.begin(updates)
         pushed = [item for item in self._memory if item.at_once and item.block.parameter in updates]
         try:
-            taken = await together(self._push(memory, turn) for memory in pushed)
+            runs, others = slices(pushed)
+            pushing = [self._push_run(run, turn) for run in runs]
+            taken = await together([*pushing, *(self._push(memory, turn) for memory in others)])
         finally:
             self.shared.settle()
         if not all(taken):
@@ -400,39 +405,64 @@ class Exchange:
         self._called = Called(0, contributes=False)
         return False
 
+    async def _push_all(self, turn: Turn) -> list[bool]:
+        runs = (self._push_run(run, turn) for run in self._runs)
+        others = (self.early.pushed(memory, turn) for memory in self._large)
+        taken = await together([*runs, *others])
+        return [all(taken)]
+
+    async def _push_run(self, run: Sequence[BlockMemory], turn: Turn) -> bool:
+        """Push small blocks together, but for those that have left already."""
+        left = [memory for memory in run if self.early.has_left(memory.block.id)]
+        if left:
+            rest = [memory for memory in run if not self.early.has_left(memory.block.id)]
+            early = (self.early.pushed(memory, turn) for memory in left)
+            return all(await together([*early, *([self._push_run(rest, turn)] if rest else [])]))
+        calls = [self._push_call(memory, turn) for memory in run]
+        replies = await self._blocks.call_each(calls)
+        return self._are_taken(zip(calls, replies, strict=True))
+
     async def _push(self, memory: BlockMemory, turn: Turn) -> bool:
+        call = self._push_call(memory, turn)
+        return self._are_taken([(call, await self._blocks.call(call))])
+
+    def _push_call(self, memory: BlockMemory, turn: Turn) -> Call:
         payload = self.encoder.payload(memory, self._seq, self._updates)
-        pushers = self._called.pushers if self._called else turn.pushers
-        meta = PushMeta(
-            turn.generation,
-            self.weights.get(memory.block.parameter, self.weight),
-            self.hyper[memory.group],
-            pushers,
-            None if memory.at_once else self._proof().commit,
-            turn.rank,
-            self._codec,
-        )
-        place = self._place(memory) if payload is not None else None
         measures = self._in_rounds and self._bound is not None
-        call = Call(
+        return Call(
             kind=Kind.PUSH,
             block=memory.block.id,
-            meta=encode(meta),
+            meta=self._push_meta(memory, turn),
             payload=payload,
             seq=self._seq,
             round=turn.round,
             flags=(FLAG_EMPTY if payload is None else 0) | (FLAG_MEASURE if measures else 0),
             deadline_s=None,
             timeout_s=HELD_TIMEOUT_S,
-            place=place,
-            place_meta=encode(msgspec.structs.replace(meta, place=place)) if place else b"",
+            place=self._place(memory) if payload is not None else None,
         )
-        reply = await self._blocks.call(call)
-        if reply.header.status is not Status.OK:
-            return False
-        if measures:
-            self._norms[memory.block.id] = decode(reply.meta, MeasureMeta).norm
-        return True
+
+    def _push_meta(self, memory: BlockMemory, turn: Turn) -> bytes:
+        """Encoded once for all blocks that it is the same of."""
+        weight = self.weights.get(memory.block.parameter, self.weight)
+        pushers = self._called.pushers if self._called else turn.pushers
+        key = turn.generation, weight, memory.group, memory.at_once, pushers, self.commit
+        meta = self._metas.get(key)
+        if meta is None:
+            commit = None if memory.at_once else self._proof().commit
+            hyper = self.hyper[memory.group]
+            push = PushMeta(turn.generation, weight, hyper, pushers, commit, turn.rank, self._codec)
+            meta = self._metas[key] = encode(push)
+        return meta
+
+    def _are_taken(self, answered: Iterable[tuple[Call, Reply]]) -> bool:
+        taken = True
+        for call, reply in answered:
+            if reply.header.status is not Status.OK:
+                taken = False
+            elif call.flags & FLAG_MEASURE:
+                self._norms[call.block] = decode(reply.meta, MeasureMeta).norm
+        return taken
 
     def _place(self, memory: BlockMemory) -> Place | None:
         """Where in shared memory the block's gradient lies, None for nowhere."""

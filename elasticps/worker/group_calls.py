@@ -1,0 +1,288 @@
+"""A worker's requests of many small blocks, in one frame for all that a server leads.
+
+This is the quick way and not the sure one: what it does not settle (a block that has moved, a
+server that is gone, a group that one refusal ended) is for the caller to ask block by block, with
+the same sequence number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from elasticps.core.ids import JobKey, ServerId, WorkerId
+from elasticps.errors import JobFailed, PeerUnavailable, WireError
+from elasticps.wire.connection import Connection
+from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
+from elasticps.wire.groups import (
+    EMPTY,
+    MAX_GROUP_BYTES,
+    MAX_PIECES,
+    NOT_YET,
+    SMALL_BYTES,
+    GroupMeta,
+    GroupReply,
+    Piece,
+    aligned,
+)
+from elasticps.wire.inflight import Reply
+from elasticps.wire.messages import PlanUpdate, PullMeta, PushMeta, RefusalMeta, decode, encode
+from elasticps.wire.pool import ConnectionPool
+from elasticps.wire.transports import SHM
+from elasticps.worker.agent import Agent
+from elasticps.worker.parameters import BlockMemory
+from elasticps.worker.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+    from elasticps.worker.client import Call
+
+SLICE_BYTES = MAX_GROUP_BYTES // 2
+
+_FINAL = frozenset({Status.OK, Status.STALE_GENERATION, Status.CONFLICT})
+Settled = list["Reply | None"]
+
+
+def slices(memory: Sequence[BlockMemory]) -> tuple[list[list[BlockMemory]], list[BlockMemory]]:
+    """The small blocks, in runs that a group has room for, and the others.
+
+    Every worker has the same runs in the same order, whatever it knows of the plan: so the lowest
+    that is not answered is under way at each of them.
+    """
+    runs: list[list[BlockMemory]] = []
+    nbytes = SLICE_BYTES
+    for each in memory:
+        if each.block.nbytes > SMALL_BYTES:
+            continue
+        if nbytes + each.block.nbytes > SLICE_BYTES or len(runs[-1]) == MAX_PIECES:
+            runs.append([])
+            nbytes = 0
+        runs[-1].append(each)
+        nbytes += each.block.nbytes
+    return runs, [each for each in memory if each.block.nbytes > SMALL_BYTES]
+
+
+class _Member(msgspec.Struct, frozen=True, gc=False):
+    """A call, by its index among those that came with it, and its piece of the frame."""
+
+    index: int
+    call: Call
+    piece: Piece
+
+
+_Key = tuple[ServerId, bytes, int, int, bool]
+"""What the calls of one frame have in common: primary, meta, flags, region, and what is kept."""
+
+
+class Group(msgspec.Struct, frozen=True, gc=False):
+    """Calls that go in one frame."""
+
+    key: _Key
+    members: list[_Member]
+
+
+class GroupCalls:
+    """Those of one client. ``shared``: this worker's regions, once it has any."""
+
+    def __init__(
+        self, agent: Agent, pool: ConnectionPool[ServerId], job: JobKey, worker: WorkerId
+    ) -> None:
+        self.shared: SharedMemory | None = None
+        self._agent = agent
+        self._spans = agent.spans
+        self._pool = pool
+        self._job = job
+        self._worker = worker
+        self._asking: dict[asyncio.Timeout, tuple[ServerId, list[_Member]]] = {}
+
+    def divided(self, calls: Sequence[Call]) -> tuple[list[Group], list[int]]:
+        """The groups that calls of one kind, round and sequence number make, and who is in none.
+
+        All must be under way at a time: another worker may have other groups, and wait for these.
+        """
+        groups: list[Group] = []
+        for key, members in self._groups(calls).items():
+            if len(members) > 1:
+                groups.append(Group(key, members))
+        known = {member.index for group in groups for member in group.members}
+        return groups, [index for index in range(len(calls)) if index not in known]
+
+    def give_up_deposed(self, update: PlanUpdate) -> None:
+        """Do not wait for who does not lead all of a group any more: it may never answer."""
+        if not self._asking:
+            return
+        primaries = {row.block: row.primary for row in update.rows}
+        now = asyncio.get_running_loop().time()
+        for scope, (asked, members) in self._asking.items():
+            led = all(primaries.get(each.call.block, asked) == asked for each in members)
+            if not led and not scope.expired():
+                scope.reschedule(now)
+
+    def _groups(self, calls: Sequence[Call]) -> dict[_Key, list[_Member]]:
+        groups: dict[_Key, list[_Member]] = {}
+        shared = self.shared
+        for index, call in enumerate(calls):
+            row, place = self._agent.row(call.block), call.place
+            if row is None or (shared is not None and shared.is_abandoned(call.block)):
+                continue
+            nbytes = EMPTY if call.payload is None else len(call.payload)
+            if call.into is not None:
+                nbytes = len(call.into)
+            offset = 0 if place is None else place.offset
+            region, kept = (0, False) if place is None else (place.region, place.kept)
+            key = row.primary, call.meta, call.flags & ~FLAG_EMPTY, region, kept
+            member = _Member(index, call, Piece(call.block, row.epoch, nbytes, offset))
+            groups.setdefault(key, []).append(member)
+        return groups
+
+    async def ask(self, group: Group, settled: Settled) -> list[int]:
+        """Ask all of a group at once; ``settled`` gets each reply, as of a call by itself.
+
+        Returns whose is not known. Raises JobFailed when a block refused.
+        """
+        await self._ask(group.key, group.members, settled)
+        return [each.index for each in group.members if settled[each.index] is None]
+
+    async def _ask(self, key: _Key, members: list[_Member], settled: Settled) -> None:
+        primary, _, flags, region, _ = key
+        first = members[0].call
+        header = Header(
+            Kind.GROUP,
+            flags=flags,
+            job=self._job,
+            worker=self._worker,
+            seq=first.seq,
+            round=first.round,
+        )
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._asking[scope] = primary, members
+                connection = await self._pool.connection(primary)
+                began_ns, via = self._spans.begin(), str(connection.where.transport)
+                shared = self.shared
+                if region and shared is not None and await shared.ready(connection, first.block):
+                    via = SHM
+                    await self._by_places(shared, connection, header, key, members, settled)
+                else:
+                    await self._by_payload(connection, header, key, members, settled)
+        except (TimeoutError, PeerUnavailable):
+            return
+        finally:
+            self._asking.pop(scope, None)
+        if began_ns:
+            nbytes = sum(max(each.piece.nbytes, 0) for each in members)
+            name = first.kind.name.lower()
+            self._spans.end(
+                name, began_ns, block=first.block, nbytes=nbytes, via=via, round_=first.round
+            )
+
+    async def _by_payload(
+        self,
+        connection: Connection,
+        header: Header,
+        key: _Key,
+        members: list[_Member],
+        settled: Settled,
+    ) -> None:
+        pushes = members[0].call.kind is Kind.PUSH
+        payload = b"".join(_padded(members)) if pushes else b""
+        if len(payload) > MAX_GROUP_BYTES:
+            return
+        reply = await connection.request(
+            header,
+            encode(_meta_of(key, members, region=0)),
+            payload or None,
+            max_reply=sum(each.piece.nbytes for each in members if each.call.into is not None),
+            timeout_s=members[0].call.timeout_s,
+        )
+        values, start = reply.payload or memoryview(b""), 0
+        for each, status in _settle(reply, key[0], members, settled):
+            into = each.call.into
+            if status is Status.OK and into is not None:
+                if start + len(into) > len(values):
+                    raise WireError("a group's values are too short", field="payload_length")
+                into[:] = values[start : start + len(into)]
+                start += len(into)
+
+    async def _by_places(
+        self,
+        shared: SharedMemory,
+        connection: Connection,
+        header: Header,
+        key: _Key,
+        members: list[_Member],
+        settled: Settled,
+    ) -> None:
+        pushes, kept = members[0].call.kind is Kind.PUSH, key[4]
+        if pushes:
+            for each in members:
+                shared.lend(each.call.block)
+        meta = encode(_meta_of(key, members, region=key[3]))
+        try:
+            reply = await connection.request(header, meta, timeout_s=members[0].call.timeout_s)
+        except BaseException:
+            if not connection.ended_by_peer:
+                for each in members:
+                    _abandon(shared, each.call, connection)
+            raise
+        traffic = self._pool.traffic.by_transport[SHM]
+        for each, status in _settle(reply, key[0], members, settled):
+            block, nbytes = each.call.block, each.piece.nbytes
+            if not pushes:
+                traffic.received += nbytes  # and nothing is written there once this is answered
+                continue
+            traffic.sent += nbytes
+            if status is NOT_YET:
+                _abandon(shared, each.call, connection)
+                continue
+            shared.answered(block, connection)
+            if status is Status.OK and not kept:
+                shared.returned(block)
+
+
+def _meta_of(key: _Key, members: Sequence[_Member], *, region: int) -> GroupMeta:
+    pieces = tuple(each.piece for each in members)
+    if members[0].call.kind is Kind.PUSH:
+        return GroupMeta(pieces, push=decode(key[1], PushMeta), region=region, kept=key[4])
+    return GroupMeta(pieces, pull=decode(key[1], PullMeta), region=region)
+
+
+def _padded(members: Sequence[_Member]) -> Iterator[bytes | memoryview]:
+    for each in members:
+        payload = each.call.payload
+        if payload is not None:
+            yield payload
+            yield bytes(aligned(len(payload)) - len(payload))
+
+
+def _settle(
+    reply: Reply, primary: ServerId, members: Sequence[_Member], settled: Settled
+) -> Iterator[tuple[_Member, Status]]:
+    """Take in what the server says of each; raises JobFailed for what it refuses for good."""
+    if reply.header.status is not Status.OK:
+        return
+    said = decode(reply.meta, GroupReply)
+    if len(said.statuses) != len(members):
+        raise WireError("a group's answer is of other blocks", field="statuses")
+    refusal: bytes | None = None
+    for index, (each, number) in enumerate(zip(members, said.statuses, strict=True)):
+        status, meta = _STATUSES[number], said.metas.get(index, b"")
+        if status is Status.REFUSED:
+            refusal = meta
+        if status in _FINAL:
+            settled[each.index] = Reply(_HEADERS[status], meta, None)
+        yield each, status
+    if refusal is not None:
+        raise JobFailed(decode(refusal, RefusalMeta).reason, where=primary)
+
+
+_STATUSES = tuple(Status)
+_HEADERS = {status: Header(Kind.GROUP, status=status) for status in Status}
+
+
+def _abandon(shared: SharedMemory, call: Call, connection: Connection) -> None:
+    assert call.place is not None
+    shared.abandoned(call.place, call.block, connection)
