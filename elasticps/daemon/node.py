@@ -20,6 +20,7 @@ from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.departure import Departure
 from elasticps.daemon.failure_detector import FailureDetector
 from elasticps.daemon.leader import Leader
+from elasticps.daemon.life import Life
 from elasticps.daemon.links import Links
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.making import Making
@@ -38,7 +39,7 @@ from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.timeline import Timeline
 from elasticps.daemon.unit_child import main_process
 from elasticps.daemon.view import ClusterView
-from elasticps.daemon.workers import Life, Workers
+from elasticps.daemon.workers import Workers
 from elasticps.errors import StoreError, StoreRolledBack
 from elasticps.security.passes import RENEWED_AFTER_S
 from elasticps.store import Keys, Lease, Store, check_format, watch_prefix

@@ -13,8 +13,8 @@ from elasticps.core.affinity import Span, joined
 from elasticps.core.ids import JobKey, JobName, NodeId
 from elasticps.core.records import CaughtUpRow, MainNote, ReportRecord, encode
 from elasticps.core.sound import check_described
+from elasticps.daemon.life import Life
 from elasticps.daemon.view import ClusterView
-from elasticps.daemon.workers import Life
 from elasticps.errors import StoreError, StoreRolledBack, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
 from elasticps.wire.messages import Describe, Prefer, Promises, Rejected

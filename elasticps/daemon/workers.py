@@ -10,15 +10,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from elasticps.core.audit import Verdict
-from elasticps.core.ids import JobKey, JobName, NodeId, WorkerId
+from elasticps.core.ids import JobKey, NodeId, WorkerId
 from elasticps.core.jobs import is_unfinished
-from elasticps.core.records import Attempts, JobSpec, WorkerRecord, WorkerState, encode
+from elasticps.core.records import JobSpec, WorkerRecord, WorkerState, encode
 from elasticps.core.restart import (
     Ended,
     GiveUp,
@@ -31,6 +31,7 @@ from elasticps.core.shares import seniority
 from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.life import Life, record_of_end
 from elasticps.daemon.log_files import LogBuffer, LogLine
 from elasticps.daemon.process_group import makes_own_group, torchrun_variables
 from elasticps.daemon.supervisor import Supervisor
@@ -38,7 +39,7 @@ from elasticps.daemon.unit_child import launch_file, unit_child
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Access, Finished, Progress, Retire, Welcome
+from elasticps.wire.messages import Access, Retire, Welcome
 from elasticps.worker.launch import ScriptFailure
 from elasticps.worker.unit import Launch
 
@@ -52,61 +53,12 @@ LAST_WORDS_S = 2.0
 LAST_LINES = 20
 MAX_RANKS = 1000
 """Of so many ended workers it is known which rank they had, for who asks what they wrote."""
-NEVER_JOINED = "the script ended without calling elasticps.join()"
-NEVER_CLOSED = (
-    "the script ended with code 0 without leaving the job, so that nobody knows whether it was"
-    " through: use `with elasticps.join() as run:`, or call run.close() at its end"
-)
-GROUP_BROKEN = (
-    "the process group that its script made cannot go on without it; start the job again from the"
-    " script's own checkpoint"
-)
 AFTER_SIGNALS = RestartPolicy(when=RestartWhen.ON_SIGNAL, max_restarts=5)
 """A worker may take ten seconds to come to its death: more restarts do not fit into the window."""
-MAX_REASON_CHARS = 2_000
-MAX_TRACEBACK_CHARS = 64_000
-"""A record of more than 1 MiB could not be written, and its job would never end."""
 
 
 Retirer = Callable[[str, Retire], None]
 """Sends a worker, by its uid, the word to leave."""
-
-
-@dataclass(slots=True, eq=False)
-class Life:
-    """One life of one worker process.
-
-    ``hung_up`` is set when its connection has closed, and with that all that it said was heard.
-    ``retire`` is the word to leave, once it is to go; ``over`` is set when there is nothing to wait
-    for any more: it has ended, or is to be stopped at once. ``place`` is its number, from 0, among
-    the job's workers here; with ``own_group`` it is not expected to join.
-    """
-
-    uid: str
-    worker: WorkerId
-    job: JobKey
-    job_name: JobName
-    child: str
-    block_bytes: int
-    audit: bool
-    place: int = 0
-    own_group: bool = False
-    joined: bool = False
-    progress: Progress | None = None
-    finished: Finished | None = None
-    ended: bool = False
-    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    retire: Retire | None = None
-    retiring: asyncio.Task[None] | None = None
-    stepped_at: float = field(default_factory=time.monotonic)
-
-    def progressed(self, progress: Progress) -> None:
-        """What it says of itself; it says the same again while it waits."""
-        before = self.progress
-        if before is None or (before.round, before.step_s) != (progress.round, progress.step_s):
-            self.stepped_at = time.monotonic()
-        self.progress = progress
 
 
 @dataclass(slots=True)
@@ -328,7 +280,7 @@ class Workers:
                     await life.hung_up.wait()
         if life.ended:
             return
-        record = self._record(life, exit_)
+        record = record_of_end(self._me, life, exit_, self._failure(life), self._last_words(life))
         slot = self._slots.get(life.job)
         if slot is not None and record.state is WorkerState.KILLED:
             decision = slot.tracker.exited(time.monotonic(), Ended.SIGNAL)
@@ -341,46 +293,6 @@ class Workers:
                 )
         self._bury(life, record)
         await self._supervisor.remove(life.child)
-
-    def _record(self, life: Life, exit_: Exit) -> WorkerRecord:
-        verdict = life.finished.verdict if life.finished else None
-        if life.audit and (life.finished is not None or not life.joined):
-            verdict = verdict or Verdict()  # it had no optimizer yet: it has pushed nothing
-        failure = self._failure(life)
-        if life.finished is not None and life.finished.left:
-            state, reason, traceback = WorkerState.LEFT, "retired", ""
-        elif failure is not None:
-            state, reason, traceback = WorkerState.FAILED, failure.reason, failure.traceback
-        elif exit_.code == 0 and not life.joined and life.own_group:
-            state, reason, traceback = WorkerState.SUCCEEDED, "finished", ""
-        elif exit_.code == 0 and not life.joined:
-            state, reason, traceback = WorkerState.FAILED, NEVER_JOINED, ""
-        elif exit_.code == 0 and life.finished is None:
-            state, reason, traceback = WorkerState.FAILED, NEVER_CLOSED, ""
-        elif exit_.code == 0:
-            state, reason, traceback = WorkerState.SUCCEEDED, "finished", ""
-        elif exit_.signal is not None and life.own_group:
-            state, traceback = WorkerState.FAILED, ""
-            reason = f"{exit_.reason}: {GROUP_BROKEN}"
-        elif exit_.signal is not None:
-            state, reason, traceback = WorkerState.KILLED, exit_.reason, ""
-        else:
-            words = self._last_words(life)
-            state, traceback = WorkerState.FAILED, "\n".join(words)
-            reason = ": ".join([exit_.reason, *words[-1:]])
-        progress = life.progress
-        return WorkerRecord(
-            node=self._me,
-            state=state,
-            reason=shortened(reason, MAX_REASON_CHARS),
-            traceback=shortened(traceback, MAX_TRACEBACK_CHARS),
-            verdict=verdict,
-            round=progress.round if progress else 0,
-            metrics={**progress.metrics} if progress else {},
-            pushed_bytes=progress.pushed_bytes if progress else 0,
-            gradient_bytes=progress.gradient_bytes if progress else 0,
-            checkpoint_attempts=progress.checkpoint_attempts if progress else Attempts(),
-        )
 
     def _failed(self, reason: str) -> WorkerRecord:
         return WorkerRecord(node=self._me, state=WorkerState.FAILED, reason=reason)
@@ -473,10 +385,3 @@ def _has_all(job: JobView) -> bool:
 def _unaware(lives: list[Life]) -> list[Life]:
     """Those that are to go and have not been told: they have not said hello yet."""
     return [life for life in lives if life.retire and not (life.joined or life.over.is_set())]
-
-
-def shortened(text: str, most: int) -> str:
-    """``text``, or its beginning and its end with the middle left out."""
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]} ... {len(text) - most} characters ... {text[-(most // 2) :]}"

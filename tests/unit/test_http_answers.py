@@ -12,7 +12,7 @@ from aiohttp import web
 from elasticps.core.ids import Generation, JobKey, JobName, NodeId, Round, WorkerId
 from elasticps.daemon.http import app
 from elasticps.daemon.http.answers import LocalStatus, LocalWorker
-from elasticps.daemon.workers import Life
+from elasticps.daemon.life import Life
 from elasticps.wire.messages import Progress
 
 

@@ -25,10 +25,10 @@ from elasticps.daemon.http.answers import SeriesAnswer
 from elasticps.daemon.http.background import running
 from elasticps.daemon.http.body import as_json, job_named, query_of
 from elasticps.daemon.http.contract import Query, operation, routes_of
+from elasticps.daemon.life import Life
 from elasticps.daemon.node import Node
 from elasticps.daemon.series import Point, Series, merged
 from elasticps.daemon.view import ClusterView, JobView
-from elasticps.daemon.workers import Life
 from elasticps.security.tokens import Role
 from elasticps.wire.messages import Progress
 

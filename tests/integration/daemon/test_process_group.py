@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from elasticps.core.records import WorkerRecord, WorkerState
-from elasticps.daemon.workers import GROUP_BROKEN
+from elasticps.daemon.life import GROUP_BROKEN
 from elasticps.store import Store
 from tests.integration.daemon.test_workers import JOB, Staffed, staffed
 from tests.support.processes import until

@@ -17,8 +17,8 @@ from elasticps.core.records import (
     decode,
     encode,
 )
+from elasticps.daemon.life import Life
 from elasticps.daemon.reports import Reports
-from elasticps.daemon.workers import Life
 from elasticps.store import Lease, Store
 from elasticps.wire.messages import CheckpointReport, Describe, Prefer, Progress, Promises, Rejected
 from tests.integration.daemon.mirror import Mirrored

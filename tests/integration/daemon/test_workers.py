@@ -22,9 +22,10 @@ from elasticps.core.records import (
     encode,
 )
 from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.life import NEVER_CLOSED, NEVER_JOINED
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.supervisor import Supervisor
-from elasticps.daemon.workers import NEVER_CLOSED, NEVER_JOINED, Workers
+from elasticps.daemon.workers import Workers
 from elasticps.errors import StoreUnavailable
 from elasticps.store import Lease, Store
 from elasticps.wire.messages import Finished, Progress, Retire
