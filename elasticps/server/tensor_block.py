@@ -113,7 +113,10 @@ class TensorBlock:
 
     def write_value(self, target: torch.Tensor) -> None:
         """Copy the value to ``target``, a uint8 tensor of ``nbytes``."""
-        target.view(self._dtype).copy_(self._value.view(-1))
+        if self._kept != self._dtype:
+            target.view(self._dtype).copy_(self._value.view(-1))
+        else:  # as bytes: the processor copies them without reading what was in the target
+            bytes_of(target)[:] = bytes_of(self._value)
 
     @property
     def only_reads_gradients(self) -> bool:
