@@ -128,7 +128,11 @@ class TensorBlock:
 
     def write_value(self, target: torch.Tensor) -> None:
         """Copy what workers read to ``target``, a uint8 tensor of ``nbytes``."""
-        target.view(self._dtype).copy_(self._read.view(-1))
+        read = self._read
+        if read.dtype != self._dtype:
+            target.view(self._dtype).copy_(read.view(-1))
+        else:  # as bytes: the processor copies them without reading what was in the target
+            bytes_of(target)[:] = bytes_of(read)
 
     def difference_from(self, holds: int | None) -> Difference | None:
         """What a worker with the value of digest ``holds`` lacks; None: only all of it helps."""
