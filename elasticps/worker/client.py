@@ -143,6 +143,10 @@ class Client:
         except TimeoutError:
             return
 
+    def is_asking(self, block: BlockId) -> bool:
+        """Is a server being asked for the block now?"""
+        return bool(self._asking.get(block)) or self.groups.is_asking(block)
+
     def _give_up_deposed(self, update: PlanUpdate) -> None:
         """Do not wait for a primary that is none any more: it may not know, and never answer."""
         now = asyncio.get_running_loop().time()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from elasticps.core.ids import JobKey, ServerId, WorkerId
+from elasticps.core.ids import BlockId, JobKey, ServerId, WorkerId
 from elasticps.errors import JobFailed, PeerUnavailable, WireError
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
@@ -108,6 +108,10 @@ class GroupCalls:
                 groups.append(Group(key, members))
         known = {member.index for group in groups for member in group.members}
         return groups, [index for index in range(len(calls)) if index not in known]
+
+    def is_asking(self, block: BlockId) -> bool:
+        """Is a server being asked for the block now?"""
+        return any(each.call.block == block for _, of in self._asking.values() for each in of)
 
     def give_up_deposed(self, update: PlanUpdate) -> None:
         """Do not wait for who does not lead all of a group any more: it may never answer."""

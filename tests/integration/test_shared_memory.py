@@ -214,7 +214,7 @@ async def test_a_server_that_wakes_up_writes_a_pull_to_pages_that_nobody_looks_a
         sleeper, other = deposed(rig, block)
         conns = await paused(rig, member, sleeper)
         reading = member.start(member.exchange.read())
-        await eventually(lambda: bool(member.client._asking.get(block)))
+        await eventually(lambda: member.client.is_asking(block))
         rig.pin(rig.entries, other)
         await reading
         before = sleeper.server.table.load().tally.traffic["shm"].sent
@@ -242,7 +242,7 @@ async def test_a_server_that_wakes_up_reads_the_push_as_it_was_when_it_was_sent(
         sleeper, other = deposed(rig, block)
         conns = await paused(rig, member, sleeper)
         stepping = member.start(member.step(BLUEPRINT.random(2)))
-        await eventually(lambda: bool(member.client._asking.get(block)))
+        await eventually(lambda: member.client.is_asking(block))
         rig.pin(rig.entries, other)
         await stepping
         for parameter in member.parameters:  # the next backward
