@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,8 @@ class Saver:
             meta, version, payload = save.copy()
             directory = Path(self._root) / save.draft
             entry = await asyncio.to_thread(write_block, directory, save.block, meta, payload)
+        except FileNotFoundError:
+            save.settle(None, self._not_shared(directory))
         except OSError as error:
             save.settle(None, f"block {save.block} cannot be written: {error.strerror}")
         except ElasticError as error:
@@ -144,6 +147,14 @@ class Saver:
             numbers = entry.name, entry.size, entry.sha256
             saved = SavedMeta(*numbers, meta.round, version, meta.scalars)
             self._tasks.create_task(self._sync(save, directory / entry.name, saved))
+
+    def _not_shared(self, directory: Path) -> str:
+        """Why a draft, which the main worker made before it told of it, is not here."""
+        return (
+            f"{directory} is not on {socket.gethostname()}, and the main worker has made it:"
+            f" {self._root} is to be the same directory on every machine, as on a network file"
+            " system (field checkpoint_dir)"
+        )
 
     async def _sync(self, save: Save, path: Path, saved: SavedMeta) -> None:
         try:
