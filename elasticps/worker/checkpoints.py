@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from elasticps.checkpoint.manifest import check_same_model
+from elasticps.checkpoint.other_optimizer import for_optimizer
 from elasticps.checkpoint.ownership import Owner, Ownership
 from elasticps.checkpoint.snapshot import read_newest
 from elasticps.core.blocks import Model
@@ -58,7 +59,9 @@ class Checkpoints:
         Returns each block's state and where the job stood. Raises CheckpointError.
         """
         newest = read_newest(Path(job.resume))
-        found = newest.snapshot
+        found = for_optimizer(
+            newest.snapshot, self._model, newest.directory, reset=job.resume_reset_optimizer
+        )
         for damaged, error in newest.damaged:
             log.warning(
                 "job=%s %s is damaged (%s): going on from %s",
