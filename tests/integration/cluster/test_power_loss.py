@@ -123,6 +123,7 @@ async def test_a_cluster_that_lost_its_power_goes_on_with_its_etcd_to_the_same_b
 
 
 @pytest.mark.long
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_killed_again_and_again_and_with_etcd_lost_it_ends_with_the_same_bits(
     workers: int,
@@ -131,7 +132,7 @@ async def test_killed_again_and_again_and_with_etcd_lost_it_ends_with_the_same_b
     new_etcd: EtcdServer,
     tmp_path: Path,
 ) -> None:
-    training = Regularized(tmp_path, rounds=300, workers=workers)
+    training = Regularized(tmp_path, rounds=150, workers=workers)
     training.let_go()
     saving: dict[str, Any] = {"checkpoint_dir": str(training.saved), "checkpoint_every": 7}
     straight = await training.finish(shared_cluster, "straight")
