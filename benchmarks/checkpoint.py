@@ -6,8 +6,9 @@ computes for a while as on a GPU; ``step_overhead_without_compute``: where steps
 exchange, and have nothing for the writing to hide behind.
 ``write_vs_disk``: bytes a second from the cut until the checkpoint is there, against one file of as
 many bytes written and fsynced on the same disk in the same run. ``resume_bit_equal``: 1 where a
-resumed job ends with the bits of one that never stopped. ``kills_at_write``: how many system calls
-a writer was killed at, each of which left the old checkpoint or the new one whole; -1: no strace.
+job whose whole cluster was killed, with random numbers in its steps, ends when it is resumed with
+the bits of one that never stopped. ``kills_at_write``: how many system calls a writer was killed
+at, each of which left the old checkpoint or the new one whole; -1: no strace.
 ``damaged_resumes``: how many damaged checkpoints were read as if they were whole. One JSON object
 on the last line. See ``python benchmarks/checkpoint.py --help``.
 """
@@ -41,12 +42,19 @@ OLD, NEW = Round(10), Round(20)
 CALLS = ("mkdir", "openat", "write", "fsync", "close", "link", "rename", "unlinkat", "rmdir")
 
 
-def train(place: Path, name: str, *options: object, mb: float, rounds: int, think_s: float) -> Path:
-    out = place / f"{name}.txt"
+def command_of(
+    out: Path, *options: object, mb: float, rounds: int, think_s: float, noise: bool = False
+) -> list[str]:
     command = [sys.executable, "-m", "elasticps", "run", "--nodes", "1", "--replicas", "1"]
     command += [str(option) for option in options]
     command += [str(HERE / "checkpoint_train.py"), "--mb", str(mb), "--rounds", str(rounds)]
     command += ["--think-s", str(think_s), "--out", str(out)]
+    return command + (["--noise"] if noise else [])
+
+
+def train(place: Path, name: str, *options: object, **size: Any) -> Path:
+    out = place / f"{name}.txt"
+    command = command_of(out, *options, **size)
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(ended.stderr)
@@ -102,10 +110,19 @@ def speeds(place: Path, *, mb: float, rounds: int, every: int, think_s: float) -
 
 
 def resumes_bit_equal(place: Path) -> int:
-    size: dict[str, Any] = {"mb": 4.0, "rounds": 9, "think_s": 0.0}
+    """Of a run whose steps draw random numbers, killed with all its daemons and its etcd."""
+    size: dict[str, Any] = {"mb": 4.0, "rounds": 14, "think_s": 0.3, "noise": True}
     straight = train(place, "straight", **size)
     asked = ("--checkpoint-dir", place / "half", "--checkpoint-every", 5)
-    train(place, "half", *asked, **{**size, "rounds": 6})
+    killed = subprocess.Popen(
+        command_of(place / "half.txt", *asked, **{**size, "rounds": 1000}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not complete(place / "half") and killed.poll() is None:
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
     resumed = train(place, "resumed", "--resume", place / "half", "--replicas", 2, **size)
     last = [out.read_text().splitlines()[-1] for out in (straight, resumed)]
     return int(last[0] == last[1])

@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--mb", type=float, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--think-s", type=float, default=0.0)
+    parser.add_argument("--noise", action="store_true", help="random numbers in each gradient")
     parser.add_argument("--out", required=True)
     wanted = parser.parse_args()
     numel = int(wanted.mb * 1e6 / 4)
@@ -31,9 +32,12 @@ def main() -> None:
     model = torch.nn.ParameterList(torch.randn(size, generator=random) for size in sizes)
     with elasticps.join() as run, Path(wanted.out).open("w") as out:
         optimizer = run.optimizer(model, "adam", lr=1e-3)
+        run.seed(1)
         while run.round < wanted.rounds:
             for parameter in model:
                 parameter.grad = parameter.detach() * 0.1
+                if wanted.noise:
+                    parameter.grad += torch.randn_like(parameter) * 0.01
             time.sleep(wanted.think_s)
             optimizer.step()
             print(run.round, time.time(), file=out, flush=True)

@@ -258,6 +258,12 @@ def job_options(command: Command) -> Command:
             "--resume", metavar="DIR", callback=_folder, help="Begin with the checkpoint in DIR."
         ),
         click.option(
+            "--resume-reset-optimizer",
+            is_flag=True,
+            help="With --resume: leave the optimizer's state there, and begin with none, whichever"
+            " the job's optimizer is.",
+        ),
+        click.option(
             "--block-bytes",
             type=block_size,
             metavar="BYTES",

@@ -121,6 +121,7 @@ async def try_out(api: Api, submission: Submission, progress: Progress) -> Trial
         checkpoint_dir="",
         checkpoint_every=0,
         resume="",
+        resume_reset_optimizer=False,
         audit=False,
         name=None,
     )

@@ -51,7 +51,7 @@ class Guarantees(Chosen, frozen=True, kw_only=True):
     ``nonfinite`` is about gradients with a NaN or an infinity.
     ``checkpoint_every`` counts rounds, 0 means on demand alone; of those made the newest
     ``checkpoint_keep`` stay; ``resume`` is the checkpoint to
-    begin with.
+    begin with, of which ``resume_reset_optimizer`` leaves the optimizer's state.
     """
 
     replicas: Annotated[int, documented(1, MAX_REPLICAS)] = 2
@@ -64,6 +64,7 @@ class Guarantees(Chosen, frozen=True, kw_only=True):
     checkpoint_every: Annotated[int, documented(0, MAX_ROUNDS)] = 0
     checkpoint_keep: Annotated[int, documented(1, MAX_ROUNDS)] = 3
     resume: str = ""
+    resume_reset_optimizer: bool = False
 
 
 def check_guarantees(wanted: Guarantees, start_workers: int) -> None:
@@ -96,6 +97,12 @@ def check_guarantees(wanted: Guarantees, start_workers: int) -> None:
             "checkpoints are asked for, and no place for them",
             field="checkpoint_dir",
             limit="an absolute path, or a URL",
+        )
+    if wanted.resume_reset_optimizer and not wanted.resume:
+        raise UsageError(
+            "an optimizer is to be reset, and no checkpoint has the state of one",
+            field="resume_reset_optimizer",
+            limit="false unless there is resume",
         )
     for field in ("checkpoint_dir", "resume"):
         _check_path(field, getattr(wanted, field))

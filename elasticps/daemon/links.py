@@ -277,6 +277,7 @@ def _sync_job(link: _Link, job: JobView, refusal: str) -> None:
         checkpoint_keep=spec.checkpoint_keep,
         checkpoint_request=job.checkpoint_request,
         resume=spec.resume,
+        resume_reset_optimizer=spec.resume_reset_optimizer,
     )
     if link.jobs.get(job.key) != info:
         link.jobs[job.key] = info

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,8 @@ class Saver:
             earlier = self._path_of(save.earlier)
             work = (directory, save.block, meta, payload, earlier)
             entry = await asyncio.to_thread(write_block, *work)
+        except FileNotFoundError:
+            save.settle(None, self._not_shared(directory))
         except OSError as error:
             save.settle(None, f"block {save.block} cannot be written: {error.strerror}")
         except ElasticError as error:
@@ -161,6 +164,14 @@ class Saver:
         if file is None:
             return None
         return Earlier(place_of(self._root) / file.checkpoint / file.name, file.sha256)
+
+    def _not_shared(self, directory: Path) -> str:
+        """Why a draft, which the main worker made before it told of it, is not here."""
+        return (
+            f"{directory} is not on {socket.gethostname()}, and the main worker has made it:"
+            f" {self._root} is to be the same directory on every machine, as on a network file"
+            " system (field checkpoint_dir)"
+        )
 
     async def _sync(self, save: Save, path: Path, saved: SavedMeta) -> None:
         try:

@@ -301,6 +301,7 @@ class JobInfo(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     checkpoint_keep: int = 3
     checkpoint_request: int = 0
     resume: str = ""
+    resume_reset_optimizer: bool = False
     codec: str = DEFAULT_CODEC
     nonfinite: NonFinite = NonFinite.APPLY
 

@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from elasticps.checkpoint.manifest import check_same_model
+from elasticps.checkpoint.other_optimizer import for_optimizer
 from elasticps.checkpoint.ownership import Owner, Ownership
 from elasticps.checkpoint.remote_ownership import RemoteOwnership, ownership_of
 from elasticps.checkpoint.snapshot import read_newest
@@ -59,7 +60,9 @@ class Checkpoints:
         Returns each block's state and where the job stood. Raises CheckpointError.
         """
         newest = read_newest(place_of(job.resume))
-        found = newest.snapshot
+        found = for_optimizer(
+            newest.snapshot, self._model, newest.directory, reset=job.resume_reset_optimizer
+        )
         for damaged, error in newest.damaged:
             log.warning(
                 "job=%s %s is damaged (%s): going on from %s",

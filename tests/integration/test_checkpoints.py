@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import nn, optim
 from torch.utils.data import TensorDataset
 
 import elasticps
@@ -34,10 +34,20 @@ from elasticps.worker.checkpoints import Checkpoints
 from tests.support.cases import short_are
 from tests.support.checkpoints import snapshot
 from tests.support.processes import wait_until
-from tests.support.scripts import as_worker, as_workers, assert_equal, backward, dataset, network
+from tests.support.scripts import (
+    as_worker,
+    as_workers,
+    assert_equal,
+    backward,
+    dataset,
+    network,
+    train,
+)
+from tests.support.scripts import batches as local_batches
 from tests.support.wire import PATIENCE_S
 
 BATCH = 8
+LOCAL: dict[str, Any] = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.01, "momentum": 0.9},
     "adam": {"lr": 0.01, "amsgrad": True},
@@ -73,6 +83,7 @@ class Training:
     name: str = "sgd"
     stop_at: int = 0
     epochs: int = 3
+    seed: int = 4
     options: dict[str, Any] = field(default_factory=dict)
     batches: list[torch.Tensor] = field(default_factory=list)
     model: nn.Module = field(default_factory=network)
@@ -83,7 +94,7 @@ class Training:
         options = self.options or OPTIMIZERS[self.name]
         optimizer = run.optimizer(self.model, self.name, **options)
         self.began_at = run.round
-        for batch in run.data(dataset(), batch_size=BATCH, epochs=self.epochs, seed=4):
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=self.epochs, seed=self.seed):
             self.batches.append(batch[0])
             optimizer.zero_grad()
             backward(self.model, batch)
@@ -430,6 +441,51 @@ async def test_a_job_begins_with_weights_from_a_file(tmp_path: Path) -> None:
     assert_equal(imported.model, straight.model)
 
 
+# -- with another optimizer ---------------------------------------------------------------------
+
+
+def trained_alone(first: str, then: str, *, keeps: bool) -> nn.Module:
+    """Five steps by ``first``, eleven by ``then``, in this process."""
+    model, data = network(), list(local_batches(epochs=2))
+    optimizer = LOCAL[first](model.parameters(), lr=0.01)
+    train(model, optimizer, data[:5])
+    other = LOCAL[then](model.parameters(), lr=0.01)
+    if keeps:
+        state = optimizer.state_dict()["state"]
+        other.load_state_dict({**other.state_dict(), "state": state})
+    train(model, other, data[5:])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "reset", "keeps"),
+    [
+        ("adam", "adamw", False, True),
+        ("sgd", "adam", False, False),
+        ("adam", "sgd", True, False),
+        ("adam", "adam", True, False),
+    ],
+)
+async def test_a_job_goes_on_with_another_optimizer(
+    first: str,
+    then: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    reset: bool,
+    keeps: bool,
+) -> None:
+    options = {"options": {"lr": 0.01}, "epochs": 2, "seed": 0}
+    async with CheckpointRig(checkpoint_dir=str(tmp_path), checkpoint_every=5) as rig:
+        await as_worker(rig, Training(name=first, stop_at=5, **options))
+    async with CheckpointRig(resume=str(tmp_path), resume_reset_optimizer=reset) as rig:
+        resumed = await as_worker(rig, Training(name=then, model=network(seed=9), **options))
+    assert resumed.began_at == 5
+    assert_equal(resumed.model, trained_alone(first, then, keeps=keeps), exactly=False)
+    told = f"{then} goes on from the moments of {first}" if keeps else f"{then} begins with none"
+    assert told in caplog.text
+
+
 # -- what is refused ----------------------------------------------------------------------------
 
 
@@ -454,9 +510,7 @@ async def at_five(tmp_path: Path) -> Path:
     return root
 
 
-async def test_another_model_or_optimizer_is_refused(at_five: Path) -> None:
-    error = await refused(Training(name="adam"), resume=str(at_five))
-    assert error.field == "optimizer"
+async def test_another_model_is_refused(at_five: Path) -> None:
     error = await refused(Training(model=nn.Linear(6, 1)), resume=str(at_five))
     assert error.field == "parameters"
 
@@ -603,3 +657,23 @@ async def test_other_data_is_refused(at_five: Path) -> None:
 
     async with CheckpointRig(resume=str(at_five)) as rig:
         assert "61" in await as_worker(rig, script)
+
+
+async def test_a_directory_that_another_machine_has_not_is_named_at_the_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_block, elsewhere = saving.write_block, tmp_path / "elsewhere"
+
+    def not_shared(directory: Path, *block: Any) -> Any:
+        return write_block(elsewhere / directory.name, *block)
+
+    monkeypatch.setattr(saving, "write_block", not_shared)
+    root = tmp_path / "saved"
+    async with CheckpointRig(checkpoint_dir=str(root), checkpoint_every=3) as rig:
+        await as_worker(rig, Training(stop_at=4))
+        report = rig.progress["w1"].checkpoint
+        attempts = rig.progress["w1"].checkpoint_attempts
+    assert report is not None
+    assert f"{root} is to be the same directory on every machine" in report.error
+    assert (attempts.made, attempts.failed) == (0, 1)
+    assert rounds_in(root) == []
