@@ -20,6 +20,8 @@ from benchmarks import cluster
 from benchmarks.contest import ROOT, Contestant, Pace, Result, Unavailable
 from benchmarks.report import Table
 
+STEPS_AT_LEAST = 4
+"""Of a slow point: to give the blocks their values, one to warm up, one that counts, to end."""
 COPIES = 8
 """Of the model, that a worker and its server hold: gradients, values, blocks on their way."""
 MEMORY_SHARE = 0.5
@@ -104,22 +106,21 @@ class Clock:
 
     def __init__(self, limit_s: float) -> None:
         self._end_s = time.monotonic() + limit_s
-        self._least_s = 0.0
-        self._last: tuple[Point, float] | None = None
+        self._last: tuple[Point, float, float] | None = None
 
-    def took(self, point: Point, seconds: float) -> None:
-        self._least_s = min(self._least_s or seconds, seconds)
-        self._last = point, seconds
-
-    def expected_s(self, point: Point) -> float:
-        """As the last one of its curve, what is more than starting a cluster in proportion."""
-        if self._last is None or self._last[0].line != point.line:
-            return self._least_s
-        last, seconds = self._last
-        return self._least_s + (seconds - self._least_s) * point.x / last.x
+    def took(self, point: Point, seconds: float, step_s: float) -> None:
+        self._last = point, seconds, step_s
 
     def has_time_for(self, point: Point) -> bool:
-        return time.monotonic() + self.expected_s(point) <= self._end_s
+        return time.monotonic() + self._expected_s(point) <= self._end_s
+
+    def _expected_s(self, point: Point) -> float:
+        """As the last one; where that is of the same curve, steps in proportion on top of it."""
+        if self._last is None:
+            return 0.0
+        last, seconds, step_s = self._last
+        growth = point.x / last.x if point.line == last.line else 1.0
+        return seconds + STEPS_AT_LEAST * growth * step_s
 
 
 def fits(point: Point, free_bytes: int) -> bool:
@@ -182,8 +183,7 @@ def main() -> None:
         except Unavailable as error:
             table.add(name, str(error))
             continue
-        finally:
-            clock.took(point, time.monotonic() - began)
+        clock.took(point, time.monotonic() - began, found.median_s)
         # Each worker pushes and pulls all of it.
         moved = point.nbytes * point.workers
         row = {

@@ -84,6 +84,7 @@ async def test_workers_with_different_models_fail_the_job_and_the_difference_is_
     assert 'script.py", line 7' in ended.failure.traceback
 
 
+@pytest.mark.long  # until a request carries many blocks
 async def test_model_of_two_thousand_tensors_trains_on_two_nodes_as_in_one_process(
     shared_cluster: Cluster, script: Script
 ) -> None:
@@ -99,7 +100,7 @@ async def test_model_of_two_thousand_tensors_trains_on_two_nodes_as_in_one_proce
         local = torch.optim.Adam(alone.parameters(), lr=0.05)
         with elasticps.join() as run:
             optimizer = run.optimizer(model, "adam", lr=0.05)
-            for _ in range(6):
+            for _ in range(2):
                 for module, stepped in ((model, optimizer), (alone, local)):
                     stepped.zero_grad()
                     sum((i % 7 + 1) * p.square().sum() for i, p in enumerate(module)).backward()
@@ -107,11 +108,11 @@ async def test_model_of_two_thousand_tensors_trains_on_two_nodes_as_in_one_proce
         for mine, its in zip(model, alone):
             torch.testing.assert_close(mine, its, rtol=0, atol=1e-6)
     """)
-    job = await shared_cluster.submit(many, start_workers=2, audit=True)
+    job = await shared_cluster.submit(many, start_workers=2, replicas=1, audit=True)
 
     ended = await job.ended()
 
     assert (ended.state, ended.failure) == ("SUCCEEDED", None)
-    assert (ended.round, ended.blocks) == (6, 2001)
-    assert ended.verdict.acknowledged == 2 * 2000 * 6
+    assert (ended.round, ended.blocks) == (2, 2001)
+    assert ended.verdict.acknowledged == 2 * 2000 * 2
     assert (ended.verdict.lost, ended.verdict.duplicated) == (0, 0)
