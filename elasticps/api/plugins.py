@@ -105,7 +105,9 @@ def known_name(group: str, name: str, what: str) -> None:
         f"no plugin named {name!r} in {group}",
         field=what,
         limit=", ".join(names),
-        hint=f"did you mean {near[0]}?" if near else None,
+        hint=f"did you mean {near[0]}?"
+        if near
+        else "a plugin has to be installed on every node: `elasticps doctor` compares them",
     )
 
 

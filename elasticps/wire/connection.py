@@ -38,6 +38,8 @@ TLS_PIECE = 256 << 10
 """Bytes encrypted at a time: OpenSSL copies more of them more often, as its buffer grows."""
 COALESCED = 16 << 10
 """Frames of up to so many bytes that are sent in one go are copied together into one write."""
+MAX_UNTAKEN = 256 << 20
+"""Bytes of answers that may wait for who asked; then its next requests wait in the kernel."""
 CLOSE_TIMEOUT_S = 5.0
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 2, 1, 4
 UNREACHABLE_S = 15
@@ -102,6 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         self._lost = asyncio.Event()
         self._reads = 0
         self._paused = False
+        self._held_back = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -195,6 +198,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.write(view[start : start + TLS_PIECE])
         else:
             self._transport.writelines((head, view))
+        self._hold_back()
 
     def _queue(self, frame: bytes) -> None:
         """Send a small frame with those that are sent until the loop turns to other things."""
@@ -206,6 +210,15 @@ class Connection(asyncio.BufferedProtocol):
         if self._queued:
             frames, self._queued = self._queued, []
             self._transport.write(b"".join(frames))
+            self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Who asks on and on, and takes no answer, is not read from until it has taken them."""
+        if self._on_lost is None or self._held_back or self._transport.is_closing():
+            return  # the end that connected reads always: both would wait for each other
+        if self._transport.get_write_buffer_size() > MAX_UNTAKEN:
+            self._held_back = True
+            self._transport.pause_reading()
 
     def peer(self) -> Address:
         """The other end as the kernel knows it; for a Unix socket, the listener's address."""
@@ -238,7 +251,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_reading(self) -> None:
         self._paused = False
-        self._transport.resume_reading()
+        if not self._held_back:
+            self._transport.resume_reading()
 
     @property
     def closed(self) -> bool:
@@ -249,7 +263,8 @@ class Connection(asyncio.BufferedProtocol):
     def unfinished(self) -> int | None:
         """How many reads there have been, where a frame has begun and its rest is to come; None
         between frames, and where the peer is not to blame."""
-        return None if self._paused or self._parser.between_frames else self._reads
+        idle = self._paused or self._held_back or self._parser.between_frames
+        return None if idle else self._reads
 
     def give_up(self, stalled_s: float) -> None:
         """Close a connection whose peer has begun a frame and fallen silent."""
@@ -344,6 +359,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._can_write.set()
+        if self._held_back:
+            self._held_back = False
+            if not self._paused:
+                self._transport.resume_reading()
 
     # What the parser calls (elasticps.wire.parser.Sink)
 

@@ -13,6 +13,7 @@ import uvloop
 
 from elasticps.core.ids import BlockId
 from elasticps.errors import PeerUnavailable
+from elasticps.wire import connection
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
 from elasticps.wire.frame import (
@@ -203,6 +204,43 @@ async def test_slow_reader_holds_the_writer_back_and_gets_every_byte(address: Ad
         await asked
     for number, (_, _, payload) in enumerate(inbox.frames[:-1]):
         assert payload == pattern(BIG, number)
+
+
+class Answers(Inbox):
+    """Answers each request with a payload of 1 MiB; ``asked`` counts them."""
+
+    asked = 0
+
+    def received(
+        self, conn: Connection, header: Header, meta: bytes, payload: memoryview | None
+    ) -> None:
+        self.asked += 1
+        conn.send(header.reply(), b"", bytes(1 << 20))
+
+
+@on_both_loops_without_leaks
+async def test_who_asks_on_and_takes_no_answer_is_not_read_from_until_it_does(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_UNTAKEN", 4 << 20)
+    server = Answers()
+    async with (
+        listen(address, lambda _: server) as listener,
+        await connect(listener.address, timeout_s=PATIENCE_S) as client,
+    ):
+        client.pause_reading()
+        asking = [
+            asyncio.create_task(client.request(PULL, timeout_s=PATIENCE_S)) for _ in range(20)
+        ]
+        await eventually(lambda: any(each._held_back for each in listener.connections))
+        held_at = server.asked
+        more = [asyncio.create_task(client.request(PULL, timeout_s=PATIENCE_S)) for _ in range(20)]
+        await asyncio.sleep(0)
+        client.resume_reading()
+        replies = await asyncio.gather(*asking, *more)
+        assert all(len(reply.payload or b"") == 1 << 20 for reply in replies)
+        assert held_at < server.asked == 40
+        assert not any(each._held_back for each in listener.connections)
 
 
 @on_both_loops_without_leaks

@@ -14,9 +14,9 @@ from aetcd import rpc
 from elasticps.core.ids import NodeId
 from elasticps.core.records import NodeRecord, WorkerRecord, encode
 from elasticps.daemon import failure_detector
-from elasticps.daemon.failure_detector import FailureDetector
+from elasticps.daemon.failure_detector import FailureDetector, peer_of
 from elasticps.daemon.view import ClusterView
-from elasticps.store import Store
+from elasticps.store import Store, revoke
 from tests.integration.daemon.mirror import Mirrored
 from tests.support.processes import until
 
@@ -137,6 +137,29 @@ async def test_killed_daemons_registration_workers_and_leadership_go_in_one_step
         assert cluster.view.leader is None
         assert not cluster.view.jobs
         assert "node=a incarnation=1 is dead" in caplog.text
+
+
+async def test_two_watchers_that_both_find_a_daemon_dead_do_it_once_and_spare_its_next_life(
+    cluster: Mirrored,
+) -> None:
+    async with standing(cluster, NODE) as daemon:
+        await daemon.register()
+        await cluster.until(lambda: NODE in cluster.view.nodes)
+        peer = peer_of(cluster.view.nodes[NODE], MACHINE)
+        assert peer is not None
+        found = [
+            FailureDetector(cluster.store, cluster.view, cluster.changed, name, MACHINE)
+            for name in (ME, NodeId("another"))
+        ]
+        old_lease = daemon.lease
+        both = await asyncio.gather(*(each._declared_dead(peer, "refused") for each in found))
+        assert both == [True, True]
+        await cluster.until(lambda: NODE not in cluster.view.nodes)
+    async with standing(cluster, NODE, "2") as again:
+        await again.register()
+        assert await found[0]._declared_dead(peer, "refused")  # late, of the life before
+        assert not await revoke(cluster.store, old_lease)  # what a later one still does
+        assert (await cluster.store.get(again.key)) is not None
 
 
 @pytest.mark.usefixtures("detector")
