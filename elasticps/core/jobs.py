@@ -26,6 +26,10 @@ from elasticps.core.shares import share
 
 BROKEN_OFF = (WorkerState.KILLED, WorkerState.LEFT)
 """Ends after which a worker's part of the training is for others to do."""
+GROUP_BROKEN = (
+    "the process group that its script made cannot go on without it; start the job again from the"
+    " script's own checkpoint"
+)
 
 
 def next_status(
@@ -39,11 +43,13 @@ def next_status(
     now_unix: float,
     scale: ScaleRecord | None = None,
     draining: Sequence[NodeId] = (),
+    own_group: bool = False,
 ) -> JobStatus:
     """The status that follows; equal to ``status`` when nothing changes.
 
     ``slots`` are the nodes that may run workers, and how many; ``draining`` those that may not for
-    now; ``workers`` the known lives, as they stand in etcd at ``revision``.
+    now; ``workers`` the known lives, as they stand in etcd at ``revision``. ``own_group``: its
+    workers make a process group that can lose nobody.
     """
     if status is not None and status.state.final:
         return status
@@ -64,9 +70,9 @@ def next_status(
     )
     if cancelled:
         return _ended(status, JobState.CANCELLED, "cancelled by request", now_unix)
-    failed = [life for life in workers if life.record.state is WorkerState.FAILED]
-    if failed:
-        return _failed(status, min(failed, key=lambda life: life.worker), now_unix)
+    failed = _failure(status, workers, slots, now_unix, own_group=own_group)
+    if failed is not None:
+        return failed
     running = [life for life in workers if life.record.state is WorkerState.RUNNING]
     succeeded = [life for life in workers if life.record.state is WorkerState.SUCCEEDED]
     if succeeded and not running and is_unfinished(status, succeeded):
@@ -170,6 +176,35 @@ def _with_endings(status: JobStatus, workers: Sequence[LivingWorker], revision: 
         vanished=status.vanished + vanished,
         last_broken_off=max(status.last_broken_off, *broken_off, 0),
     )
+
+
+def _failure(
+    status: JobStatus,
+    workers: Sequence[LivingWorker],
+    slots: Mapping[NodeId, int],
+    now_unix: float,
+    *,
+    own_group: bool,
+) -> JobStatus | None:
+    failed = [life for life in workers if life.record.state is WorkerState.FAILED]
+    if failed:
+        return _failed(status, min(failed, key=lambda life: life.worker), now_unix)
+    if own_group and (lost_one := _lost_one(status, workers, slots)):
+        return _ended(status, JobState.FAILED, f"{lost_one}: {GROUP_BROKEN}", now_unix)
+    return None
+
+
+def _lost_one(
+    status: JobStatus, workers: Sequence[LivingWorker], slots: Mapping[NodeId, int]
+) -> str:
+    """Who of the workers broke off or vanished, in words; empty where nobody has."""
+    for life in workers:
+        if life.record.state in BROKEN_OFF:
+            return f"worker {life.uid}: {life.record.reason}"
+    if not status.vanished:
+        return ""
+    gone = sorted(node for node in status.workers if node not in slots)
+    return f"a worker is gone with its node{' ' + ', '.join(gone) if gone else ''}"
 
 
 def _unaudited(status: JobStatus, workers: Sequence[LivingWorker]) -> int:

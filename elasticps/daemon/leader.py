@@ -25,6 +25,7 @@ from elasticps.core.reasons import dated
 from elasticps.core.records import JobSpec, JobState, JobStatus, Movement, encode
 from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.placements import Placements, alive, has_own_placement, sites_of
+from elasticps.daemon.process_group import makes_own_group
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable
 from elasticps.store import Compare, Delete, Fence, Keys, Put, Store
@@ -113,6 +114,7 @@ def _advanced(
         now_unix=now.unix,
         scale=job.scale,
         draining=[node for node in sorted(view.drains) if node in view.nodes],
+        own_group=makes_own_group(spec),
     )
     planned = Planned()
     if job.damaged and not status.state.final:

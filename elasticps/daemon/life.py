@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from elasticps.core.audit import Verdict
 from elasticps.core.ids import JobKey, JobName, NodeId, WorkerId
+from elasticps.core.jobs import GROUP_BROKEN
 from elasticps.core.records import Attempts, WorkerRecord, WorkerState
 from elasticps.daemon.child import Exit
 from elasticps.wire.messages import Finished, Progress, Retire
@@ -18,10 +19,6 @@ NEVER_JOINED = "the script ended without calling elasticps.join()"
 NEVER_CLOSED = (
     "the script ended with code 0 without leaving the job, so that nobody knows whether it was"
     " through: use `with elasticps.join() as run:`, or call run.close() at its end"
-)
-GROUP_BROKEN = (
-    "the process group that its script made cannot go on without it; start the job again from the"
-    " script's own checkpoint"
 )
 MAX_REASON_CHARS = 2_000
 MAX_TRACEBACK_CHARS = 64_000

@@ -33,7 +33,7 @@ from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.life import Life, record_of_end
 from elasticps.daemon.log_files import LogBuffer, LogLine
-from elasticps.daemon.process_group import makes_own_group, torchrun_variables
+from elasticps.daemon.process_group import makes_own_group, port_is_free, torchrun_variables
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.unit_child import launch_file, unit_child
 from elasticps.daemon.view import ClusterView, JobView
@@ -184,9 +184,13 @@ class Workers:
             own_group=makes_own_group(spec),
         )
         self.lives[uid] = life
+        child = self._child_spec(life, spec, job.status.workers if job.status else {})
+        if life.own_group and (taken := _taken_port(child.env)):
+            self._bury(life, self._failed(taken))
+            return
         try:
             self._supervisor.add(
-                self._child_spec(life, spec, job.status.workers if job.status else {}),
+                child,
                 lambda exit_: self._ended(life, exit_),
                 log_buffer=self._logs,
             )
@@ -371,6 +375,17 @@ class Workers:
             access=self.access(uid),
             shared_memory=self._config.shared_memory,
         )
+
+
+def _taken_port(env: Mapping[str, str]) -> str:
+    """Why rank 0 cannot listen where the others look for it; empty where it can."""
+    port = env.get("MASTER_PORT", "")
+    if env.get("RANK") != "0" or not port.isdecimal() or port_is_free(int(port)):
+        return ""
+    return (
+        f"port {port} of this machine, where its process group is to meet (MASTER_PORT), is taken:"
+        " submit the job again, which gives it another, or with a MASTER_PORT in its environment"
+    )
 
 
 def _has_all(job: JobView) -> bool:

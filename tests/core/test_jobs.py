@@ -464,3 +464,24 @@ def test_the_reason_of_a_success_counts_the_checkpoints_that_failed() -> None:
     assert status.reason == f"all workers finished; {failed}"
     assert str(status.checkpoint_attempts) == failed
     assert str(Attempts(made=4)) == ""
+
+
+def test_a_process_group_that_lost_a_node_fails_its_job_and_nothing_is_restarted() -> None:
+    def after(status: JobStatus, *workers: LivingWorker) -> JobStatus:
+        return next_status(
+            SPEC,
+            status,
+            slots={A: 1},
+            workers=workers,
+            revision=100,
+            cancelled=False,
+            now_unix=NOW,
+            own_group=True,
+        )
+
+    running = msgspec.structs.replace(RUNNING_JOB, running=(WorkerId(1), WorkerId(2)))
+    ended = after(running, life(1, A, RUNNING))
+    assert (ended.state, ended.workers) == (JobState.FAILED, {})
+    assert ended.reason.startswith("a worker is gone with its node b: the process group")
+    assert after(running, life(1, A, RUNNING), life(2, A, LEFT)).state is JobState.FAILED
+    assert after(running, life(1, A, RUNNING), life(2, B, RUNNING)).state is JobState.RUNNING

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import pytest
 
 from elasticps.core.ids import JobName, NodeId
 from elasticps.core.records import JobSpec
-from elasticps.daemon.process_group import makes_own_group, torchrun_variables
+from elasticps.daemon.process_group import (
+    fresh_identity,
+    makes_own_group,
+    port_is_free,
+    port_of,
+    torchrun_variables,
+)
 from elasticps.worker.join import forget_torchrun
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
@@ -80,3 +87,15 @@ def test_a_script_makes_its_own_group_where_the_strategy_says_so(
     strategy: str, *, own: bool
 ) -> None:
     assert makes_own_group(spec(strategy=strategy)) is own
+
+
+def test_a_new_job_meets_where_no_other_job_does_and_nobody_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = iter(["one", "other", "free"])
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(drawn))
+    with socket.socket() as listener:
+        listener.bind(("", port_of("other")))
+        listener.listen()
+        assert not port_is_free(port_of("other"))
+        assert fresh_identity(["one"]) == "free"

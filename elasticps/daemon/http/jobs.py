@@ -6,9 +6,8 @@ import asyncio
 import itertools
 import logging
 import re
-import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +28,7 @@ from elasticps.daemon.http.status import ClusterStatus
 from elasticps.daemon.http.submission import JobBody, check_submission
 from elasticps.daemon.log_files import LinesMissed
 from elasticps.daemon.node import Node
+from elasticps.daemon.process_group import fresh_identity
 from elasticps.errors import UsageError
 from elasticps.security.tokens import Role
 from elasticps.store import Put
@@ -39,7 +39,6 @@ NDJSON = "application/x-ndjson"
 PENDING_LINES = 1000
 FOLLOW_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 RECHECK_S = 0.3
-IDENTITY_BYTES = 16
 
 
 class LogsQuery(Query, frozen=True):
@@ -102,9 +101,10 @@ class JobRoutes:
     async def _create(self, request: web.Request, body: JobBody) -> Done:
         """Write the spec under the asked name, or under the script's with the next free number."""
         stem = re.sub(r"[^a-z0-9]+", "-", Path(body.argv[0]).stem.lower()).strip("-")[:32] or "job"
+        taken = [job.spec.identity for job in self._view.active_jobs if job.spec is not None]
         for number in itertools.count(1):
             name = JobName(body.name or f"{stem}-{number}")
-            spec = _spec(name, body, owner(request))
+            spec = _spec(name, body, owner(request), taken)
             put = Put(self._node.keys.job_spec(name), encode(spec))
             done = None
             if body.name or name not in self._view.jobs:
@@ -236,7 +236,7 @@ async def _pump(
         return
 
 
-def _spec(name: JobName, body: JobBody, owned_by: str) -> JobSpec:
+def _spec(name: JobName, body: JobBody, owned_by: str, taken: Collection[str]) -> JobSpec:
     fields = msgspec.structs.asdict(body) | {"name": name, "owner": owned_by}
-    identity = secrets.token_hex(IDENTITY_BYTES)
+    identity = fresh_identity(taken)
     return JobSpec(**fields, identity=identity, submitted_unix=time.time())

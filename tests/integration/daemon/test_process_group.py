@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from elasticps.core.jobs import GROUP_BROKEN
 from elasticps.core.records import WorkerRecord, WorkerState
-from elasticps.daemon.life import GROUP_BROKEN
 from elasticps.store import Store
 from tests.integration.daemon.test_workers import JOB, Staffed, staffed
 from tests.support.processes import until
