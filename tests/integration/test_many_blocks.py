@@ -44,7 +44,8 @@ async def test_a_block_that_moves_while_its_group_waits_costs_no_push() -> None:
         block = BlockId(3)
         there = rig.entries[block].primary
         await rig.move(block, next(name for name in rig.servers if name != there))
-        await together(waiting, two.step(others))
+        await two.step(others)
+        await waiting
         alone.step([(mine, 1.0), (others, 1.0)])
         for member in (one, two):
             for got, want in zip(member.values(), alone.parameters, strict=True):
