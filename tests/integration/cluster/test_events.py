@@ -73,7 +73,7 @@ class Stream:
         try:
             async with asyncio.timeout(WAIT_S):
                 while not found(self.events):
-                    await self.read()
+                    assert await self.read(), f"the stream ended before {what}"
         except TimeoutError:
             raise AssertionError(f"not told: {what}; told was {self.events}") from None
 
@@ -228,12 +228,16 @@ async def test_stream_resumes_where_it_was_cut_without_gap_or_repeat(cluster: Cl
             await job.cancel()
             await job.ended()
         newest = (await cluster.get("/api/v1/events?limit=1", url))["next"]
+
+        def is_told(events: list[Json]) -> bool:  # and perhaps what has happened since
+            return any(event["id"] == newest for event in events)
+
         async with streaming(url, after=after) as piece:
-            while piece.last_id != newest:
-                await piece.read()
+            await piece.until(is_told, "all of the rest")
             pieces += [event["id"] for event in piece.events]
-        await whole.until(lambda events: events and events[-1]["id"] == newest, "all of it")
-        assert pieces == [event["id"] for event in whole.events]
+        pieces = pieces[: pieces.index(newest) + 1]
+        await whole.until(is_told, "all of it")
+        assert pieces == [event["id"] for event in whole.events][: len(pieces)]
     paged: list[str] = []
     while page := (await cluster.get(f"/api/v1/events?after={start}&limit=2", url)):
         if not page["events"]:
@@ -252,7 +256,7 @@ async def test_another_daemon_gives_all_it_has_and_says_that_some_may_be_missing
     assert page["missed"]
     async with streaming(other, after=newest) as stream:
         while not stream.frames:
-            await stream.read()
+            assert await stream.read()
     assert stream.frames[0].event == "missed"
 
 
@@ -284,7 +288,7 @@ async def test_status_comes_unasked_and_a_stream_ends_with_its_daemon(
     name = await cluster.add_node()
     async with streaming(cluster.local.nodes[name].http) as stream:
         while not (told := [each.data for each in stream.frames if each.event == "status"]):
-            await stream.read()
+            assert await stream.read()
         assert json.loads(told[0])["cluster"] == cluster.local.keys.cluster
         cluster.signal(name, signal.SIGTERM)
         async with asyncio.timeout(WAIT_S):
