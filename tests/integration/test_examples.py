@@ -91,7 +91,7 @@ def test_who_resumes_after_a_total_power_loss_comes_to_what_nothing_had_stopped(
     with subprocess.Popen(
         [ELASTICPS, "run", *options, script], cwd=tmp_path, start_new_session=True
     ) as running:
-        wait_until(lambda: len(list(saved.glob("round-*/manifest.json"))) >= 2)
+        wait_until(lambda: len(list(saved.glob("round-*/manifest.json"))) >= 2, 100)
         running.kill()  # its daemons, and their children, die with it
     resumed = run(tmp_path, "--nodes", "2", "--resume", saved, script)
     whole = run(tmp_path, "--nodes", "2", script)

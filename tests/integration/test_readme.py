@@ -68,7 +68,7 @@ def test_the_checkpoint_commands_work_when_pasted_in_their_order(
 ) -> None:
     section = README.read_text().partition("### Checkpoints")[2]
     commands = [shlex.split(line, comments=True) for line in section.split("```")[1].splitlines()]
-    first, now, look, export, resume = (command[1:] for command in commands if command)
+    first, now, look, export, back, resume = (command[1:] for command in commands if command)
     put_script(tmp_path)
     running = start(*first)
     assert running.stderr is not None
@@ -94,9 +94,10 @@ def test_the_checkpoint_commands_work_when_pasted_in_their_order(
     assert re.search(r"loss \d\.\d+ after 400 rounds on 3 workers", out), out
     newest = max((tmp_path / "saved").glob("round-*"))
     assert newest.name == "round-00000400"
-    exporting = start(*export)
-    _, error = exporting.communicate(timeout=110)
-    assert exporting.returncode == 0, error
+    for command in (export, back):
+        working = start(*command)
+        _, error = working.communicate(timeout=110)
+        assert working.returncode == 0, error
     assert (tmp_path / "weights.safetensors").is_file()
     resumed = start(*resume)
     again, error = resumed.communicate(timeout=110)
