@@ -56,32 +56,23 @@ def alone(name: str, epochs: int) -> nn.Module:
     return model
 
 
-async def served(rig: Rig) -> nn.Module:
-    """What the shards have, as a worker that joins now reads it."""
-
-    def script(run: elasticps.Run) -> nn.Module:
-        model = network(seed=9)
-        run.optimizer(model, "sgd", lr=1.0)
-        return model
-
-    rig._job["strategy"] = "data-parallel"
-    model: nn.Module = await as_worker(rig, script, "reader")
-    return model
-
-
 # -- all-reduce ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("name", LOCAL)
 async def test_all_reduce_equals_the_local_run_and_so_do_the_shards(name: str, count: int) -> None:
+    def script(run: elasticps.Run) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        return trained(rig, name, epochs=2)(run), run.state_dict()["model"]
+
     async with Rig(start_workers=count, strategy="all-reduce:publish_every=5") as rig:
-        models = await as_workers(rig, count, trained(rig, name, epochs=2))
-        shards = await served(rig)
-    for model in models:
+        told = await as_workers(rig, count, script)
+    shards = network(seed=9)
+    for model, state in told:
         assert_equal(model, alone(name, epochs=2), exactly=False)
-        assert_equal(model, models[0])
-    assert_equal(shards, models[0], exactly=False)
+        assert_equal(model, told[0][0])
+        shards.load_state_dict(state)
+        assert_equal(shards, model, exactly=False)
 
 
 async def test_a_round_of_fewer_samples_than_workers_is_everybodys_round() -> None:

@@ -10,7 +10,7 @@ import torch
 from elasticps.core.ids import BlockId
 from elasticps.testing.members import Blueprint, Member, together
 from elasticps.testing.rig import Rig
-from elasticps.wire.transports import TRANSPORTS_VARIABLE
+from elasticps.worker.client import Client
 from tests.support.bits import assert_equal, step_all
 from tests.support.wire import eventually
 
@@ -48,7 +48,7 @@ async def rounds(members: Sequence[Member], *seeds: int) -> list[int]:
 async def test_workers_hold_the_same_bits_near_the_servers_value_for_a_quarter_of_the_bytes(
     local: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TRANSPORTS_VARIABLE, "unix,tcp")
+    monkeypatch.setattr(Client, "why_not_share", "the test says so")
     async with Rig(servers=2, start_workers=3, replicas=2, codec="int8", local=local) as rig:
         members = await rig.workers(3, LARGE)
         assert await rounds(members, 1, 2, 3, 4) == 3 * [CODED_BYTES]
@@ -58,7 +58,7 @@ async def test_workers_hold_the_same_bits_near_the_servers_value_for_a_quarter_o
 async def test_worker_that_joins_and_one_that_changed_its_parameters_read_all_of_the_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(TRANSPORTS_VARIABLE, "unix,tcp")
+    monkeypatch.setattr(Client, "why_not_share", "the test says so")
     async with Rig(servers=2, start_workers=2, codec="int8") as rig:
         members = await rig.workers(2, LARGE)
         await rounds(members, 1, 2)
@@ -92,7 +92,7 @@ async def test_failover_in_a_round_leaves_all_workers_with_the_same_bits(
     reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who read the round from the dead primary has the same as who reads it from its successor."""
-    monkeypatch.setenv(TRANSPORTS_VARIABLE, "unix,tcp")
+    monkeypatch.setattr(Client, "why_not_share", "the test says so")
     async with Rig(servers=3, start_workers=2, replicas=2, codec="int8") as rig:
         members = await rig.workers(2, LARGE)
         await eventually(lambda: all(entry.in_sync for entry in rig.entries.values()))
@@ -118,7 +118,7 @@ async def test_failover_in_a_round_leaves_all_workers_with_the_same_bits(
 async def test_blocks_that_move_take_what_workers_hold_with_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(TRANSPORTS_VARIABLE, "unix,tcp")
+    monkeypatch.setattr(Client, "why_not_share", "the test says so")
     async with Rig(servers=2, start_workers=2, codec="int8") as rig:
         members = await rig.workers(2, LARGE)
         await rounds(members, 1, 2)
@@ -129,7 +129,7 @@ async def test_blocks_that_move_take_what_workers_hold_with_them(
 
 async def test_training_converges_as_with_exact_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linear convergence to a target: what workers lack of the values shrinks with the steps."""
-    monkeypatch.setenv(TRANSPORTS_VARIABLE, "unix,tcp")
+    monkeypatch.setattr(Client, "why_not_share", "the test says so")
     blueprint = Blueprint(shapes=((20_000,),), options={"lr": 0.5}, block_bytes=102_400)
     (target,) = blueprint.random(77)
     lost: dict[str, list[float]] = {}
@@ -152,7 +152,7 @@ async def test_values_outside_of_rounds_are_read_as_they_are(
 ) -> None:
     from tests.support.counted import MODES
 
-    monkeypatch.setenv(TRANSPORTS_VARIABLE, "unix,tcp")
+    monkeypatch.setattr(Client, "why_not_share", "the test says so")
     async with Rig(start_workers=1, codec="int8", **MODES[consistency]) as rig:
         (one,) = await rig.workers(1, LARGE)
         assert await rounds([one], 1, 2) == [VALUE_BYTES]

@@ -118,7 +118,7 @@ async def test_the_next_batches_are_loaded_beforehand_without_rounds_too(
         read, told = [], []
         for batch in data:
             read.extend(item[0] for item in batch)
-            told.append(run.samples_ahead[:1])
+            told.append(run._training.samples_ahead[:1])
             optimizer.step()
         return read, sum(map(bool, told))
 

@@ -20,7 +20,7 @@ from elasticps.errors import UsageError
 from elasticps.testing.rig import Rig
 from tests.support.cases import short_are
 from tests.support.pipelines import alone, batches, drawn, in_stages, layers, numbered
-from tests.support.scripts import as_worker, as_workers, assert_equal
+from tests.support.scripts import as_worker, as_workers, assert_equal, shards_of
 
 SIZE, BATCH, EPOCHS = 60, 8, 3
 LOCAL: dict[str, Any] = {"sgd": optim.SGD, "adamw": optim.AdamW}
@@ -139,7 +139,7 @@ async def test_a_model_built_on_the_meta_device_is_never_whole_and_trains_as_any
 
     async with Rig(start_workers=2, strategy="model-parallel") as rig:
         parts = await as_workers(rig, 2, body)
-        whole = await served(rig)
+        whole = shards_of(rig, layers())
     local = drawn()
     alone(local, optim.AdamW(local.parameters(), lr=0.01), batches(SIZE, BATCH, EPOCHS))
     assert not parts[0].keys() & parts[1].keys()
@@ -149,19 +149,6 @@ async def test_a_model_built_on_the_meta_device_is_never_whole_and_trains_as_any
     assert_equal(whole, local, exactly=False)
     assert set(map(frozenset, held)) == set(map(frozenset, held[-2:]))
     assert len(held[-1]) + len(held[-2]) == len(local)
-
-
-async def served(rig: Rig) -> nn.Module:
-    """What the shards have, as a worker that joins now reads it."""
-
-    def body(run: elasticps.Run) -> nn.Module:
-        model = layers()
-        run.optimizer(model, "adamw", lr=0.01)
-        return model
-
-    rig._job["strategy"] = "data-parallel"
-    model: nn.Module = await as_worker(rig, body, "reader")
-    return model
 
 
 @pytest.mark.parametrize("resumed_as", ["model-parallel", "data-parallel"])
@@ -186,7 +173,7 @@ async def test_a_checkpoint_of_stages_is_one_of_the_whole_model(
         await as_workers(rig, 2, lambda run: body(run, stop_at=20))
     async with Rig(start_workers=3, strategy=resumed_as, resume=str(tmp_path)) as rig:
         assert await as_workers(rig, 3, body) == [20] * 3
-        whole = await served(rig)
+        whole = shards_of(rig, layers())
     local = drawn()
     alone(local, optim.AdamW(local.parameters(), lr=0.01), batches(SIZE, BATCH, EPOCHS))
     assert_equal(whole, local, exactly=False)

@@ -40,7 +40,7 @@ CAUGHT_AT = {
     "base-of-rounds-apart": (18, "replica-equality"),
     "scale-in-proofs": (1, "one-scale"),
     "scale-after-a-round": (18, "one-scale"),
-    "directory-fsync": (0, "checkpoint-kept"),
+    "directory-fsync": (1, "checkpoint-kept"),
 }
 """For each part the first seed at which its absence shows, and to which checker."""
 

@@ -11,6 +11,7 @@ from torch import nn, optim
 from torch.utils.data import TensorDataset
 
 import elasticps
+from elasticps.core.ids import LEDGER
 from elasticps.testing.rig import Rig
 
 SIZE = 60
@@ -82,3 +83,15 @@ async def as_worker(rig: Rig, script: Script, uid: str = "w1") -> Any:
 
 async def as_workers(rig: Rig, count: int, script: Script) -> list[Any]:
     return await asyncio.gather(*(as_worker(rig, script, f"w{n}") for n in range(count)))
+
+
+def shards_of(rig: Rig, model: nn.Module) -> nn.Module:
+    """``model`` with what the shards have of it."""
+    parameters = list(model.parameters())
+    for id_ in rig.entries:
+        if id_ != LEDGER:
+            tensor = rig.primary(id_).parameter_block(id_).tensor
+            block = tensor.block
+            into = parameters[block.parameter].detach().view(-1)[block.start : block.stop]
+            into.copy_(tensor.value.view(-1))
+    return model
