@@ -34,8 +34,7 @@ from elasticps.core.records import CaughtUpRow, ServerRecord
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection
 from elasticps.wire.control import ControlEnd, tell
-from elasticps.wire.listener import listen
-from elasticps.wire.messages import (
+from elasticps.wire.control_messages import (
     AliveWorkers,
     Control,
     JobInfo,
@@ -47,6 +46,7 @@ from elasticps.wire.messages import (
     ServeUntil,
     Stop,
 )
+from elasticps.wire.listener import listen
 from elasticps.worker.agent import Agent
 from elasticps.worker.client import Client
 from elasticps.worker.exchange import Exchange

@@ -14,7 +14,7 @@ from elasticps.security.files import Reloaded, read_file
 from elasticps.security.passes import PassIssuer
 from elasticps.security.tls import NodeTls
 from elasticps.security.tokens import TokenFile
-from elasticps.wire.messages import Access
+from elasticps.wire.control_messages import Access
 from elasticps.wire.peer_process import PeerProcess
 
 

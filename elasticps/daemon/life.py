@@ -12,7 +12,7 @@ from elasticps.core.ids import JobKey, JobName, NodeId, WorkerId
 from elasticps.core.jobs import GROUP_BROKEN
 from elasticps.core.records import Attempts, WorkerRecord, WorkerState
 from elasticps.daemon.child import Exit
-from elasticps.wire.messages import Finished, Progress, Retire
+from elasticps.wire.control_messages import Finished, Progress, Retire
 from elasticps.worker.launch import ScriptFailure
 
 NEVER_JOINED = "the script ended without calling elasticps.join()"

@@ -14,7 +14,7 @@ from elasticps.daemon.view import ClusterView, JobView, local_servers
 from elasticps.errors import ElasticError, PeerUnavailable, WireError
 from elasticps.wire.connection import Connection
 from elasticps.wire.control import ControlEnd, tell
-from elasticps.wire.messages import (
+from elasticps.wire.control_messages import (
     Access,
     AliveWorkers,
     Control,

@@ -17,7 +17,7 @@ from elasticps.core.ids import BlockId, JobKey, NodeId, ServerId
 from elasticps.core.proposal import Load
 from elasticps.core.records import NodeRecord
 from elasticps.daemon.access import NodeAccess, asking
-from elasticps.wire.messages import ServerLoad
+from elasticps.wire.control_messages import ServerLoad
 
 log = logging.getLogger(__name__)
 

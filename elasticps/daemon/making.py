@@ -22,7 +22,7 @@ from elasticps.daemon.plugin_check import (
     strategy_trial,
 )
 from elasticps.errors import PluginError
-from elasticps.wire.messages import MakePlugins, PluginsMade
+from elasticps.wire.control_messages import MakePlugins, PluginsMade
 
 log = logging.getLogger(__name__)
 

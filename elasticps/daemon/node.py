@@ -44,9 +44,7 @@ from elasticps.errors import StoreError, StoreRolledBack
 from elasticps.security.passes import RENEWED_AFTER_S
 from elasticps.store import Keys, Lease, Store, check_format, watch_prefix
 from elasticps.wire.address import Address
-from elasticps.wire.listener import listen
-from elasticps.wire.machine import this_machine
-from elasticps.wire.messages import (
+from elasticps.wire.control_messages import (
     Access,
     Describe,
     Finished,
@@ -59,6 +57,8 @@ from elasticps.wire.messages import (
     ServerLoad,
     Welcome,
 )
+from elasticps.wire.listener import listen
+from elasticps.wire.machine import this_machine
 from elasticps.wire.peer_process import PeerProcess
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from elasticps.core.ids import JobKey
 from elasticps.core.spans import ProcessSpans, Span
 from elasticps.errors import UsageError
-from elasticps.wire.messages import Control, RecordedSpans, RecordSpans
+from elasticps.wire.control_messages import Control, RecordedSpans, RecordSpans
 
 HAND_IN_S = 5.0
 """How long a child may take to say what it has: it may be at a long computation."""

@@ -17,7 +17,7 @@ from elasticps.daemon.life import Life
 from elasticps.daemon.view import ClusterView
 from elasticps.errors import StoreError, StoreRolledBack, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Describe, Prefer, Promises, Rejected
+from elasticps.wire.control_messages import Describe, Prefer, Promises, Rejected
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.errors import ElasticError
 from elasticps.wire.address import Address
-from elasticps.wire.messages import ServerLoad
+from elasticps.wire.control_messages import ServerLoad
 from elasticps.wire.tallies import ServerTally
 
 log = logging.getLogger(__name__)

@@ -39,7 +39,7 @@ from elasticps.daemon.unit_child import launch_file, unit_child
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Access, Retire, Welcome
+from elasticps.wire.control_messages import Access, Retire, Welcome
 from elasticps.worker.launch import ScriptFailure
 from elasticps.worker.unit import Launch
 

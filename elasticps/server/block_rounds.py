@@ -23,8 +23,9 @@ from elasticps.server.meter import Meter
 from elasticps.server.saving import Save, Saver
 from elasticps.server.staging import PreparedGradient, Staging
 from elasticps.server.tensor_block import TensorBlock
+from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.frame import Status
-from elasticps.wire.messages import JobInfo, OpMeta
+from elasticps.wire.messages import OpMeta
 from elasticps.wire.tallies import JobCounts
 from elasticps.wire.tensors import bytes_of
 

@@ -10,7 +10,7 @@ import torch
 from elasticps.core.consistency import NonFinite
 from elasticps.core.ids import BlockId
 from elasticps.errors import WireError
-from elasticps.wire.messages import JobInfo
+from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.tallies import JobCounts
 
 log = logging.getLogger(__name__)

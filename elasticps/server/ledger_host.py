@@ -31,8 +31,9 @@ from elasticps.core.roster import Roster
 from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import WireError
 from elasticps.server.hosted import Hosted, Request, Streams
+from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.frame import Status
-from elasticps.wire.messages import JobInfo, OpMeta, SnapshotMeta
+from elasticps.wire.messages import OpMeta, SnapshotMeta
 from elasticps.wire.tallies import JobCounts
 
 FEW = 8

@@ -28,8 +28,7 @@ from elasticps.server.table import Table
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
 from elasticps.wire.control import ControlEnd, tell
-from elasticps.wire.listener import Listener, listen
-from elasticps.wire.messages import (
+from elasticps.wire.control_messages import (
     AliveWorkers,
     Control,
     DropJob,
@@ -44,6 +43,7 @@ from elasticps.wire.messages import (
     ServeUntil,
     Stop,
 )
+from elasticps.wire.listener import Listener, listen
 from elasticps.wire.pool import ConnectionPool, addresses_of
 from elasticps.wire.region_socket import RegionSocket
 

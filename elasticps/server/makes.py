@@ -7,7 +7,7 @@ from collections.abc import Callable
 from elasticps.api.job_codec import load_codec
 from elasticps.api.strategy_choice import load_strategy
 from elasticps.errors import ElasticError
-from elasticps.wire.messages import MakePlugins, PluginsMade
+from elasticps.wire.control_messages import MakePlugins, PluginsMade
 
 
 def made(asked: MakePlugins) -> PluginsMade:

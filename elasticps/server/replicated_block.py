@@ -18,12 +18,7 @@ from elasticps.server.block_rounds import BlockRounds, payload_of
 from elasticps.server.meter import Meter
 from elasticps.server.staging import PreparedGradient
 from elasticps.wire.frame import Status
-from elasticps.wire.messages import (
-    OpMeta,
-    Prepared,
-    SnapshotMeta,
-    StateMeta,
-)
+from elasticps.wire.messages import OpMeta, Prepared, SnapshotMeta, StateMeta
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from elasticps.server.streams import ReplicaStreams
 from elasticps.server.tally import Tallies
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.coded_values import are_coded
-from elasticps.wire.messages import (
+from elasticps.wire.control_messages import (
     AliveWorkers,
     HotBlock,
     JobInfo,

@@ -16,8 +16,8 @@ from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import Hyperparameters, Model
 from elasticps.core.ids import BlockId, WorkerId
 from elasticps.wire.connection import Connection
+from elasticps.wire.control_messages import Control, JobInfo
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import Control, JobInfo
 from elasticps.worker.agent import Agent
 from elasticps.worker.client import Call, Client
 from elasticps.worker.exchange import Exchange

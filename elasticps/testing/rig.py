@@ -42,8 +42,7 @@ from elasticps.testing.waiting import eventually, open_fds
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection
 from elasticps.wire.control import ControlEnd, tell
-from elasticps.wire.listener import listen
-from elasticps.wire.messages import (
+from elasticps.wire.control_messages import (
     AliveWorkers,
     Control,
     Describe,
@@ -58,6 +57,7 @@ from elasticps.wire.messages import (
     Welcome,
     WorkerHello,
 )
+from elasticps.wire.listener import listen
 from elasticps.worker.join import AGENT_VARIABLE, WORKER_VARIABLE
 
 LEASE_S = 3600.0

@@ -21,9 +21,10 @@ from elasticps.server.session import Session
 from elasticps.testing.waiting import PATIENCE_S, eventually
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
+from elasticps.wire.control_messages import Control
 from elasticps.wire.frame import Header, Kind
 from elasticps.wire.listener import Listener, listen
-from elasticps.wire.messages import Control, HelloMeta, encode
+from elasticps.wire.messages import HelloMeta, encode
 from elasticps.wire.region_socket import RegionSocket
 
 CLUSTER = "rig"

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from elasticps.errors import WireError
 from elasticps.wire.connection import Connection
+from elasticps.wire.control_messages import Control, decode_control
 from elasticps.wire.frame import Header, Kind
-from elasticps.wire.messages import Control, decode_control, encode
+from elasticps.wire.messages import encode
 
 
 class ControlEnd:

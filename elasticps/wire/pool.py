@@ -11,8 +11,9 @@ from elasticps.errors import PeerUnavailable
 from elasticps.security.tls import Secured
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
+from elasticps.wire.control_messages import Servers
 from elasticps.wire.frame import Header, Kind
-from elasticps.wire.messages import HelloMeta, Servers, encode
+from elasticps.wire.messages import HelloMeta, encode
 from elasticps.wire.traffic import TrafficBy
 from elasticps.wire.transports import ALL, UNIX
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from elasticps.core.ids import JobKey
-from elasticps.wire.messages import RecordedSpans
+from elasticps.wire.control_messages import RecordedSpans
 from elasticps.wire.spans import Spans
 
 SPANS_A_MESSAGE = 4096

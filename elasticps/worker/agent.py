@@ -14,7 +14,7 @@ from elasticps.errors import JobFailed, PeerUnavailable, UsageError
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
 from elasticps.wire.control import ControlEnd, tell
-from elasticps.wire.messages import (
+from elasticps.wire.control_messages import (
     Access,
     Control,
     Describe,

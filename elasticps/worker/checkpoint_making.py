@@ -39,7 +39,8 @@ from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import BlockId, Round
 from elasticps.errors import CheckpointError
-from elasticps.wire.messages import EarlierFile, JobInfo, PullMeta, SavedMeta
+from elasticps.wire.control_messages import JobInfo
+from elasticps.wire.messages import EarlierFile, PullMeta, SavedMeta
 from elasticps.worker.block_calls import SaveOrder
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange

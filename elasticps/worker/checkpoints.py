@@ -24,7 +24,7 @@ from elasticps.core.ids import Round
 from elasticps.core.ranges import Supply
 from elasticps.core.records import Attempts
 from elasticps.errors import BlockUnavailable, CheckpointError, ElasticError
-from elasticps.wire.messages import CheckpointReport, JobInfo
+from elasticps.wire.control_messages import CheckpointReport, JobInfo
 from elasticps.worker.checkpoint_making import Making, TakeOwn, Tell
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.exchange import Exchange

@@ -12,18 +12,10 @@ from elasticps.core.commands import Answer, Attend, Command, Question, Refused
 from elasticps.core.ids import LEDGER, BlockId, JobKey, Round, Seq, ServerId, WorkerId
 from elasticps.errors import BlockUnavailable, JobFailed, PeerUnavailable
 from elasticps.wire.connection import Connection
+from elasticps.wire.control_messages import PlanRow, PlanUpdate
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import (
-    Place,
-    PlanRow,
-    PlanUpdate,
-    PullMeta,
-    PushMeta,
-    RefusalMeta,
-    decode,
-    encode,
-)
+from elasticps.wire.messages import Place, PullMeta, PushMeta, RefusalMeta, decode, encode
 from elasticps.wire.pool import ConnectionPool
 from elasticps.wire.transports import SHM, TRANSPORTS_VARIABLE, UNIX
 from elasticps.worker.agent import Agent

@@ -10,7 +10,8 @@ from elasticps.errors import AccessDenied
 from elasticps.security.authority import self_signed
 from elasticps.security.passes import PassVerifier
 from elasticps.security.tls import Secured, showing, trusting
-from elasticps.wire.messages import Access, HelloMeta, PeerNote
+from elasticps.wire.control_messages import Access
+from elasticps.wire.messages import HelloMeta, PeerNote
 
 CERTIFICATE_DAYS = 365
 """Of a listener that lives as long as its worker does."""

@@ -41,10 +41,10 @@ from elasticps.core.ids import BlockId, Round, Seq, WorkerId
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
 from elasticps.errors import JobFailed, TrainingOver, UsageError
+from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
 from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import (
-    JobInfo,
     MeasureMeta,
     Place,
     PullMeta,

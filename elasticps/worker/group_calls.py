@@ -16,6 +16,7 @@ import msgspec
 from elasticps.core.ids import BlockId, JobKey, ServerId, WorkerId
 from elasticps.errors import JobFailed, PeerUnavailable, WireError
 from elasticps.wire.connection import Connection
+from elasticps.wire.control_messages import PlanUpdate
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
 from elasticps.wire.groups import (
     EMPTY,
@@ -29,7 +30,7 @@ from elasticps.wire.groups import (
     aligned,
 )
 from elasticps.wire.inflight import Reply
-from elasticps.wire.messages import PlanUpdate, PullMeta, PushMeta, RefusalMeta, decode, encode
+from elasticps.wire.messages import PullMeta, PushMeta, RefusalMeta, decode, encode
 from elasticps.wire.pool import ConnectionPool
 from elasticps.wire.transports import SHM
 from elasticps.worker.agent import Agent

@@ -19,7 +19,7 @@ from elasticps.core.consistency import Consistency
 from elasticps.errors import UsageError
 from elasticps.optimizers.by_group import KEY as OPTIMIZER
 from elasticps.optimizers.by_group import NAME as BY_GROUP
-from elasticps.wire.messages import JobInfo
+from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.tensors import dtype_name
 from elasticps.worker.parameters import ParamGroup, describe, fingerprint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
-from elasticps.wire.messages import Welcome
+from elasticps.wire.control_messages import Welcome
 from elasticps.wire.spans import Spans
 from elasticps.wire.transports import TRANSPORTS_VARIABLE, allowed_transports
 from elasticps.worker.agent import Agent

@@ -11,7 +11,8 @@ from elasticps.api.pipeline import Pipeline
 from elasticps.core.audit import Verdict
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
-from elasticps.wire.messages import JobInfo, StateMeta, Welcome
+from elasticps.wire.control_messages import JobInfo, Welcome
+from elasticps.wire.messages import StateMeta
 from elasticps.wire.traffic import PeerTraffic
 from elasticps.worker.agent import Agent
 from elasticps.worker.checkpoints import Checkpoints

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from elasticps.core.ids import Round
-from elasticps.wire.messages import Progress
+from elasticps.wire.control_messages import Progress
 from elasticps.worker.agent import Agent
 from elasticps.worker.data_loop import DataLoop
 from elasticps.worker.membership import Membership

@@ -12,7 +12,7 @@ from elasticps.api.pipeline import Loss, Pipeline
 from elasticps.api.strategy import ServedOptimizer
 from elasticps.core.commands import Turn
 from elasticps.errors import UsageError
-from elasticps.wire.messages import JobInfo, Welcome
+from elasticps.wire.control_messages import JobInfo, Welcome
 from elasticps.worker.agent import Agent
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data import Dataset, ElasticData, Stream, elastic_data

@@ -12,7 +12,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from elasticps.errors import PeerUnavailable
-from elasticps.wire.messages import RecordSpans
+from elasticps.wire.control_messages import RecordSpans
 from elasticps.wire.recorded import recorded
 from elasticps.wire.spans import Spans
 from elasticps.worker.agent import Agent

@@ -19,7 +19,7 @@ from elasticps.core.ids import Round
 from elasticps.core.lending import LEASED, LOCAL
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.errors import JobFailed, UsageError
-from elasticps.wire.messages import JobInfo
+from elasticps.wire.control_messages import JobInfo
 from elasticps.worker.block_calls import States
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.data_loop import DataLoop

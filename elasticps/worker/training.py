@@ -16,7 +16,8 @@ from elasticps.core.blocks import Hyperparameters
 from elasticps.core.commands import Turn
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.errors import TrainingOver, UsageError
-from elasticps.wire.messages import Finished, JobInfo, Prefer, StateMeta, Welcome
+from elasticps.wire.control_messages import Finished, JobInfo, Prefer, Welcome
+from elasticps.wire.messages import StateMeta
 from elasticps.worker.agent import Agent
 from elasticps.worker.backward_overlap import BackwardOverlap
 from elasticps.worker.clipping import Clipping

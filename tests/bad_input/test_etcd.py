@@ -36,7 +36,7 @@ from elasticps.store.watch import watch
 from elasticps.testing.members import Blueprint
 from elasticps.testing.rig import Rig
 from elasticps.testing.rig_server import JOB
-from elasticps.wire.messages import PlanRow, PlanUpdate
+from elasticps.wire.control_messages import PlanRow, PlanUpdate
 from tests.integration.daemon.conftest import cluster
 from tests.integration.daemon.mirror import Mirrored, mirrored
 from tests.integration.daemon.test_registration import Member

@@ -29,7 +29,7 @@ from elasticps.core.ids import WorkerId
 from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
 from elasticps.server import saving
 from elasticps.testing.rig import Rig
-from elasticps.wire.messages import JobInfo, Welcome
+from elasticps.wire.control_messages import JobInfo, Welcome
 from elasticps.worker.checkpoints import Checkpoints
 from tests.support.cases import short_are
 from tests.support.checkpoints import snapshot

@@ -16,7 +16,7 @@ from elasticps.checkpoint.manifest import MANIFEST, Manifest, encoded, read_mani
 from elasticps.checkpoint.worker_file import WORKER
 from elasticps.errors import CheckpointError
 from elasticps.testing.rig import Rig
-from elasticps.wire.messages import JobInfo
+from elasticps.wire.control_messages import JobInfo
 from tests.support.scripts import BATCH, as_worker, backward
 
 

@@ -12,9 +12,10 @@ from elasticps.security.tokens import Role, create_token
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection
 from elasticps.wire.control import ControlEnd, tell
+from elasticps.wire.control_messages import Control, Welcome, WorkerHello
 from elasticps.wire.frame import Header
 from elasticps.wire.listener import listen
-from elasticps.wire.messages import Control, HelloMeta, Welcome, WorkerHello, decode
+from elasticps.wire.messages import HelloMeta, decode
 from elasticps.wire.pool import ConnectionPool
 from elasticps.worker.agent import Agent
 from elasticps.worker.credentials import ToPeers

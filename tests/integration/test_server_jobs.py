@@ -14,7 +14,7 @@ from elasticps.errors import JobFailed
 from elasticps.testing.members import Blueprint, Member, together
 from elasticps.testing.rig import Rig
 from elasticps.testing.rig_server import JOB
-from elasticps.wire.messages import DropJob
+from elasticps.wire.control_messages import DropJob
 from tests.support.distributions import Install, install
 from tests.support.wire import eventually
 

@@ -13,7 +13,7 @@ from elasticps.core.ids import Generation, JobKey, JobName, NodeId, Round, Worke
 from elasticps.daemon.http import app
 from elasticps.daemon.http.answers import LocalStatus, LocalWorker
 from elasticps.daemon.life import Life
-from elasticps.wire.messages import Progress
+from elasticps.wire.control_messages import Progress
 
 
 def test_a_node_is_heard_though_its_workers_loss_is_no_number() -> None:

@@ -12,7 +12,7 @@ from elasticps.daemon.making import Making
 from elasticps.daemon.plugin_check import Findings, Trial, rehearse, strategy_trial
 from elasticps.errors import PluginError
 from elasticps.server.makes import made
-from elasticps.wire.messages import MakePlugins
+from elasticps.wire.control_messages import MakePlugins
 from tests.support.distributions import Install, install
 
 __all__ = ["install"]

@@ -14,7 +14,7 @@ from elasticps.core.ids import Generation, JobKey, JobName, Round, ServerId
 from elasticps.daemon.metrics.loop_lag import REMEMBERED_S, LoopLag
 from elasticps.daemon.metrics.tallies import FORGOTTEN_AFTER_S, Tallies
 from elasticps.daemon.metrics.totals import Buckets, Totals
-from elasticps.wire.messages import Progress, ServerLoad
+from elasticps.wire.control_messages import Progress, ServerLoad
 from elasticps.wire.tallies import JobCounts, JobHolding, JobTally, ServerTally, Traffic
 from elasticps.wire.traffic import PeerTraffic
 from tests.support.processes import until

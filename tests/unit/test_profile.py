@@ -18,7 +18,8 @@ from elasticps.core.trace import TraceEvent, trace_events
 from elasticps.daemon.clocks import clock_ahead
 from elasticps.daemon.recordings import Recordings
 from elasticps.errors import UsageError
-from elasticps.wire.messages import Control, RecordedSpans, RecordSpans, decode_control, encode
+from elasticps.wire.control_messages import Control, RecordedSpans, RecordSpans, decode_control
+from elasticps.wire.messages import encode
 from elasticps.wire.recorded import SPANS_A_MESSAGE, recorded
 from elasticps.wire.spans import Spans
 from elasticps.worker.step_recorder import ModelHooks

@@ -7,7 +7,7 @@ from elasticps.core.records import WorkerState
 from elasticps.daemon.http.answers import LocalStatus
 from elasticps.daemon.http.status import PAST_LIVES, awaited_workers, shown_workers
 from elasticps.daemon.usage import usage
-from elasticps.wire.messages import Progress, ServerLoad
+from elasticps.wire.control_messages import Progress, ServerLoad
 from elasticps.wire.tallies import JobCounts, JobHolding, JobTally, ServerTally
 from tests.support.contents import Contents
 

@@ -9,8 +9,9 @@ import pytest
 
 from elasticps.core.ids import JobKey, WorkerId
 from elasticps.errors import UsageError
+from elasticps.wire.control_messages import Access
 from elasticps.wire.machine import this_machine
-from elasticps.wire.messages import Access, PeerNote
+from elasticps.wire.messages import PeerNote
 from elasticps.worker.peers import Peers, Place
 
 HOST = "10.0.0.7"

@@ -13,7 +13,7 @@ from elasticps.daemon.block_map import BlockRow, NodeBlocks
 from elasticps.daemon.series import Point
 from elasticps.daemon.usage import Usage
 from elasticps.security.tokens import Role
-from elasticps.wire.messages import CheckpointReport, Progress, ServerLoad
+from elasticps.wire.control_messages import CheckpointReport, Progress, ServerLoad
 
 
 class LocalWorker(msgspec.Struct, frozen=True, kw_only=True):

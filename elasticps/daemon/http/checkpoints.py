@@ -25,7 +25,7 @@ from elasticps.daemon.view import JobView
 from elasticps.errors import CheckpointError, UsageError
 from elasticps.security.tokens import Role
 from elasticps.store import Put
-from elasticps.wire.messages import CheckpointReport, Progress
+from elasticps.wire.control_messages import CheckpointReport, Progress
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from elasticps.daemon.node import Node
 from elasticps.daemon.series import Point, Series, merged
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.security.tokens import Role
-from elasticps.wire.messages import Progress
+from elasticps.wire.control_messages import Progress
 
 log = logging.getLogger(__name__)
 

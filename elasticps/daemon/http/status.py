@@ -46,7 +46,7 @@ from elasticps.daemon.http.pages import JobsQuery, NodesQuery, page, without_old
 from elasticps.daemon.node import Node
 from elasticps.daemon.usage import usage
 from elasticps.daemon.view import JobView
-from elasticps.wire.messages import Progress
+from elasticps.wire.control_messages import Progress
 
 log = logging.getLogger(__name__)
 

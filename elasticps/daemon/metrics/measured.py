@@ -10,7 +10,7 @@ from elasticps.daemon.metrics.loop_lag import LoopLag
 from elasticps.daemon.metrics.tallies import Tallies
 from elasticps.daemon.metrics.totals import Buckets
 from elasticps.daemon.view import ClusterView
-from elasticps.wire.messages import ServerLoad
+from elasticps.wire.control_messages import ServerLoad
 
 REQUEST_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 FAILOVER_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

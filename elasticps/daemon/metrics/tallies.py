@@ -9,7 +9,7 @@ import msgspec
 
 from elasticps.core.ids import JobKey, JobName, ServerId
 from elasticps.daemon.metrics.totals import Totals
-from elasticps.wire.messages import Progress, ServerLoad
+from elasticps.wire.control_messages import Progress, ServerLoad
 from elasticps.wire.tallies import JobHolding
 
 FORGOTTEN_AFTER_S = 3600.0

@@ -30,8 +30,9 @@ from elasticps.security.tokens import Role, create_token, revoke_token
 from elasticps.wire.address import Address
 from elasticps.wire.connection import connect
 from elasticps.wire.control import ControlEnd, tell
+from elasticps.wire.control_messages import WorkerHello
 from elasticps.wire.frame import Header, Kind, Status
-from elasticps.wire.messages import HelloMeta, PullMeta, WorkerHello, encode
+from elasticps.wire.messages import HelloMeta, PullMeta, encode
 from tests.integration.cluster.acts import SCRIPTS, WAIT_S, Training, kill
 from tests.integration.cluster.conftest import Script
 from tests.integration.cluster.secured import (

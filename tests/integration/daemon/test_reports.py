@@ -20,7 +20,14 @@ from elasticps.core.records import (
 from elasticps.daemon.life import Life
 from elasticps.daemon.reports import Reports
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import CheckpointReport, Describe, Prefer, Progress, Promises, Rejected
+from elasticps.wire.control_messages import (
+    CheckpointReport,
+    Describe,
+    Prefer,
+    Progress,
+    Promises,
+    Rejected,
+)
 from tests.integration.daemon.mirror import Mirrored
 from tests.support.processes import until
 

@@ -28,7 +28,7 @@ from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.workers import Workers
 from elasticps.errors import StoreUnavailable
 from elasticps.store import Lease, Store
-from elasticps.wire.messages import Finished, Progress, Retire
+from elasticps.wire.control_messages import Finished, Progress, Retire
 from elasticps.worker.launch import FAILURE_VARIABLE, ScriptFailure
 from tests.integration.daemon.mirror import Mirrored, mirrored
 from tests.support.etcd import EtcdServer

@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 import elasticps
 from elasticps.core.ids import LEDGER, node_of
-from elasticps.wire.messages import PlanRow
+from elasticps.wire.control_messages import PlanRow
 from elasticps.worker.client import Call, Client
 from elasticps.worker.stepping import Stepping
 
