@@ -184,15 +184,13 @@ class Workers:
             own_group=makes_own_group(spec),
         )
         self.lives[uid] = life
-        child = self._child_spec(life, spec, job.status.workers if job.status else {})
-        if life.own_group and (taken := _taken_port(child.env)):
-            self._bury(life, self._failed(taken))
-            return
         try:
+            child = self._child_spec(life, spec, job.status.workers if job.status else {})
+            if life.own_group and (taken := _taken_port(child.env)):
+                self._bury(life, self._failed(taken))
+                return
             self._supervisor.add(
-                child,
-                lambda exit_: self._ended(life, exit_),
-                log_buffer=self._logs,
+                child, lambda exit_: self._ended(life, exit_), log_buffer=self._logs
             )
         except UsageError as error:  # the API refuses such a job; another may have written it
             self._bury(life, self._failed(f"the job cannot be started: {error}"))
