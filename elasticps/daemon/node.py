@@ -128,7 +128,14 @@ class Node:
         )
         self.timeline = Timeline(self.view, self._detector.found_dead)
         self.workers = Workers(
-            config, store, self.view, self.supervisor, self.logs, str(control), self.access
+            config,
+            store,
+            self.view,
+            self.supervisor,
+            self.logs,
+            str(control),
+            self._tell_changed,
+            self.access,
         )
         self.departure = Departure(
             store, self.view, self._changed, self.name, config.drain_timeout_s, self._is_empty

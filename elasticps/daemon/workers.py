@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class _Slot:
 
 
 class Workers:
-    """Starts, retires and buries the node's workers."""
+    """Starts, retires and buries the node's workers; ``gone`` is called when one is buried."""
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class Workers:
         supervisor: Supervisor,
         logs: LogBuffer,
         control: str,
+        gone: Callable[[], Awaitable[None]],
         access: NodeAccess | None = None,
     ) -> None:
         self.lives: dict[str, Life] = {}
@@ -90,6 +91,7 @@ class Workers:
         self._supervisor = supervisor
         self._logs = logs
         self._control = control
+        self._gone = gone
         self._access = access
         self._me = NodeId(config.node)
         self._next_number = 1
@@ -348,6 +350,8 @@ class Workers:
                 log.error("worker=%s record refused: %s", life.uid, error)
                 break
         self.lives.pop(life.uid, None)
+        # The view may have shown the record before etcd's answer came, and not change again.
+        await self._gone()
 
     # -- what workers say -----------------------------------------------------------------------
 

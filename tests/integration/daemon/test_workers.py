@@ -55,8 +55,12 @@ class Staffed:
             runtime_dir=directory,
         )
         self.workers = Workers(
-            config, cluster.store, cluster.view, supervisor, LogBuffer(), "unix:/nobody"
+            config, cluster.store, cluster.view, supervisor, LogBuffer(), "unix:/nobody", self._gone
         )
+
+    async def _gone(self) -> None:
+        async with self.cluster.changed:
+            self.cluster.changed.notify_all()
 
     def script(self, text: str) -> None:
         """What the workers run that are started from now on."""
@@ -125,6 +129,26 @@ async def test_worker_whose_record_etcd_did_not_confirm_is_started_once(
         assert list(node.workers.lives) == ["a.1"]
         assert node.workers.lives["a.1"].worker == node.running[0].worker
         await until(lambda: len(node.pids()) == 1)
+
+
+async def test_who_waits_for_the_last_worker_hears_of_its_end_though_the_view_told_it_before(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        await until(node.pids)
+        replace = store.replace
+
+        async def answers_late(*arguments: Any) -> int | None:
+            written = await replace(*arguments)
+            await node.cluster.until(lambda: not node.running)
+            return written
+
+        monkeypatch.setattr(store, "replace", answers_late)
+        await node.workers.reconcile(None, node.retire)
+
+        await node.cluster.until(lambda: not node.workers.lives)
 
 
 async def test_worker_that_has_not_said_hello_is_kept_when_it_is_wanted_again(
