@@ -119,7 +119,9 @@ def _print(profile: StepProfile, missing: dict[str, str]) -> None:
         rows = table("SERVER", "STAGE>", "APPLY>", "REPLICATE>")
         for server in profile.servers:
             busy = (server.stage_s, server.apply_s, server.replicate_s)
-            rows.add_row(cell(server.node), *(f"{1e3 * item:.1f}" for item in busy))
+            rows.add_row(
+                cell(f"{server.node} {server.name}"), *(f"{1e3 * item:.1f}" for item in busy)
+            )
         print_rows(rows, "")
     click.echo(
         f"\nmilliseconds a step, the mean of {profile.steps}; clocks agree within ", nl=False

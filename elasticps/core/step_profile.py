@@ -65,6 +65,7 @@ class ServerTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds a step of one shard server: in its thread, and while a backup is waited for."""
 
     node: str
+    name: str
     stage_s: float
     apply_s: float
     replicate_s: float
@@ -181,7 +182,13 @@ def _server_times(process: ProcessSpans, steps: int) -> ServerTimes:
         length(_time(_named(process.spans, name))) / NS_PER_S / steps
         for name in ("stage", "apply", "replicate")
     )
-    return ServerTimes(node=process.node, stage_s=stage, apply_s=apply, replicate_s=replicate)
+    return ServerTimes(
+        node=process.node,
+        name=process.name,
+        stage_s=stage,
+        apply_s=apply,
+        replicate_s=replicate,
+    )
 
 
 def _bound(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elasticps.daemon.cores import MAX_SERVERS
 from elasticps.errors import UsageError
 
 if TYPE_CHECKING:  # the store's package brings gRPC along, which a check of options need not
@@ -91,12 +92,14 @@ class DaemonConfig:
 
     ``http`` and ``data`` are the host and port that the API and the data plane listen at; port 0
     takes any free one. Off loopback both need ``security``, or ``allow_insecure_network``.
-    ``weight`` is this node's share of the blocks beside the others' (1.0), ``worker_slots`` how
-    many workers of one job it runs. ``lease_ttl_s`` is in whole seconds, as etcd counts; after
-    ``drain_timeout_s`` a stopping daemon leaves although it still holds blocks; as leader it gives
-    a job up when blocks have had no living replica for ``lost_after_s``. The folders are
-    made by the daemon; daemons that share a machine need folders of their own. ``shared_memory``:
-    workers give the shard server of this machine their gradients and parameters to read and write.
+    ``weight`` is this node's share of the blocks beside the others' (1.0), however many
+    ``shard_servers`` it runs; the second listens one port above ``data``, and so on.
+    ``worker_slots`` is how many workers of one job it runs. ``lease_ttl_s`` is in whole seconds, as
+    etcd counts; after ``drain_timeout_s`` a stopping daemon leaves although it still holds blocks;
+    as leader it gives a job up when blocks have had no living replica for ``lost_after_s``. The
+    folders are made by the daemon; daemons that share a machine need folders of their own.
+    ``shared_memory``: workers give the shard servers of this machine their gradients and parameters
+    to read and write.
     """
 
     etcd: StoreConfig
@@ -112,6 +115,7 @@ class DaemonConfig:
     drain_timeout_s: float = 30.0
     lost_after_s: float = 30.0
     threads_per_worker: int = field(default_factory=default_threads_per_worker)
+    shard_servers: int = 1
     state_dir: Path = field(default_factory=default_state_dir)
     log_dir: Path = field(default_factory=default_log_dir)
     runtime_dir: Path = field(default_factory=default_runtime_dir)
@@ -133,6 +137,7 @@ class DaemonConfig:
         _check_range("lease_ttl_s", self.lease_ttl_s, 1, MAX_LEASE_TTL_S)
         _check_range("drain_timeout_s", self.drain_timeout_s, 0, MAX_DRAIN_TIMEOUT_S)
         _check_range("lost_after_s", self.lost_after_s, 0, MAX_DRAIN_TIMEOUT_S)
+        _check_range("shard_servers", self.shard_servers, 1, MAX_SERVERS)
         _check_range("threads_per_worker", self.threads_per_worker, 1, MAX_WORKER_SLOTS)
         if self.log_level not in LOG_LEVELS:
             raise UsageError(
@@ -157,7 +162,12 @@ class DaemonConfig:
                     hint="--tls-ca, --tls-cert, --tls-key and --tokens; see docs/security.md."
                     " --allow-insecure-network goes without, for trusted networks only",
                 )
-        if self.http == self.data and self.http[1] != 0:
+        host, first = self.data
+        if not first:
+            return
+        last = first + self.shard_servers - 1
+        _check_listen("data", host, last)  # the last shard server's
+        if self.http[0] == host and first <= self.http[1] <= last:
             raise UsageError("http and data cannot share a port", field="data")
 
     def _check_security(self, security: Security) -> None:

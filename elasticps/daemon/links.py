@@ -45,13 +45,13 @@ log = logging.getLogger(__name__)
 class Children(Protocol):
     """Who acts on what children say."""
 
-    def server_said_hello(self, record: ServerRecord, process: PeerProcess) -> bool: ...
+    def server_said_hello(self, record: ServerRecord, process: PeerProcess) -> str | None: ...
 
-    def server_gone(self) -> None: ...
+    def server_gone(self, child: str) -> None: ...
 
-    def promised(self, promises: Promises) -> None: ...
+    def promised(self, child: str, promises: Promises) -> None: ...
 
-    def loaded(self, load: ServerLoad) -> None: ...
+    def loaded(self, child: str, load: ServerLoad) -> None: ...
 
     def plugins_made(self, said: PluginsMade) -> None: ...
 
@@ -76,7 +76,10 @@ class Children(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Link:
-    """One child's channel and what it has been told. ``job`` None: the shard server, all jobs."""
+    """One child's channel and what it has been told. ``job`` None: a shard server, all jobs.
+
+    ``uid`` is a worker's, or the name of a shard server's process.
+    """
 
     connection: Connection
     uid: str
@@ -91,7 +94,7 @@ class _Link:
             tell(self.connection, message)
         except PeerUnavailable as error:
             # Its end is noticed by its supervisor; nothing is owed to a dead child.
-            log.info("child %s: %s", self.uid or "server", error)
+            log.info("child %s: %s", self.uid, error)
 
 
 class Links:
@@ -124,15 +127,15 @@ class Links:
     def tell_worker(self, uid: str, message: Control) -> None:
         """Send to one worker, if it has said hello."""
         for link in self._links.values():
-            if link.uid == uid:
+            if link.uid == uid and link.job is not None:
                 link.tell(message)
 
-    def tell_server(self, message: Control) -> bool:
-        """Send to the shard server; says whether there is one."""
+    def tell_servers(self, message: Control) -> list[str]:
+        """Send to all shard servers; the names of their processes."""
         servers = self._server_links()
         for link in servers:
             link.tell(message)
-        return bool(servers)
+        return [link.uid for link in servers]
 
     def renew_access(self) -> None:
         """Give each worker a pass anew, before the one that it has is over."""
@@ -154,17 +157,18 @@ class Links:
         if link is None:
             self._hello(conn, message)
         elif link.job is None:
-            self._from_server(message)
+            self._from_server(link.uid, message)
         else:
             self._from_worker(link.uid, message)
 
     def _hello(self, conn: Connection, message: Control) -> None:
         if isinstance(message, ServerHello):
-            if not self._children.server_said_hello(message.record, conn.peer_process()):
-                log.error("a process says it is the shard server, which was not started here")
+            child = self._children.server_said_hello(message.record, conn.peer_process())
+            if child is None:
+                log.error("a process says it is a shard server, which was not started here")
                 conn.abort()
                 return
-            link = self._links[conn] = _Link(conn, "", None)
+            link = self._links[conn] = _Link(conn, child, None)
             link.tell(ServeUntil(self._serve_until))
             self._sync(link)
         elif isinstance(message, WorkerHello):
@@ -183,14 +187,14 @@ class Links:
             log.error("a %s before hello on the control channel", type(message).__name__)
             conn.abort()
 
-    def _from_server(self, message: Control) -> None:
+    def _from_server(self, child: str, message: Control) -> None:
         match message:
             case Promises():
-                self._children.promised(message)
+                self._children.promised(child, message)
             case ServerLoad():
-                self._children.loaded(message)
+                self._children.loaded(child, message)
             case RecordedSpans():
-                self._children.recorded("", message)
+                self._children.recorded(child, message)
             case PluginsMade():
                 self._children.plugins_made(message)
             case _:
@@ -216,7 +220,7 @@ class Links:
         if link is None:
             return
         if link.job is None:
-            self._children.server_gone()
+            self._children.server_gone(link.uid)
         else:
             self._children.worker_gone(link.uid)
 

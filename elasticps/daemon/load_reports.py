@@ -27,12 +27,18 @@ FRESH_S = 2.0
 """Jobs that ask within this time share one round of answers."""
 
 
+class LoadOfServer(msgspec.Struct, frozen=True, kw_only=True):
+    """What one shard server said last; ``server`` is its life."""
+
+    server: ServerId
+    load: ServerLoad
+
+
 class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """``GET /api/v1/load``: what this node's shard server said last; ``server`` is its life."""
+    """``GET /api/v1/load``: this node's shard servers, those that live and have spoken."""
 
     node: NodeId
-    server: ServerId | None = None
-    load: ServerLoad | None = None
+    servers: tuple[LoadOfServer, ...] = ()
 
 
 class LoadReports:
@@ -43,7 +49,7 @@ class LoadReports:
         self._access = access
         self._asking = asyncio.Lock()
         self._asked_s = float("-inf")
-        self._answers: list[NodeLoad] = []
+        self._loads: list[LoadOfServer] = []
 
     async def look(self, records: Sequence[NodeRecord]) -> None:
         """Ask every node, unless that was done just now."""
@@ -52,24 +58,19 @@ class LoadReports:
                 return
             window = asyncio.Semaphore(ASKED_AT_ONCE)
             answers = await asyncio.gather(*(self._ask(record, window) for record in records))
-            self._answers = [answer for answer in answers if answer is not None]
+            self._loads = [each for answer in answers if answer for each in answer.servers]
             self._asked_s = time.monotonic()
 
     def totals(self) -> Mapping[ServerId, Load]:
         """What each server does, for all jobs."""
-        return {
-            answer.server: answer.load.total
-            for answer in self._answers
-            if answer.server is not None and answer.load is not None
-        }
+        return {each.server: each.load.total for each in self._loads}
 
     def of(self, job: JobKey) -> Mapping[tuple[ServerId, BlockId], Load]:
         """The job's hot blocks, by the server that leads them."""
         return {
-            (answer.server, row.block): row.load
-            for answer in self._answers
-            if answer.server is not None and answer.load is not None
-            for row in answer.load.hot
+            (each.server, row.block): row.load
+            for each in self._loads
+            for row in each.load.hot
             if row.job == job
         }
 

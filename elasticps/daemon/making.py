@@ -1,4 +1,4 @@
-"""Whether a job's strategy and codec take their options: asked of the shard server, at submit."""
+"""Whether a job's strategy and codec take their options: asked of shard servers, at submit."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Making:
 
     def __init__(
         self,
-        tell_server: Callable[[MakePlugins], bool],
+        tell_servers: Callable[[MakePlugins], object],
         rehearse: Callable[[Trial], Awaitable[Findings]] = rehearse,
     ) -> None:
-        self._tell_server = tell_server
+        self._tell_servers = tell_servers
         self._rehearse = rehearse
         self._passed: set[Trial] = set()
         self._rehearsing = asyncio.Lock()
@@ -60,7 +60,7 @@ class Making:
         answer = self._asked.get(key)
         if answer is None:
             answer = self._asked[key] = asyncio.get_running_loop().create_future()
-            if not self._tell_server(MakePlugins(*key)):
+            if not self._tell_servers(MakePlugins(*key)):
                 self._asked.pop(key).cancel()
                 return
         try:

@@ -33,8 +33,7 @@ from elasticps.daemon.rehearsals import Rehearsals
 from elasticps.daemon.reload import Reload
 from elasticps.daemon.reports import Reports
 from elasticps.daemon.self_check import SelfCheck
-from elasticps.daemon.shard_server import CHILD as SHARD_SERVER
-from elasticps.daemon.shard_server import ShardServerChild
+from elasticps.daemon.shard_servers import ShardServers
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.timeline import Timeline
 from elasticps.daemon.unit_child import main_process
@@ -93,7 +92,7 @@ class Node:
         self.supervisor = Supervisor(config.log_dir)
         self.access = NodeAccess.of(config)
         control = Address.unix(config.runtime_dir / "control.sock")
-        self.server = ShardServerChild(config, control, self._server_changed)
+        self.servers = ShardServers(config, control, self._servers_changed)
         self._leaving = False
         self._incarnation = secrets.token_hex(4)
         self._notifier = notifier
@@ -103,8 +102,8 @@ class Node:
         self._nudge = asyncio.Event()
         self._rehearsals = Rehearsals(lambda: self._links.sync())
         self._links = Links(self.view, self.machine, self, self._rehearsals)
-        self.recordings = Recordings(self._links.tell_worker, self._links.tell_server)
-        self.making = Making(self._links.tell_server)
+        self.recordings = Recordings(self._links.tell_worker, self._links.tell_servers)
+        self.making = Making(self._links.tell_servers)
         self._reports = Reports(store, self.view, self.name, self._links.tell_worker)
         self._leader = Leader(store, self.view, self._changed, config.lost_after_s, self.access)
         self.membership = Membership(
@@ -182,13 +181,12 @@ class Node:
         code = 1
         try:
             async with asyncio.TaskGroup() as tasks:
-                self.server.start(self.supervisor)
+                self.servers.start(self.supervisor, tasks)
                 self.workers.start(tasks)
                 tasks.create_task(self._mirror(), name="mirror")
                 tasks.create_task(self._rehearsals.run(), name="rehearsals")
                 member = tasks.create_task(self.membership.run(), name="membership")
                 tasks.create_task(self._detector.run(), name="failure detector")
-                tasks.create_task(self.server.end_when_stuck(self.supervisor), name="stuck server")
                 tasks.create_task(self._reconcile(), name="workers")
                 tasks.create_task(self._reports.run(), name="reports")
                 tasks.create_task(self._renew_access(), name="passes")
@@ -311,9 +309,8 @@ class Node:
         return not (self._leaving or self.departure.asked or self.name in self.view.drains)
 
     async def _node_record(self) -> NodeRecord:
-        """This node's registration; the first one waits for the shard server to listen."""
-        await self.server.listening()
-        record = self.server.record
+        """This node's registration; the first one waits for the shard servers to listen."""
+        await self.servers.listening()
         return NodeRecord(
             node=self.name,
             incarnation=self._incarnation,
@@ -324,7 +321,7 @@ class Node:
             zone=self.config.zone,
             labels=dict(self.config.labels),
             worker_slots=self.config.worker_slots,
-            servers=(record,) if record else (),
+            servers=self.servers.records,
         )
 
     async def _on_membership(self, lease: Lease | None) -> None:
@@ -336,31 +333,35 @@ class Node:
             self._notifier.status("not a member of the cluster")
         await self._tell_changed()
 
-    def _server_changed(self) -> None:
+    def _servers_changed(self) -> None:
         self.membership.rewritten.set()
 
     # -- what children say ----------------------------------------------------------------------
 
-    def server_said_hello(self, record: ServerRecord, process: PeerProcess) -> bool:
-        if not self._is_child(SHARD_SERVER, process):
-            return False
-        self.server.said_hello(record)
-        self.measured.tallies.server_starts += 1
-        return True
+    def server_said_hello(self, record: ServerRecord, process: PeerProcess) -> str | None:
+        """The name of the child that it is; None: it was not started here."""
+        for name, child in self.servers.children.items():
+            if self._is_child(name, process):
+                child.said_hello(record)
+                self.measured.tallies.server_starts += 1
+                return name
+        return None
 
-    def server_gone(self) -> None:
-        self.recordings.gone("")
-        if self.server.record is not None:
-            self.measured.tallies.server_ended(self.server.record.server)
-        self.server.gone()
+    def server_gone(self, child: str) -> None:
+        self.recordings.gone(child)
+        server = self.servers.children[child]
+        if server.record is not None:
+            self.measured.tallies.server_ended(server.record.server)
+        server.gone()
 
-    def promised(self, promises: Promises) -> None:
-        self._reports.promised(promises)
+    def promised(self, child: str, promises: Promises) -> None:
+        self._reports.promised(child, promises)
 
-    def loaded(self, load: ServerLoad) -> None:
-        self.server.heard(load)
-        if self.server.record is not None:
-            self.measured.served(self.server.record.server, load, self.view)
+    def loaded(self, child: str, load: ServerLoad) -> None:
+        server = self.servers.children[child]
+        server.heard(load)
+        if server.record is not None:
+            self.measured.served(server.record.server, load, self.view)
 
     def plugins_made(self, said: PluginsMade) -> None:
         self.making.answered(said)

@@ -28,9 +28,14 @@ Ask = Callable[[str, Situation], Awaitable[Placed]]
 
 
 def sites_of(view: ClusterView) -> list[Site]:
-    """The servers that may hold blocks."""
+    """The servers that may hold blocks; those of a node share its weight."""
     return [
-        Site(server=server.server, node=record.node, weight=record.weight, zone=record.zone)
+        Site(
+            server=server.server,
+            node=record.node,
+            weight=record.weight / len(record.servers),
+            zone=record.zone,
+        )
         for record in view.schedulable
         for server in record.servers
     ]

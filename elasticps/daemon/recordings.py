@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from elasticps.core.ids import JobKey
 from elasticps.core.spans import ProcessSpans, Span
@@ -15,20 +15,21 @@ HAND_IN_S = 5.0
 """How long a child may take to say what it has: it may be at a long computation."""
 SLACK_S = 30.0
 """How long a child records on, should nobody come to stop it."""
-SERVER = "shard server"
-FROM_SERVER = ""
 
 
 class Recordings:
-    """``tell_worker`` and ``tell_server`` send to children; one recording at a time of each."""
+    """Of children, by a worker's uid or a shard server's name: one at a time of each.
+
+    ``tell_worker`` and ``tell_servers`` send to them; the latter says to which.
+    """
 
     def __init__(
         self,
         tell_worker: Callable[[str, Control], None],
-        tell_server: Callable[[Control], bool],
+        tell_servers: Callable[[Control], Sequence[str]],
     ) -> None:
         self._tell_worker = tell_worker
-        self._tell_server = tell_server
+        self._tell_servers = tell_servers
         self._open: dict[tuple[JobKey, str], _Recording] = {}
 
     @asynccontextmanager
@@ -50,14 +51,14 @@ class Recordings:
     async def of_workers(
         self, node: str, job: JobKey, ranks: Mapping[str, int], steps: int, wait_s: float, most: int
     ) -> list[ProcessSpans]:
-        """Record ``steps`` of each of these workers, and of the server from now on.
+        """Record ``steps`` of each of these workers, and of the servers from now on.
 
         ``ranks`` are by uid. Returns after ``wait_s`` with what there is, where steps take longer.
         """
         for uid in ranks:
             self._check_free(job, uid)
         asked = RecordSpans(job, steps, wait_s + SLACK_S, most)
-        self._tell_server(asked)
+        self._tell_servers(asked)
 
         async def one(uid: str, rank: int) -> ProcessSpans:
             async with self._gathering(job, uid) as recording:
@@ -69,22 +70,29 @@ class Recordings:
 
         return list(await asyncio.gather(*(one(uid, rank) for uid, rank in ranks.items())))
 
-    async def of_server(self, node: str, job: JobKey) -> ProcessSpans:
-        """End the shard server's recording and fetch it."""
-        async with self._gathering(job, FROM_SERVER) as recording:
-            self._tell_server(RecordSpans(job))
-            await recording.is_whole_within(HAND_IN_S)
-            return recording.of(node, SERVER, None)
+    async def of_servers(self, node: str, job: JobKey) -> list[ProcessSpans]:
+        """End the shard servers' recordings and fetch them."""
 
-    def recorded(self, uid: str, part: RecordedSpans) -> None:
-        recording = self._open.get((part.job, uid))
+        async def one(child: str, recording: _Recording) -> ProcessSpans:
+            await recording.is_whole_within(HAND_IN_S)
+            return recording.of(node, child.replace("-", " "), None)
+
+        async with AsyncExitStack() as stack:
+            found = {
+                child: await stack.enter_async_context(self._gathering(job, child))
+                for child in self._tell_servers(RecordSpans(job))
+            }
+            return list(await asyncio.gather(*(one(*each) for each in found.items())))
+
+    def recorded(self, child: str, part: RecordedSpans) -> None:
+        recording = self._open.get((part.job, child))
         if recording is not None:
             recording.take(part)
 
-    def gone(self, uid: str) -> None:
-        """No more comes of a child."""
+    def gone(self, child: str) -> None:
+        """No more comes of it."""
         for (_, of), recording in self._open.items():
-            if of == uid:
+            if of == child:
                 recording.whole.set()
 
 

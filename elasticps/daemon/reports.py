@@ -44,7 +44,7 @@ class Reports:
         self._node = node
         self._reject = reject
         self._lease: Lease | None = None
-        self._promises: dict[JobKey, tuple[CaughtUpRow, ...]] = {}
+        self._promises: dict[JobKey, dict[str, tuple[CaughtUpRow, ...]]] = {}
         self._mains: dict[JobKey, MainNote] = {}
         self._noted_at: dict[JobKey, float] = {}
         self._wishes: dict[JobKey, dict[str, tuple[Span, ...]]] = {}
@@ -52,8 +52,9 @@ class Reports:
         self._models: dict[str, tuple[JobName, Describe]] = {}
         self._news = asyncio.Event()
 
-    def promised(self, promises: Promises) -> None:
-        self._promises[promises.job] = promises.rows
+    def promised(self, child: str, promises: Promises) -> None:
+        """A shard server's promises, by the name of its process, replace those that it made."""
+        self._promises.setdefault(promises.job, {})[child] = promises.rows
         self._unwritten.add(promises.job)
         self._news.set()
 
@@ -141,12 +142,14 @@ class Reports:
             self._mains.pop(key, None)
             self._noted_at.pop(key, None)
             return
-        record = ReportRecord(
-            self._promises.get(key, ()), self._wishes_for(key), self._mains.get(key)
-        )
+        record = ReportRecord(self._promised_for(key), self._wishes_for(key), self._mains.get(key))
         if record.rows or record.wishes or record.main or self._node in job.reports:
             path = self._view.keys.report(job.name, self._node)
             await self._store.put(path, encode(record), lease.id)
+
+    def _promised_for(self, key: JobKey) -> tuple[CaughtUpRow, ...]:
+        """Those of all shard servers here."""
+        return tuple(row for rows in self._promises.get(key, {}).values() for row in rows)
 
     def _wishes_for(self, key: JobKey) -> tuple[Span, ...]:
         """Those of all workers of the job here."""

@@ -13,10 +13,12 @@ from enum import Enum
 from pathlib import Path
 
 from elasticps.daemon.config import DaemonConfig, parse_labels, parse_listen
+from elasticps.daemon.cores import numa_nodes, servers_for
 from elasticps.errors import UsageError
 
 DEFAULT_ETCD = ("127.0.0.1:2379",)
 PREFIX = "ELASTICPS_"
+AUTO = "auto"
 
 
 class Kind(Enum):
@@ -24,6 +26,7 @@ class Kind(Enum):
 
     TEXT = "a text"
     WHOLE = "a whole number"
+    WHOLE_OR_AUTO = "a whole number, or auto"
     NUMBER = "a number"
     SWITCH = "true or false"
     PATH = "an absolute path"
@@ -193,6 +196,11 @@ SETTINGS = (
         help="OMP_NUM_THREADS of workers that start from now on.",
     ),
     Setting(
+        key="shard_servers",
+        kind=Kind.WHOLE_OR_AUTO,
+        help="Shard servers of this node; auto: one for each NUMA node and for each 8 cores.",
+    ),
+    Setting(
         key="worker_units",
         kind=Kind.SWITCH,
         default_text="true under systemd",
@@ -274,11 +282,8 @@ def from_text(setting: Setting, text: str) -> object:
             return parse_labels(split(text))
         case Kind.PATH:
             return Path(text).absolute()
-        case Kind.WHOLE | Kind.NUMBER:
-            try:
-                return int(text) if setting.kind is Kind.WHOLE else float(text)
-            except ValueError:
-                raise _wrong(setting, text) from None
+        case Kind.WHOLE | Kind.WHOLE_OR_AUTO | Kind.NUMBER:
+            return _number(setting, text)
         case Kind.SWITCH:
             spoken = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
             if text.lower() not in spoken:
@@ -288,14 +293,25 @@ def from_text(setting: Setting, text: str) -> object:
             return text
 
 
+def _number(setting: Setting, text: str) -> int | float:
+    if setting.kind is Kind.WHOLE_OR_AUTO and text == AUTO:
+        return servers_for(numa_nodes())
+    try:
+        return float(text) if setting.kind is Kind.NUMBER else int(text)
+    except ValueError:
+        raise _wrong(setting, text) from None
+
+
 def from_toml(setting: Setting, value: object) -> object:
     """The value that the file holds. Raises UsageError where it is of another kind."""
     match setting.kind, value:
         case (Kind.TEXT, str()) | (Kind.SWITCH, bool()):
             return value
-        case (Kind.WHOLE | Kind.NUMBER, bool()):
+        case (Kind.WHOLE_OR_AUTO, str(text)) if text == AUTO:
+            return servers_for(numa_nodes())
+        case (Kind.WHOLE | Kind.WHOLE_OR_AUTO | Kind.NUMBER, bool()):
             raise _wrong(setting, value)
-        case (Kind.WHOLE, int()) | (Kind.NUMBER, int() | float()):
+        case (Kind.WHOLE | Kind.WHOLE_OR_AUTO, int()) | (Kind.NUMBER, int() | float()):
             return value
         case (Kind.LISTEN, str()):
             return parse_listen(value, setting.key)

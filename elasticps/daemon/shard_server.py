@@ -1,4 +1,4 @@
-"""The daemon's shard server child: started, restarted, and known by its latest life."""
+"""One shard server of a daemon: a child, restarted, and known by its latest life."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from elasticps.core.records import ServerRecord
 from elasticps.core.restart import RestartPolicy
 from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
+from elasticps.daemon.cores import Cores, cores_text
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.errors import ElasticError
 from elasticps.wire.address import Address
@@ -23,15 +24,30 @@ from elasticps.wire.tallies import ServerTally
 
 log = logging.getLogger(__name__)
 
-CHILD = "shard-server"
 STUCK_AFTER_LOOKS = 20
 """Seconds without a word; it speaks once a second, but not while it computes."""
 
 
 class ShardServerChild:
-    """``record`` is the living server's, None between two lives. ``on_change`` is told of both."""
+    """``record`` is the living server's, None between two lives. ``on_change`` is told of both.
 
-    def __init__(self, config: DaemonConfig, control: Address, on_change: Callable[[], None]):
+    ``number`` counts the node's servers from 0; ``cores`` are where it may run, None: anywhere.
+    """
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        control: Address,
+        on_change: Callable[[], None],
+        number: int = 0,
+        cores: Cores | None = None,
+    ) -> None:
+        suffix = f"-{number + 1}" if number else ""
+        self.name = f"shard-server{suffix}"
+        self._socket = config.runtime_dir / f"data{suffix}.sock"
+        host, port = config.data
+        self._tcp = Address.tcp(host, port + number if port else 0)
+        self._cores = cores
         self.record: ServerRecord | None = None
         self.load: ServerLoad | None = None
         self._first_hello = asyncio.Event()
@@ -42,22 +58,23 @@ class ShardServerChild:
         self._on_change = on_change
 
     def start(self, supervisor: Supervisor) -> None:
-        host, port = self._config.data
         arguments: dict[str, object] = {
             "control": self._control,
             "cluster": self._config.cluster,
             "node": self._config.node,
-            "tcp": Address.tcp(host, port),
-            "unix": Address.unix(self._config.runtime_dir / "data.sock"),
+            "tcp": self._tcp,
+            "unix": Address.unix(self._socket),
         }
         if self._config.security is not None:
             files = self._config.security.tls
             arguments |= {"tls-ca": files.ca, "tls-cert": files.cert, "tls-key": files.key}
+        if self._cores is not None:
+            arguments["cores"] = cores_text(self._cores)
         options = [part for key, item in arguments.items() for part in (f"--{key}", str(item))]
         if self._config.worker_units:  # other users, of the socket's group
             options.append("--shared")
         spec = ChildSpec(
-            name=CHILD,
+            name=self.name,
             argv=(sys.executable, "-P", "-m", "elasticps.server", *options),
             env=dict(os.environ),
             restart=RestartPolicy(),
@@ -68,7 +85,7 @@ class ShardServerChild:
         """Wait for the first life to listen. Raises ElasticError when it exits instead."""
         await self._first_hello.wait()
         if self._unable:
-            log_file = self._config.log_dir / f"{CHILD}.log"
+            log_file = self._config.log_dir / f"{self.name}.log"
             raise ElasticError(
                 f"the shard server cannot run: it {self._unable}",
                 where=f"node {self._config.node}",
@@ -97,8 +114,8 @@ class ShardServerChild:
                 continue
             self._silent = 0
             for child in supervisor.snapshot():
-                if child.name == CHILD and child.pid is not None:
-                    log.error("the shard server says nothing for %d s: killed", STUCK_AFTER_LOOKS)
+                if child.name == self.name and child.pid is not None:
+                    log.error("the %s says nothing for %d s: killed", self.name, STUCK_AFTER_LOOKS)
                     os.kill(child.pid, signal.SIGKILL)
 
     def gone(self) -> None:
@@ -107,7 +124,7 @@ class ShardServerChild:
         self._on_change()
 
     def _ended(self, exit_: Exit) -> None:
-        log.error("the shard server ended: %s", exit_.reason)
+        log.error("the %s ended: %s", self.name, exit_.reason)
         if not self._first_hello.is_set() and exit_.signal is None:
             self._unable = exit_.reason
             self._first_hello.set()

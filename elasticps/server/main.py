@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import time
@@ -235,11 +236,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="elasticps.server", description=__doc__)
     for name in ("control", "cluster", "node", "tcp", "unix"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("tls-ca", "tls-cert", "tls-key"):
+    for name in ("tls-ca", "tls-cert", "tls-key", "cores"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--shared", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    if options.cores:  # before memory is taken, which then is near
+        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     warm_up()
     # One loop, one thread: several servers a machine share its cores, not each all of them.
     torch.set_num_threads(1)

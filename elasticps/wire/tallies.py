@@ -6,6 +6,8 @@ is done: one loop has them, so they need no lock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from elasticps.core.ids import JobKey, JobName, WorkerId
@@ -54,6 +56,23 @@ class JobHolding(msgspec.Struct, frozen=True, kw_only=True):
     lag_s: float = 0.0
     staleness: int | None = None
     awaited: tuple[WorkerId, ...] = ()
+
+
+def together(holdings: Sequence[JobHolding]) -> JobHolding:
+    """What several servers hold of one job: blocks and bytes summed, the lags of the worst."""
+    if len(holdings) == 1:
+        return holdings[0]
+    told = [each.staleness for each in holdings if each.staleness is not None]
+    return JobHolding(
+        primary=sum(each.primary for each in holdings),
+        in_sync=sum(each.in_sync for each in holdings),
+        learner=sum(each.learner for each in holdings),
+        nbytes=sum(each.nbytes for each in holdings),
+        lag_ops=max((each.lag_ops for each in holdings), default=0),
+        lag_s=max((each.lag_s for each in holdings), default=0.0),
+        staleness=max(told, default=None),
+        awaited=tuple(worker for each in holdings for worker in each.awaited),
+    )
 
 
 class JobTally(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ def test_a_node_is_heard_though_its_workers_loss_is_no_number() -> None:
     told = LocalStatus(
         node=NodeId("a"),
         foreign_values=0,
-        load=None,
+        loads=(),
         children=(),
         workers=(LocalWorker(uid="a.1", progress=progress),),
     )

@@ -74,6 +74,19 @@ def test_a_server_that_is_started_again_counts_on() -> None:
     assert tallies.refused.of("fenced") == 3
 
 
+def test_what_several_servers_of_a_node_hold_and_did_is_added_up() -> None:
+    tallies = Tallies()
+    tallies.served(ONE, load(JobCounts(pushes=5), loop_lag_s=0.5))
+    tallies.served(OTHER, load(JobCounts(pushes=3), loop_lag_s=0.1))
+    tallies.served(ONE, load(JobCounts(pushes=6), loop_lag_s=0.5))
+    job = tallies.jobs[JOB]
+    assert (job.served.of("pushes"), job.holding.primary) == (9, 6)
+    assert tallies.server_loop_lag_s == 0.5
+    tallies.server_ended(ONE)
+    assert (job.served.of("pushes"), job.holding.primary) == (9, 3)
+    assert tallies.server_loop_lag_s == 0.1
+
+
 def test_a_job_that_a_server_let_go_of_and_took_up_again_counts_on() -> None:
     tallies = Tallies()
     tallies.served(ONE, load(JobCounts(pushes=5)))

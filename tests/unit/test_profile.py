@@ -312,8 +312,12 @@ class Children:
         self.heard: list[tuple[str, Control]] = []
         self.recordings = Recordings(
             lambda uid, message: self.heard.append((uid, message)),
-            lambda message: self.heard.append(("", message)),
+            self.tell_servers,
         )
+
+    def tell_servers(self, message: Control) -> list[str]:
+        self.heard.append(("", message))
+        return ["shard-server", "shard-server-2"]
 
     def ask(self, *uids: str, wait_s: float = 60) -> asyncio.Task[list[ProcessSpans]]:
         ranks = {uid: rank for rank, uid in enumerate(uids)}
@@ -335,6 +339,17 @@ async def test_it_is_gathered_until_each_worker_has_said_its_last_or_is_gone() -
     first, second = await asking
     assert [span.began_ns for span in first.spans] == [0, MS]
     assert (first.left_out, first.rank, second.rank, second.spans) == (4, 0, 1, ())
+
+
+async def test_what_each_shard_server_of_a_node_did_is_told_by_its_name() -> None:
+    recordings = Children().recordings
+    asking = asyncio.create_task(recordings.of_servers("n1", JOB))
+    await asyncio.sleep(0)
+    recordings.recorded("shard-server-2", RecordedSpans(JOB, (at("apply", 0, 1),), 0, last=True))
+    recordings.gone("shard-server")
+    first, second = await asking
+    assert (first.name, len(first.spans)) == ("shard server", 0)
+    assert (second.name, len(second.spans)) == ("shard server 2", 1)
 
 
 async def test_a_worker_that_takes_too_long_is_asked_for_what_it_has() -> None:

@@ -37,7 +37,7 @@ def test_whom_a_job_waits_for_is_the_word_of_the_node_that_leads_its_ledger() ->
     tally = JobTally(job=job.key, name=job.name, counts=JobCounts(), holding=holding)
     load = ServerLoad(blocks=1, bytes_held=0, pushes=0, rounds=0, tally=ServerTally(jobs=(tally,)))
     local = LocalStatus(
-        node=NodeId("n1"), foreign_values=0, load=load, usage=usage(), children=(), workers=()
+        node=NodeId("n1"), foreign_values=0, loads=(load,), usage=usage(), children=(), workers=()
     )
     assert awaited_workers(job, {}, {NodeId("n1"): local}) == {"n2.1": None}
     progress = {"n2.1": Progress(round=Round(3), generation=Generation(1), rank=1, world=2)}

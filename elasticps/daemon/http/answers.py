@@ -37,12 +37,13 @@ class ChildRow(msgspec.Struct, frozen=True, kw_only=True):
 class LocalStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What only a node's own daemon knows: ``GET /api/v1/local``.
 
-    ``foreign_values`` counts the keys and values in etcd that it could not read.
+    ``foreign_values`` counts the keys and values in etcd that it could not read; ``loads`` are what
+    its shard servers do, of those that live.
     """
 
     node: NodeId
     foreign_values: int
-    load: ServerLoad | None
+    loads: tuple[ServerLoad, ...]
     usage: Usage | None = None
     children: tuple[ChildRow, ...]
     workers: tuple[LocalWorker, ...]

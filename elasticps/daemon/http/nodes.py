@@ -27,7 +27,7 @@ from elasticps.daemon.http.pages import NodesQuery
 from elasticps.daemon.http.repeats import Repeats
 from elasticps.daemon.http.status import ClusterStatus, local_status
 from elasticps.daemon.leader import NONE_PLACED, homes_wanted
-from elasticps.daemon.load_reports import NodeLoad
+from elasticps.daemon.load_reports import LoadOfServer, NodeLoad
 from elasticps.daemon.node import Node
 from elasticps.daemon.view import ClusterView
 from elasticps.security.tokens import Role
@@ -67,14 +67,17 @@ class NodeRoutes:
     @operation(
         "GET",
         "/api/v1/load",
-        "What the shard server of the daemon that is asked does",
+        "What the shard servers of the daemon that is asked do",
         role=Role.READ,
         answer=NodeLoad,
     )
     async def load(self, _: web.Request) -> web.Response:
-        server = self._node.server
-        life = server.record.server if server.record else None
-        return as_json(NodeLoad(node=self._node.name, server=life, load=server.load))
+        loads = (
+            LoadOfServer(server=each.record.server, load=each.load)
+            for each in self._node.servers.children.values()
+            if each.record is not None and each.load is not None
+        )
+        return as_json(NodeLoad(node=self._node.name, servers=tuple(loads)))
 
     @operation(
         "GET",

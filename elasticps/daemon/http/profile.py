@@ -44,7 +44,7 @@ class ProfileBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class SpansQuery(Query, frozen=True, kw_only=True):
-    """Without ``steps`` the shard server's recording is ended and handed in."""
+    """Without ``steps`` the shard servers' recordings are ended and handed in."""
 
     steps: Annotated[int, documented(0, MAX_STEPS)] = 0
     wait_s: Annotated[int, documented(0, int(MAX_WAIT_S))] = 0
@@ -109,7 +109,7 @@ class ProfileRoutes:
     async def _profile(self, job: JobView, body: ProfileBody) -> web.Response:
         records = list(self._node.view.nodes.values())
         missing: dict[str, str] = {}
-        processes = len(records) + len(job.running)
+        processes = len(self._node.view.servers) + len(job.running)
         most = max(1, MAX_SPANS // processes)
         clocks = await asyncio.gather(*(self._clock(each, missing) for each in records))
         ahead = {each.node: clock for each, clock in zip(records, clocks, strict=True)}
@@ -180,7 +180,7 @@ class ProfileRoutes:
         in_range("most", asked.most, 1, MAX_SPANS)
         node, recordings = self._node, self._node.recordings
         if not asked.steps:
-            return NodeSpans(processes=(await recordings.of_server(node.name, job.key),))
+            return NodeSpans(processes=tuple(await recordings.of_servers(node.name, job.key)))
         lives = [each for each in node.workers.lives.values() if each.job == job.key]
         ranks = {
             each.uid: each.progress.rank if each.progress else 0

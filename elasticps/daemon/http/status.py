@@ -57,7 +57,6 @@ PAST_LIVES = 8
 
 
 def local_status(node: Node) -> LocalStatus:
-    load = node.server.load
     children = tuple(
         ChildRow(
             name=child.name,
@@ -77,7 +76,11 @@ def local_status(node: Node) -> LocalStatus:
     return LocalStatus(
         node=node.name,
         foreign_values=node.view.foreign_values,
-        load=load and msgspec.structs.replace(load, hot=()),
+        loads=tuple(
+            msgspec.structs.replace(each.load, hot=())
+            for each in node.servers.children.values()
+            if each.load is not None
+        ),
         usage=usage(),
         children=children,
         workers=workers,
@@ -181,6 +184,7 @@ class ClusterStatus:
     def _node_row(self, record: NodeRecord, locals_: Mapping[NodeId, LocalStatus]) -> NodeRow:
         view = self._node.view
         local = locals_.get(record.node)
+        loads = local.loads if local else ()
         servers = {server.server for server in record.servers}
         leads, replicas = self._map.leads_and_holds(servers)
         return NodeRow(
@@ -196,8 +200,8 @@ class ClusterStatus:
             version=record.version,
             leads=leads,
             replicas=replicas,
-            bytes_held=local.load.bytes_held if local and local.load else 0,
-            bytes_per_s=local.load.total.bytes_per_s if local and local.load else 0.0,
+            bytes_held=sum(each.bytes_held for each in loads),
+            bytes_per_s=sum(each.total.bytes_per_s for each in loads),
             usage=local.usage if local else None,
             workers=tuple(
                 life.uid
@@ -300,7 +304,7 @@ def awaited_workers(
     job: JobView, progress: Mapping[str, Progress], locals_: Mapping[NodeId, LocalStatus]
 ) -> dict[str, int | None]:
     """Whom the others wait for, by the word of who leads the job's ledger: their ranks by uid."""
-    loads = [local.load for local in locals_.values() if local.load is not None]
+    loads = [load for local in locals_.values() for load in local.loads]
     rows = [row for load in loads for row in load.tally.jobs if row.job == job.key]
     late = {worker for row in rows for worker in row.holding.awaited}
     uids = [life.uid for life in job.running if life.worker in late]

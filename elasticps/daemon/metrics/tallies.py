@@ -10,29 +10,33 @@ import msgspec
 from elasticps.core.ids import JobKey, JobName, ServerId
 from elasticps.daemon.metrics.totals import Totals
 from elasticps.wire.control_messages import Progress, ServerLoad
-from elasticps.wire.tallies import JobHolding
+from elasticps.wire.tallies import JobHolding, together
 
 FORGOTTEN_AFTER_S = 3600.0
 """How long the metrics of a job that has ended stay, to be scraped and looked at."""
-NOTHING = JobHolding()
 
 
 @dataclass(slots=True, eq=False)
 class OfJob:
     """One job on this node. ``lives`` are the workers that train now and their last word.
 
-    ``server`` is the shard server's life that counts for it now, with the job's key.
+    ``holdings`` are those of the shard servers that count for it now, by the server's life, with
+    the job's key.
     """
 
-    server: tuple[ServerId, JobKey] | None = None
+    holdings: dict[ServerId, tuple[JobKey, JobHolding]] = field(default_factory=dict)
     served: Totals[str] = field(default_factory=Totals)
-    holding: JobHolding = NOTHING
     trained: Totals[str] = field(default_factory=Totals)
     peer_sent: Totals[str] = field(default_factory=Totals)
     peer_received: Totals[str] = field(default_factory=Totals)
     lives: dict[str, Progress] = field(default_factory=dict)
     began: dict[str, int] = field(default_factory=dict)
     ended_s: float | None = None
+
+    @property
+    def holding(self) -> JobHolding:
+        """What all servers of the node hold of it."""
+        return together([holding for _, holding in self.holdings.values()])
 
 
 class Tallies:
@@ -44,37 +48,42 @@ class Tallies:
         self.sent: Totals[str] = Totals()
         self.refused: Totals[str] = Totals()
         self.server_starts = 0
-        self.server_loop_lag_s = 0.0
+        self._loop_lags_s: dict[ServerId, float] = {}
 
-    # -- the shard server -----------------------------------------------------------------------
+    # -- the shard servers ----------------------------------------------------------------------
 
     def served(self, server: ServerId, load: ServerLoad) -> None:
-        """What the shard server's present life has said."""
+        """What a shard server's present life has said."""
         tally = load.tally
         for row in tally.jobs:
             job = self.jobs.setdefault(row.name, OfJob())
-            job.server = (server, row.job)
-            job.served.heard(job.server, msgspec.structs.asdict(row.counts))
-            job.holding = row.holding
+            job.holdings[server] = (row.job, row.holding)
+            job.served.heard((server, row.job), msgspec.structs.asdict(row.counts))
         told = {row.name for row in tally.jobs}
-        self._let_go(job for name, job in self.jobs.items() if name not in told)
+        self._let_go(server, (job for name, job in self.jobs.items() if name not in told))
         traffic = tally.traffic
         self.received.heard(server, {name: each.received for name, each in traffic.items()})
         self.sent.heard(server, {name: each.sent for name, each in traffic.items()})
         self.refused.heard(server, tally.refused)
-        self.server_loop_lag_s = tally.loop_lag_s
+        self._loop_lags_s[server] = tally.loop_lag_s
+
+    @property
+    def server_loop_lag_s(self) -> float:
+        """Of the server that was latest."""
+        return max(self._loop_lags_s.values(), default=0.0)
 
     def server_ended(self, server: ServerId) -> None:
         """That life is over: it holds nothing any more."""
-        self._let_go(self.jobs.values())
+        self._let_go(server, self.jobs.values())
+        self._loop_lags_s.pop(server, None)
         for totals in (self.received, self.sent, self.refused):
             totals.gone(server)
 
-    def _let_go(self, jobs: Iterable[OfJob]) -> None:
+    def _let_go(self, server: ServerId, jobs: Iterable[OfJob]) -> None:
         for job in jobs:
-            if job.server is not None:
-                job.served.gone(job.server)
-                job.server, job.holding = None, NOTHING
+            held = job.holdings.pop(server, None)
+            if held is not None:
+                job.served.gone((server, held[0]))
 
     # -- workers --------------------------------------------------------------------------------
 

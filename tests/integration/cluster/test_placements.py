@@ -87,7 +87,7 @@ async def hot_led(cluster: Cluster) -> dict[str, int]:
     times = {}
     for node in (await cluster.status()).nodes:
         told = await cluster.get("/api/v1/load", node.http)
-        rows = told["load"]["hot"] if told["load"] else []
+        rows = [row for server in told["servers"] for row in server["load"]["hot"]]
         times[node.node] = [row[2]["apply_s_per_s"] for row in rows]
     longest = max((seconds for each in times.values() for seconds in each), default=0.0)
     return {node: sum(seconds > longest / 4 for seconds in each) for node, each in times.items()}

@@ -138,7 +138,7 @@ async def test_promises_live_under_the_nodes_lease_and_are_repeated_under_its_ne
     reporting: Reporting, store: Store
 ) -> None:
     view = reporting.cluster.view
-    reporting.reports.promised(Promises(reporting.job, (row(1), row(2))))
+    reporting.reports.promised("shard-server", Promises(reporting.job, (row(1), row(2))))
     async with Lease.grant(store, 60) as first:
         reporting.reports.under(first)
         await until(lambda: NODE in view.jobs[JobName("job")].reports)
@@ -148,12 +148,27 @@ async def test_promises_live_under_the_nodes_lease_and_are_repeated_under_its_ne
 
     async with Lease.grant(store, 60) as second:
         reporting.reports.under(second)
-        reporting.reports.promised(Promises(reporting.job, (row(2),)))
+        reporting.reports.promised("shard-server", Promises(reporting.job, (row(2),)))
         await until(lambda: len(view.jobs[JobName("job")].caught_up) == 1)
         assert await reporting.promised() == (second.id, (row(2),))
-        reporting.reports.promised(Promises(reporting.job, ()))
+        reporting.reports.promised("shard-server", Promises(reporting.job, ()))
         await until(lambda: not view.jobs[JobName("job")].caught_up)
         assert await reporting.promised() == (second.id, ())
+
+
+async def test_promises_of_all_shard_servers_of_a_node_are_reported_together(
+    reporting: Reporting, store: Store
+) -> None:
+    view = reporting.cluster.view
+    async with Lease.grant(store, 60) as lease:
+        reporting.reports.under(lease)
+        reporting.reports.promised("shard-server", Promises(reporting.job, (row(1),)))
+        reporting.reports.promised("shard-server-2", Promises(reporting.job, (row(2),)))
+        await until(lambda: len(view.jobs[JobName("job")].caught_up) == 2)
+        assert await reporting.promised() == (lease.id, (row(1), row(2)))
+        reporting.reports.promised("shard-server", Promises(reporting.job, ()))
+        await until(lambda: len(view.jobs[JobName("job")].caught_up) == 1)
+        assert await reporting.promised() == (lease.id, (row(2),))
 
 
 async def test_empty_promise_writes_nothing_and_an_unknown_jobs_is_forgotten(
@@ -161,8 +176,8 @@ async def test_empty_promise_writes_nothing_and_an_unknown_jobs_is_forgotten(
 ) -> None:
     async with Lease.grant(store, 60) as lease:
         reporting.reports.under(lease)
-        reporting.reports.promised(Promises(reporting.job, ()))
-        reporting.reports.promised(Promises(JobKey(10**9), (row(1),)))
+        reporting.reports.promised("shard-server", Promises(reporting.job, ()))
+        reporting.reports.promised("shard-server", Promises(JobKey(10**9), (row(1),)))
         await until(lambda: JobKey(10**9) not in reporting.reports._promises)
         await until(lambda: not reporting.reports._unwritten)
         assert await reporting.promised() is None
@@ -180,7 +195,7 @@ async def test_main_worker_is_noted_with_its_newest_checkpoint_and_beside_the_pr
     reports = reporting.reports
     async with Lease.grant(store, 60) as lease:
         reports.under(lease)
-        reports.promised(Promises(reporting.job, (row(1),)))
+        reports.promised("shard-server", Promises(reporting.job, (row(1),)))
         reports.progressed(reporting.life("a.2", progress(1)))
         reports.progressed(reporting.life("a.1", progress(0)))
         await until(lambda: reporting.main == MainNote(worker="a.1"))
@@ -211,7 +226,7 @@ async def test_wishes_of_all_workers_here_are_told_beside_promises_and_go_with_t
     async with Lease.grant(store, 60) as lease:
         reporting.reports.under(lease)
         await until(lambda: told() == ReportRecord((), ((1, 6), (9, 10))))
-        reporting.reports.promised(Promises(reporting.job, (row(1),)))
+        reporting.reports.promised("shard-server", Promises(reporting.job, (row(1),)))
         await until(lambda: told() == ReportRecord((row(1),), ((1, 6), (9, 10))))
         reporting.preferred("a.1", (2, 3))
         await until(lambda: told() == ReportRecord((row(1),), ((2, 3), (4, 6), (9, 10))))
