@@ -31,6 +31,11 @@ class Setup:
         """Host and port of ``http`` or ``data``."""
         return cast("tuple[str, int]", self.settings.values[key].value)
 
+    @property
+    def shard_servers(self) -> int:
+        """How many ports the data plane has, from that of ``data`` on."""
+        return cast("int", self.settings.values["shard_servers"].value)
+
     def path(self, key: str) -> Path | None:
         value = self.settings.values[key].value
         return value if isinstance(value, Path) else None

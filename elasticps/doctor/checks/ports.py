@@ -21,7 +21,10 @@ CONTROL = "control.sock"
 async def ports(setup: Setup) -> list[Finding]:
     runtime = setup.path("runtime_dir")
     daemon = _listener(runtime / CONTROL) if runtime else None
-    return [_port(key, *setup.listens(key), daemon) for key in ("http", "data")]
+    host, first = setup.listens("data")
+    servers = setup.shard_servers if first else 1
+    data = [_port("data", host, first + number, daemon) for number in range(servers)]
+    return [_port("http", *setup.listens("http"), daemon), *data]
 
 
 def _port(key: str, host: str, port: int, daemon: int | None) -> Finding:

@@ -74,6 +74,15 @@ async def test_a_port_that_another_process_has_is_a_fault_with_its_name(tmp_path
     assert "--http" in found.fix
 
 
+async def test_the_port_of_each_shard_server_is_looked_at(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        second = held.getsockname()[1]
+        setup = setup_of(tmp_path, data=f"127.0.0.1:{second - 1}", shard_servers="2")
+        saw = [found.saw for found in await ports(setup) if found.saw.startswith("data")]
+    assert len(saw) == 2
+    assert f"data 127.0.0.1:{second} is taken" in saw[1]
+
+
 async def test_a_port_of_this_nodes_own_daemon_is_well(tmp_path):
     """The daemon is whoever listens at control.sock in its runtime_dir: here this process."""
     (tmp_path / "runtime_dir").mkdir()
