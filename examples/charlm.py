@@ -1,6 +1,5 @@
 """A small GPT that learns to write Python, character by character, from Python's own library.
 
-elasticps run --nodes 2 examples/charlm.py
 elasticps run --nodes 2 examples/charlm.py --rounds 40 --layers 2
 """
 
@@ -8,54 +7,37 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 import elasticps
 
 CONTEXT = 128
 
 
-class Text(torch.utils.data.Dataset):
+def library() -> torch.utils.data.TensorDataset:
     """Windows of the standard library's source, as (characters, the next characters)."""
-
-    def __init__(self) -> None:
-        sources = sorted(Path(os.__file__).parent.glob("*.py"))
-        text = "".join(path.read_text(encoding="utf-8", errors="ignore") for path in sources)
-        # One byte a character; whatever is not ASCII becomes a question mark.
-        self._data = torch.tensor(list(text.encode("ascii", errors="replace")))
-
-    def __len__(self) -> int:
-        return (len(self._data) - 1) // CONTEXT
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        start = index * CONTEXT
-        window = self._data[start : start + CONTEXT + 1]
-        return window[:-1], window[1:]
+    sources = sorted(Path(argparse.__file__).parent.glob("*.py"))
+    text = "".join(path.read_text(encoding="utf-8", errors="ignore") for path in sources)
+    windows = torch.tensor(list(text.encode("ascii", "replace"))).unfold(0, CONTEXT + 1, CONTEXT)
+    return torch.utils.data.TensorDataset(windows[:, :-1], windows[:, 1:])
 
 
 class Layer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, wide = heads, 4 * width
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.think = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        self.think = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, length, width = x.shape
-        shape = (batch, length, self.heads, width // self.heads)
-        q, k, v = (
-            part.view(shape).transpose(1, 2) for part in self.mix(self.norm_1(x)).chunk(3, -1)
-        )
-        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(seen.transpose(1, 2).reshape(x.shape))
+        parts = self.mix(self.norm_1(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = parts.transpose(1, 3).unbind(2)  # each (batch, head, place, width of a head)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
         return x + self.think(self.norm_2(x))
 
 
@@ -73,28 +55,25 @@ class CharacterModel(nn.Module):
         return self.head(self.norm(self.layers(x)))
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=200)
-    options.add_argument("--batch", type=int, default=16)
-    options.add_argument("--layers", type=int, default=6)
-    chosen = options.parse_args()
+def main(rounds: int, layers: int) -> None:
     torch.manual_seed(0)
     with elasticps.join() as run:
-        model = CharacterModel(chosen.layers)
+        model = CharacterModel(layers)
         optimizer = run.optimizer(model, "adamw", lr=1e-3)
-        for text, following in run.data(Text(), batch_size=chosen.batch, epochs=100):
+        for text, following in run.data(library(), batch_size=16, epochs=100):
             optimizer.zero_grad()
-            loss = functional.cross_entropy(model(text).flatten(0, 1), following.flatten())
+            loss = nn.functional.cross_entropy(model(text).flatten(0, 1), following.flatten())
             loss.backward()
             optimizer.step()
-            bits = float(loss.detach()) / math.log(2)
-            run.log(loss=loss, bits_per_character=bits)
+            run.log(loss=loss, bits_per_character=loss / math.log(2))
             if run.is_main and run.round % 10 == 0:
-                print(f"round {run.round}: {bits:.2f} bits a character")
-            if run.round >= chosen.rounds:
+                print(f"round {run.round}: {loss.item() / math.log(2):.2f} bits a character")
+            if run.round >= rounds:
                 break
 
 
 if __name__ == "__main__":
-    main()
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=200)
+    options.add_argument("--layers", type=int, default=6)
+    main(**vars(options.parse_args()))

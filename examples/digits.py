@@ -13,6 +13,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
 
+import elasticps
+
 BATCH = 96
 
 
@@ -22,21 +24,15 @@ def datasets() -> tuple[TensorDataset, TensorDataset]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
     pixels = torch.tensor(images / 16.0, dtype=torch.float32).view(-1, 1, 8, 8)[order]
     targets = torch.tensor(labels)[order]
-    return TensorDataset(pixels[:1437], targets[:1437]), TensorDataset(
-        pixels[1437:], targets[1437:]
-    )
+    parts = (slice(None, 1437), slice(1437, None))
+    train, held_out = (TensorDataset(pixels[part], targets[part]) for part in parts)
+    return train, held_out
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(64, 256),
-        nn.ReLU(),
-        nn.Linear(256, 128),
-        nn.ReLU(),
-        nn.Linear(128, 10),
-    )
+    hidden = nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU()
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(128, 10))
 
 
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
@@ -46,16 +42,13 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
 
 
 def train_elastic(epochs: int) -> None:
-    import elasticps
-
     train, held_out = datasets()
-    loss_of = nn.CrossEntropyLoss()
     with elasticps.join() as run:
         model = network()
         optimizer = run.optimizer(model, "adamw", lr=1e-3)
         for pixels, targets in run.data(train, batch_size=BATCH, epochs=epochs):
             optimizer.zero_grad()
-            loss = loss_of(model(pixels), targets)
+            loss = nn.functional.cross_entropy(model(pixels), targets)
             loss.backward()
             optimizer.step()
             run.log(loss=loss)
@@ -66,14 +59,13 @@ def train_elastic(epochs: int) -> None:
 def train_local(epochs: int) -> None:
     train, held_out = datasets()
     pixels, targets = train.tensors
-    loss_of = nn.CrossEntropyLoss()
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for epoch in range(epochs):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch))
         for batch in order.split(BATCH):
             optimizer.zero_grad()
-            loss_of(model(pixels[batch]), targets[batch]).backward()
+            nn.functional.cross_entropy(model(pixels[batch]), targets[batch]).backward()
             optimizer.step()
     print(f"held-out accuracy {accuracy(model, held_out):.4f}")
 

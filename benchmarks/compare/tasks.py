@@ -72,13 +72,10 @@ def _double(dataset: TensorDataset) -> TensorDataset:
 
 
 def _text() -> tuple[TensorDataset, TensorDataset]:
-    text = charlm.Text()
-    windows = [text[index] for index in range(WINDOWS + HELD_OUT_WINDOWS)]
-    inputs, targets = (torch.stack(part) for part in zip(*windows, strict=True))
-    return (
-        TensorDataset(inputs[:WINDOWS], targets[:WINDOWS]),
-        TensorDataset(inputs[WINDOWS:], targets[WINDOWS:]),
-    )
+    windows = charlm.library().tensors
+    parts = slice(WINDOWS), slice(WINDOWS, WINDOWS + HELD_OUT_WINDOWS)
+    train, held_out = (TensorDataset(*(tensor[part] for tensor in windows)) for part in parts)
+    return train, held_out
 
 
 class _Front(nn.Module):

@@ -1,4 +1,4 @@
-"""A checkpoint's weights as one safetensors file, by the names of the model's ``state_dict``."""
+"""A checkpoint as one safetensors file, which a plain torch model loads as its ``state_dict``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from elasticps.checkpoint.integrity import CHUNK_BYTES, LENGTH_BYTES, check_header, check_whole
+from elasticps.checkpoint.integrity import LENGTH_BYTES, check_header, check_whole
 from elasticps.checkpoint.manifest import Manifest
+from elasticps.checkpoint.state_tensors import state_tensors
 from elasticps.checkpoint.storage import STORAGE
-from elasticps.core.blocks import DTYPE_BYTES
 from elasticps.errors import CheckpointError, UsageError
 
 SUFFIX = ".safetensors"
-VALUE = "value"
-_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +32,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def export(directory: Path, out: Path, *, force: bool = False) -> Exported:
-    """Write the values of the checkpoint in ``directory`` to ``out``, whole or not at all.
+    """Write the model of the checkpoint in ``directory`` to ``out``, whole or not at all.
 
     All of the checkpoint is held against its digests first. ``force`` replaces an ``out`` that is
     there. Raises CheckpointError, and UsageError for an ``out`` that will not do.
@@ -95,52 +92,24 @@ def _written(directory: Path, manifest: Manifest, out: Path, force: bool) -> Exp
 
 def _content(directory: Path, manifest: Manifest, out: Path) -> tuple[Iterator[bytes], int]:
     """The new file's bytes, and how many tensors it has."""
-    if manifest.values is None:
-        return _of_blocks(directory, manifest, out), len(manifest.model.parameters)
-    path = directory / manifest.values.name
-    rows, start = _rows(path)
-    header = _header(rows, manifest, out)
-    return chain([header], _bytes(path, start, manifest.values.size)), len(rows)
-
-
-def _of_blocks(directory: Path, manifest: Manifest, out: Path) -> Iterator[bytes]:
-    """Every parameter's blocks in order, the wider dtypes first: all are aligned then."""
-    parameters = sorted(
-        manifest.model.parameters, key=lambda row: (-DTYPE_BYTES[row.dtype], row.name)
-    )
-    rows: dict[str, Any] = {}
+    found = state_tensors(directory, manifest)
+    # The wider dtypes first: all are aligned then.
+    ordered = sorted(found.items(), key=lambda item: (-item[1].width, item[0]))
+    rows: dict[str, object] = {}
     offset = 0
-    for row in parameters:
-        end = offset + row.numel * DTYPE_BYTES[row.dtype]
-        rows[row.name] = {
-            "dtype": _NAMES[row.dtype],
-            "shape": list(row.shape),
+    for name, tensor in ordered:
+        end = offset + tensor.nbytes
+        rows[name] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
             "data_offsets": [offset, end],
         }
         offset = end
-    yield _header(rows, manifest, out)
-    for row in parameters:
-        blocks = (block for block in manifest.blocks if block.parameter == row.name)
-        for block in sorted(blocks, key=lambda block: block.start):
-            yield from _value_of(directory / block.file.name)
+    bodies = chain.from_iterable(tensor.parts() for _, tensor in ordered)
+    return chain([_header(rows, manifest, out)], bodies), len(rows)
 
 
-def _value_of(path: Path) -> Iterator[bytes]:
-    rows, start = _rows(path)
-    first, last = rows[VALUE]["data_offsets"]
-    return _bytes(path, start + first, start + last)
-
-
-def _rows(path: Path) -> tuple[dict[str, Any], int]:
-    """A file's tensors, and where their bytes begin."""
-    with STORAGE.open(path) as source:
-        length = int.from_bytes(source.read(LENGTH_BYTES), "little")
-        rows = json.loads(source.read(length))
-    rows.pop("__metadata__", None)
-    return rows, LENGTH_BYTES + length
-
-
-def _header(rows: dict[str, Any], manifest: Manifest, out: Path) -> bytes:
+def _header(rows: dict[str, object], manifest: Manifest, out: Path) -> bytes:
     # Readers take "format" for the library whose tensors these are.
     about = {
         "format": "pt",
@@ -152,13 +121,6 @@ def _header(rows: dict[str, Any], manifest: Manifest, out: Path) -> bytes:
     body += b" " * (-len(body) % LENGTH_BYTES)
     check_header(len(body), out)
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
-
-
-def _bytes(path: Path, start: int, stop: int) -> Iterator[bytes]:
-    with STORAGE.open(path) as source:
-        source.seek(start)
-        while part := source.read(min(CHUNK_BYTES, stop - source.tell())):
-            yield part
 
 
 def _put(temporary: Path, out: Path, force: bool) -> None:

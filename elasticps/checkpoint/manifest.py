@@ -25,6 +25,8 @@ BY_PARAMETER = 2
 FORMAT = 3
 """The format with a file for each block, as the shard servers write them."""
 MANIFEST = "manifest.json"
+BUFFER = "buffer/"
+"""How the name of a buffer begins in the worker's file."""
 MAX_MANIFEST_BYTES = 100_000_000
 PICKLE_STARTS = (b"\x80", b"PK\x03\x04")
 """How ``pickle`` and ``torch.save`` begin their files."""
@@ -116,7 +118,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     None for a job that reads no ``run.data``. ``torch`` and ``plugins`` are the versions of those
     that made it. ``digest`` is the SHA-256 of the file, taken with zeros in place of the digest.
 
-    ``worker`` is the file of what the main worker has for itself: buffers and random states.
+    ``worker`` is the file of what the main worker has for itself: buffers and random states, and
+    ``frozen`` that of the parameters that the job does not train. ``tied`` are further names in the
+    model's state_dict, each with the name that its tensor is under here.
 
     What the job holds is in ``blocks``, or, in format 2, in the files ``values`` and ``optimizer``
     with ``state`` by parameter name.
@@ -139,11 +143,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     values: FileEntry | None = None
     optimizer: FileEntry | None = None
     worker: FileEntry | None = None
+    frozen: FileEntry | None = None
+    tied: dict[str, str] = {}
 
     @property
     def files(self) -> list[tuple[str, FileEntry]]:
         """Every file beside this one, by its part in the manifest."""
-        whole = [("values", self.values), ("optimizer", self.optimizer), ("worker", self.worker)]
+        whole = (
+            *(("values", self.values), ("optimizer", self.optimizer)),
+            *(("worker", self.worker), ("frozen", self.frozen)),
+        )
         found = [(field, entry) for field, entry in whole if entry is not None]
         return found + [(f"blocks[{i}].file", row.file) for i, row in enumerate(self.blocks)]
 

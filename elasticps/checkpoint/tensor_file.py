@@ -46,14 +46,21 @@ def can_hold(dtype: torch.dtype) -> bool:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, disk: Disk = STORAGE
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    disk: Disk = STORAGE,
+    earlier: Earlier | None = None,
 ) -> FileEntry:
-    """Write CPU ``tensors`` to a new file and fsync it. Raises OSError, CheckpointError."""
+    """Write CPU ``tensors`` to a new file and fsync it, as ``write_rows`` does.
+
+    Raises OSError, CheckpointError.
+    """
     rows = [
         Row(name, tensor.dtype, tuple(tensor.shape), bytes_of(tensor))
         for name, tensor in tensors.items()
     ]
-    return write_rows(path, rows, disk=disk)
+    return write_rows(path, rows, disk=disk, earlier=earlier)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a checkpoint has of the main worker itself: its model's buffers and its random states."""
+"""What a checkpoint has of the main worker itself: buffers, frozen parameters, random states."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from pathlib import Path
 import torch
 
 from elasticps.checkpoint.disk import Disk
-from elasticps.checkpoint.manifest import FileEntry, Manifest
+from elasticps.checkpoint.manifest import BUFFER, UNKNOWN_OPTIMIZER, FileEntry, Manifest
 from elasticps.checkpoint.storage import STORAGE
-from elasticps.checkpoint.tensor_file import read_tensors, write_tensors
+from elasticps.checkpoint.tensor_file import Earlier, read_tensors, write_tensors
 
 WORKER = "worker.safetensors"
-BUFFER = "buffer/"
+FROZEN = "frozen.safetensors"
 RANDOM = "random/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
-    """CPU tensors: ``buffers`` by their names in the model's state_dict, ``random`` (uint8) by the
-    generator whose state they are."""
+    """CPU tensors: ``buffers`` and ``frozen`` parameters by their names in the model's state_dict,
+    ``random`` (uint8) by the generator whose state they are.
+
+    ``tied``: further names there, each with the first one of the same tensor.
+    """
 
     buffers: Mapping[str, torch.Tensor]
     random: Mapping[str, torch.Tensor]
+    frozen: Mapping[str, torch.Tensor]
+    tied: Mapping[str, str]
 
 
 def write_worker(directory: Path, state: WorkerState, *, disk: Disk = STORAGE) -> FileEntry:
@@ -34,12 +39,36 @@ def write_worker(directory: Path, state: WorkerState, *, disk: Disk = STORAGE) -
     return write_tensors(directory / WORKER, tensors, disk=disk)
 
 
-def read_worker(directory: Path, manifest: Manifest) -> WorkerState | None:
-    """None for a checkpoint that has none, as earlier versions made. Raises CheckpointError."""
-    if manifest.worker is None:
+def write_frozen(
+    directory: Path, state: WorkerState, earlier: Earlier | None, *, disk: Disk = STORAGE
+) -> FileEntry | None:
+    """The same of the frozen parameters, by themselves: where the ``earlier`` file has the very
+    same, it gets a second name. None where there are none."""
+    if not state.frozen:
         return None
-    tensors = read_tensors(directory, manifest.worker, "worker")
-    return WorkerState(buffers=_below(BUFFER, tensors), random=_below(RANDOM, tensors))
+    return write_tensors(directory / FROZEN, state.frozen, disk=disk, earlier=earlier)
+
+
+def read_worker(directory: Path, manifest: Manifest) -> WorkerState | None:
+    """None for a checkpoint that has none, as earlier versions made. Raises CheckpointError.
+
+    One that was made of weights alone has buffers and frozen parameters among its values.
+    """
+    tensors, frozen = {}, {}
+    if manifest.worker is not None:
+        tensors = read_tensors(directory, manifest.worker, "worker")
+    if manifest.frozen is not None:
+        frozen = read_tensors(directory, manifest.frozen, "frozen")
+    if manifest.model.optimizer == UNKNOWN_OPTIMIZER and manifest.values is not None:
+        frozen = read_tensors(directory, manifest.values, "values")
+    if not (tensors or frozen):
+        return None
+    return WorkerState(
+        buffers=_below(BUFFER, tensors),
+        random=_below(RANDOM, tensors),
+        frozen=frozen,
+        tied=manifest.tied,
+    )
 
 
 def _below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

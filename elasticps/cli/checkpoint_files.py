@@ -94,11 +94,11 @@ async def _of_job(settings: Settings, job: str, *, is_here: bool) -> StoredCheck
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @json_option
 def export(checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
-    """Write the weights of CHECKPOINT to OUT, one .safetensors file that plain torch loads.
+    """Write the model of CHECKPOINT to OUT, one .safetensors file that plain torch loads.
 
     CHECKPOINT is the directory of one, or of several: then the newest complete one is meant. All of
-    it is checked first. The names are those of the model's state_dict: its trained parameters;
-    what a worker keeps to itself, frozen parameters and buffers, is not in a checkpoint.
+    it is checked first. The names are those of the model's state_dict: parameters, frozen ones too,
+    buffers, and tied weights under each of their names.
 
     \b
     Example:

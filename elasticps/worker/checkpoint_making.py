@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
+import msgspec
 import torch
 
 from elasticps.api.plugins import CODECS, OPTIMIZERS, STRATEGIES, discover
@@ -32,12 +33,13 @@ from elasticps.checkpoint.manifest import (
 )
 from elasticps.checkpoint.snapshot import not_written
 from elasticps.checkpoint.storage import STORAGE
+from elasticps.checkpoint.tensor_file import Earlier
 from elasticps.checkpoint.url import place_of
-from elasticps.checkpoint.worker_file import WorkerState, write_worker
+from elasticps.checkpoint.worker_file import WorkerState, write_frozen, write_worker
 from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
-from elasticps.core.ids import BlockId, Round
+from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
 from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.messages import EarlierFile, PullMeta, SavedMeta
@@ -68,6 +70,7 @@ class Making:
         self._cut: Cut | None = None
         self._take_own = take_own
         self._own: WorkerState | None = None
+        self._earlier_frozen: Earlier | None = None
 
     def is_made(self) -> bool:
         """The main worker before this one may have made it, and died before it could say so.
@@ -95,7 +98,7 @@ class Making:
         try:
             self.draft.begin()
             self._own = self._take_own() if self._take_own is not None else None
-            self._order = replace(self._order, earlier=self._earlier(memory))
+            self._find_earlier(memory)
             self._proof, self._cut = loop.call(self._told(exchange))
         except OSError as error:
             raise not_written(error, self.draft.place) from error
@@ -103,24 +106,27 @@ class Making:
             self.draft.drop()
             raise
 
-    def _earlier(self, memory: Sequence[BlockMemory]) -> dict[BlockId, EarlierFile]:
-        """What the newest checkpoint that is there has of each block."""
+    def _find_earlier(self, memory: Sequence[BlockMemory]) -> None:
+        """What the newest checkpoint that is there has of each block, and of what is frozen."""
         there = complete(place_of(self.job.checkpoint_dir))
         if not there:
-            return {}
+            return
         _, newest = there[0]
         try:
             manifest = read_manifest(newest)
         except CheckpointError as error:
             log.warning("job=%s every block is written: %s", self.job.name, error)
-            return {}
+            return
         files = {(row.parameter, row.start, row.stop): row.file for row in manifest.blocks}
         blocks = {item.block.id: self._part_of(item) for item in memory}
-        return {
+        earlier = {
             block: EarlierFile(newest.name, files[part].name, files[part].sha256)
             for block, part in blocks.items()
             if part in files
         }
+        self._order = replace(self._order, earlier=earlier)
+        if manifest.frozen is not None:
+            self._earlier_frozen = Earlier(newest / manifest.frozen.name, manifest.frozen.sha256)
 
     async def _told(self, exchange: Exchange) -> tuple[PullMeta, Cut]:
         proof, cut = await exchange.begin_save(self._order)
@@ -144,10 +150,20 @@ class Making:
     def _commit(self, saved: Sequence[tuple[BlockMemory, SavedMeta]]) -> None:
         blocks = tuple(self._entry(memory, meta) for memory, meta in saved)
         self.draft.check([row.file for row in blocks])
-        own = self._own
-        worker = write_worker(self.draft.directory, own) if own is not None else None
-        self.draft.commit(self._manifest(blocks, worker))
+        manifest = self._manifest(blocks)
+        if self._own is not None:
+            manifest = self._with_own(manifest, self._own)
+        self.draft.commit(manifest)
         prune(place_of(self.job.checkpoint_dir), self.job.checkpoint_keep)
+
+    def _with_own(self, manifest: Manifest, own: WorkerState) -> Manifest:
+        directory = self.draft.directory
+        return msgspec.structs.replace(
+            manifest,
+            worker=write_worker(directory, own),
+            frozen=write_frozen(directory, own, self._earlier_frozen),
+            tied=dict(own.tied),
+        )
 
     def _entry(self, memory: BlockMemory, saved: SavedMeta) -> BlockEntry:
         parameter, start, stop = self._part_of(memory)
@@ -165,7 +181,7 @@ class Making:
         block = memory.block
         return self._model.parameters[block.parameter].name, block.start, block.stop
 
-    def _manifest(self, blocks: tuple[BlockEntry, ...], worker: FileEntry | None) -> Manifest:
+    def _manifest(self, blocks: tuple[BlockEntry, ...]) -> Manifest:
         cut = self._cut
         assert cut is not None
         return Manifest(
@@ -181,7 +197,6 @@ class Making:
             model=self._model,
             data=DataPosition.at(cut.data, cut.supply) if cut.data else None,
             blocks=blocks,
-            worker=worker,
         )
 
 

@@ -44,6 +44,12 @@ class JobModel:
         return None not in self.follows
 
     @property
+    def trained(self) -> dict[str, torch.Tensor]:
+        """The parameters that the job trains, by name."""
+        rows = zip(self.described.parameters, self.tensors, strict=True)
+        return {row.name: tensor for row, tensor in rows}
+
+    @property
     def served_as_chosen(self) -> list[torch.Tensor]:
         """The parameters for which they do."""
         rows = zip(self.described.parameters, self.tensors, strict=True)

@@ -1,9 +1,10 @@
-"""What the shards have no part of: a worker's buffers and random states, kept over a restart."""
+"""What the shards have no part of, kept over a restart: a worker's buffers, frozen parameters and
+random states."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,41 +22,58 @@ log = logging.getLogger(__name__)
 
 
 class OwnState:
-    """``turn`` gives the worker's part in the round to come. On the script's thread."""
+    """``trained`` are the parameters that the shards have; ``turn`` gives the worker's part in the
+    round to come. On the script's thread."""
 
-    def __init__(self, model: torch.nn.Module, turn: Callable[[], Turn]) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        trained: Mapping[str, torch.Tensor],
+        turn: Callable[[], Turn],
+    ) -> None:
         self._model = getattr(model, "_orig_mod", model)
+        self._trained = {id(item): name for name, item in trained.items()}
         self._turn = turn
         self._seed: int | None = None
         self._resumed: tuple[WorkerState, int] | None = None
 
     def take(self) -> WorkerState:
         """As it is now, copied."""
-        buffers = {name: item.detach().cpu().clone() for name, item in self._buffers().items()}
-        return WorkerState(buffers=buffers, random=random_states.taken())
+        own = self._own()
+        return WorkerState(
+            buffers=_copied(own.buffers),
+            frozen=_copied(own.frozen),
+            tied=own.tied,
+            random=random_states.taken(),
+        )
 
     def resume(self, place: Path) -> None:
-        """Take the buffers from the checkpoint in ``place`` that the job went on from.
+        """Take buffers and frozen parameters from the checkpoint in ``place`` that the job went on
+        from.
 
         For a worker that joins the job later that is the newest of the rounds before. The random
-        states are put back by ``begin_reading``. Raises CheckpointError for buffers of another
+        states are put back by ``begin_reading``. Raises CheckpointError for tensors of another
         shape.
         """
         found = _newest_until(place, self._turn().round - 1)
         if found is None:
             return
         manifest, state = found
-        own = self._buffers()
-        for name, item in own.items():
-            if name in state.buffers:
-                _check_alike(name, state.buffers[name], item, place)
-        missing = sorted(own.keys() ^ state.buffers.keys())
+        own = self._own()
+        here = {**own.buffers, **own.frozen}
+        there = {**state.buffers, **state.frozen}
+        both = here.keys() & there.keys()
+        for name in both:
+            _check_alike(name, there[name], here[name], place)
+        known = own.tied.keys() | self._trained.values()
+        missing = sorted((here.keys() ^ there.keys()) - known)
         if missing:
-            log.warning("buffers that model and checkpoint have not both: %s", listed(missing))
+            log.warning("tensors that model and checkpoint have not both: %s", listed(missing))
         with torch.no_grad():
-            for name in own.keys() & state.buffers.keys():
-                own[name].copy_(state.buffers[name])
-        self._resumed = state, manifest.round
+            for name in both:
+                here[name].copy_(there[name])
+        if state.random:
+            self._resumed = state, manifest.round
 
     def seed_rounds(self, seed: int) -> None:
         """``Run.seed``."""
@@ -89,15 +107,30 @@ class OwnState:
             log.warning("the random states are of another version (%s): seeded anew", error)
             self._seed_round(random_states.seed_of(state.random))
 
-    def _buffers(self) -> dict[str, torch.Tensor]:
-        """By name; without those of layers that are in other workers, and of complex numbers."""
+    def _own(self) -> WorkerState:
+        """The tensors themselves, each under the first of its names; no random states.
+
+        Without those of layers that are in other workers, and of complex numbers.
+        """
+        first = dict(self._trained)
+        own: dict[str, torch.Tensor] = {}
+        tied: dict[str, str] = {}
+        for name, item in self._model.state_dict(keep_vars=True).items():
+            if not isinstance(item, torch.Tensor):
+                continue
+            known = first.setdefault(id(item), name)
+            if known != name and (id(item) in self._trained or known in own):
+                tied[name] = known
+            elif id(item) not in self._trained and has_room(item) and can_hold(item.dtype):
+                own[name] = item
         parameters = {id(item) for item in self._model.parameters()}
-        return {
-            name: item
-            for name, item in self._model.state_dict(keep_vars=True).items()
-            if isinstance(item, torch.Tensor) and id(item) not in parameters
-            if has_room(item) and can_hold(item.dtype)
-        }
+        frozen = {name: item for name, item in own.items() if id(item) in parameters}
+        buffers = {name: item for name, item in own.items() if name not in frozen}
+        return WorkerState(buffers=buffers, frozen=frozen, tied=tied, random={})
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: item.detach().to("cpu", copy=True) for name, item in tensors.items()}
 
 
 def _newest_until(place: Path, round_: int) -> tuple[Manifest, WorkerState] | None:
@@ -117,7 +150,7 @@ def _newest_until(place: Path, round_: int) -> tuple[Manifest, WorkerState] | No
 def _check_alike(name: str, there: torch.Tensor, here: torch.Tensor, place: Path) -> None:
     if (there.shape, there.dtype) != (here.shape, here.dtype):
         raise CheckpointError(
-            f"the checkpoint is of another model: the buffer {name} is {_kind(there)} there,"
+            f"the checkpoint is of another model: {name} is {_kind(there)} there,"
             f" {_kind(here)} here",
             where=str(place),
             field=name,

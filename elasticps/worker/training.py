@@ -170,7 +170,7 @@ class Training:
         )
         member = self._join(made, strategy, pipeline, clipping)
         self._recorder.model = whole
-        self._own = OwnState(whole, lambda: self.turn)
+        self._own = OwnState(whole, made.trained, lambda: self.turn)
         self.membership.checkpoints.take_own = self._own.take
         if self.job.resume:
             self._own.resume(place_of(self.job.resume))

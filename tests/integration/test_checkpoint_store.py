@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from elasticps.checkpoint.listing import list_checkpoints
 from elasticps.checkpoint.remote import RemoteDisk
 from elasticps.checkpoint.storage import STORAGE
 from elasticps.checkpoint.url import place_of
+from elasticps.daemon.reachable import check_reachable
+from elasticps.errors import UsageError
 from tests.integration.test_checkpoints import CheckpointRig, Training
 from tests.support.scripts import as_worker, assert_equal
 
@@ -82,3 +85,31 @@ async def test_what_did_not_train_is_copied_by_the_store(
     still = [row.file for row in check_whole(newest).blocks if row.parameter.startswith("1.")]
     assert sorted(linked) == sorted(str(newest / file.name) for file in still)
     assert linked
+
+
+async def test_a_bucket_is_looked_at_before_a_job_is_taken(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(**places: str) -> str:
+        with pytest.raises(UsageError) as caught:
+            await check_reachable(places, limit_s=30)
+        assert [caught.value.field] == list(places)
+        return caught.value.what
+
+    await check_reachable({"checkpoint_dir": bucket}, limit_s=30)
+    assert "no complete checkpoint here" in await refused(resume=bucket)
+    missing = "s3://there-is-no-such-bucket/jobs"
+    assert await refused(checkpoint_dir=missing) == f"{missing}: there is no such bucket"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    told = await refused(checkpoint_dir=bucket)
+    assert "could not connect to the endpoint" in told.lower()
+
+
+async def test_a_store_that_does_not_answer_is_not_waited_for(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(UsageError, match=r"no answer within 0\.5 s"):
+            await check_reachable({"checkpoint_dir": bucket}, limit_s=0.5)

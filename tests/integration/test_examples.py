@@ -33,8 +33,6 @@ def run(folder: Path, *arguments: str | Path) -> str:
 def test_an_example_is_short_and_says_how_it_is_run(path: Path) -> None:
     text = path.read_text()
     assert f"examples/{path.name}" in text.split('"""')[1]
-    if path.name in {"digits.py", "charlm.py", "stages.py"}:
-        return  # they train without elasticps too, to compare
     assert len(text.splitlines()) < 80
 
 

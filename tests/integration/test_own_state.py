@@ -1,4 +1,5 @@
-"""Buffers and random numbers of a resumed job are those of one that never stopped."""
+"""Buffers, frozen parameters and random numbers of a resumed job go on as if it had never stopped,
+and an export has all that a plain model loads."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import elasticps
+from elasticps.checkpoint.export import export
 from elasticps.checkpoint.manifest import MANIFEST, Manifest, encoded, read_manifest
-from elasticps.checkpoint.worker_file import WORKER
+from elasticps.checkpoint.weights_file import import_weights
+from elasticps.checkpoint.worker_file import FROZEN, WORKER
 from elasticps.errors import CheckpointError
 from elasticps.testing.rig import Rig
 from elasticps.wire.control_messages import JobInfo
@@ -118,3 +122,63 @@ async def test_buffers_are_there_before_the_first_step(tmp_path: Path) -> None:
 
     async with CheckpointRig(resume=str(place)) as rig:
         assert await as_worker(rig, looks) == 5
+
+
+class Tied(nn.Module):
+    """A layer that is frozen, running statistics, and one weight under two names."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.frozen = nn.Linear(6, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.inner = nn.Linear(6, 6, bias=False)
+        self.again = nn.Linear(6, 6, bias=False)
+        self.again.weight = self.inner.weight
+        self.head = nn.Linear(6, 1)
+        self.register_buffer("not_kept", torch.ones(2), persistent=False)
+        self.frozen.requires_grad_(False)
+        self.beside = self.frozen  # frozen, and under two names as well
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        out = self.norm(self.beside(inputs))
+        return self.head(torch.tanh(self.again(torch.tanh(self.inner(out)))))
+
+
+def trained(run: elasticps.Run, *, rounds: int, seed: int = 0) -> Tied:
+    model = Tied(seed)
+    optimizer = run.optimizer(model, "sgd", lr=0.1)
+    while run.round < rounds:
+        optimizer.zero_grad()
+        model(torch.randn(8, 6)).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+async def test_an_export_loads_strictly_in_torch_alone(tmp_path: Path) -> None:
+    out, start = tmp_path / "out.safetensors", tmp_path / "start"
+    async with CheckpointRig(checkpoint_dir=str(tmp_path / "saved"), checkpoint_every=2) as rig:
+        model = await as_worker(rig, lambda run: trained(run, rounds=4))
+    places = [tmp_path / "saved" / f"round-{number:08d}" for number in (2, 4)]
+    made = export(places[1], out)
+    plain = Tied(seed=9)
+    plain.load_state_dict(load_file(out), strict=True)
+    assert_same(plain, model)
+    assert made.tensors == len(model.state_dict())
+    first, second = ((place / FROZEN).stat().st_ino for place in places)
+    assert first == second  # what is frozen is written once
+
+    import_weights(out, start, version="0")
+    async with CheckpointRig(resume=str(start)) as rig:
+        begun = await as_worker(rig, lambda run: trained(run, rounds=0, seed=5))
+    assert_same(begun, model)
+
+
+async def test_frozen_parameters_go_on_as_the_checkpoint_has_them(tmp_path: Path) -> None:
+    async with CheckpointRig(checkpoint_dir=str(tmp_path), checkpoint_every=2) as rig:
+        model = await as_worker(rig, lambda run: trained(run, rounds=2))
+    async with CheckpointRig(resume=str(tmp_path)) as rig:
+        resumed = await as_worker(rig, lambda run: trained(run, rounds=2, seed=5))
+    assert_same(resumed, model)
+    assert resumed.beside is resumed.frozen
+    assert not resumed.frozen.weight.requires_grad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors import safe_open
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from elasticps.checkpoint import export as module
 from elasticps.checkpoint.export import export
+from elasticps.checkpoint.manifest import MANIFEST, encoded, read_manifest
 from elasticps.checkpoint.snapshot import read
 from elasticps.errors import CheckpointError, UsageError
 from tests.support.checkpoints import write_round
@@ -91,3 +93,11 @@ def test_a_pickles_name_is_refused(place: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(place: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No such file"):
         export(place, tmp_path / "nowhere" / "weights.safetensors")
+
+
+def test_a_name_for_what_is_not_there_is_an_error_that_names_both(place: Path, out: Path) -> None:
+    manifest = msgspec.structs.replace(read_manifest(place), tied={"head": "gone"})
+    (place / MANIFEST).write_bytes(encoded(manifest))
+    with pytest.raises(CheckpointError, match="head is tied to gone"):
+        export(place, out)
+    assert names(out.parent) == ["round-00000020"]

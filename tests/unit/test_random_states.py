@@ -30,7 +30,9 @@ def drawn() -> list[float]:
 def test_every_generator_goes_on_from_a_file_where_it_was(tmp_path: Path) -> None:
     random_states.seed_all(3)
     drawn()  # of normal numbers an odd one: the next is kept beside the state
-    entry = write_worker(tmp_path, WorkerState(buffers={}, random=random_states.taken()))
+    entry = write_worker(
+        tmp_path, WorkerState(buffers={}, frozen={}, tied={}, random=random_states.taken())
+    )
     wanted = drawn()
     random_states.seed_all(4)
     found = read_tensors(tmp_path, entry, "worker")

@@ -21,6 +21,7 @@ from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.http.guard import require_own
 from elasticps.daemon.http.repeats import Repeats
 from elasticps.daemon.node import Node
+from elasticps.daemon.reachable import check_reachable
 from elasticps.daemon.view import JobView
 from elasticps.errors import CheckpointError, UsageError
 from elasticps.security.tokens import Role
@@ -108,6 +109,7 @@ class CheckpointRoutes:
         if done is None:
             assert job.spec is not None
             _check(job, job.spec)
+            await check_reachable({"checkpoint_dir": job.spec.checkpoint_dir})
             put = Put(self._node.keys.job_checkpoint(job.name), b"{}")
             # Which request it is, the revision tells that the write is going to have.
             unnumbered = CheckpointAsked(job=job.name, request=0)

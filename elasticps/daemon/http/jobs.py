@@ -29,6 +29,7 @@ from elasticps.daemon.http.submission import JobBody, check_submission
 from elasticps.daemon.log_files import LinesMissed
 from elasticps.daemon.node import Node
 from elasticps.daemon.process_group import fresh_identity
+from elasticps.daemon.reachable import check_reachable
 from elasticps.errors import UsageError
 from elasticps.security.tokens import Role
 from elasticps.store import Put
@@ -93,6 +94,7 @@ class JobRoutes:
             body = await body_of(request, JobBody)
             check_submission(body)
             await self._node.making.check(body)
+            await check_reachable({"checkpoint_dir": body.checkpoint_dir, "resume": body.resume})
             done = await self._create(request, body)
         # Whoever asks for the job next asks here.
         await self._node.until(lambda: self._view.revision >= done.revision)
