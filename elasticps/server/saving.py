@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 STREAMS = 2
 """How many blocks of a server are copied and on their way to the disk at a time."""
-SYNCS = 2
+SYNCS = 3
 """How many of its files are hashed and fsynced at a time."""
 NICENESS = 10
 """Of the threads that do so: who trains goes first where there are too few cores."""
@@ -199,6 +199,10 @@ class Saver:
                 await self._write(self._queue.pop(0), room)
         finally:
             self._streams -= 1
+        # Not before all is copied: a write waits for the journal that an fsync commits.
+        while not self._streams and self._settling < min(SYNCS, len(self._written)):
+            self._settling += 1
+            self._tasks.create_task(self._settle_all())
 
     async def _write(self, save: Save, room: Room) -> None:
         if save.copied:  # given up meanwhile
@@ -218,9 +222,6 @@ class Saver:
             save.settle(None, str(error))
         else:
             self._written.append((save, written, partial(_saved, meta, version)))
-            if self._settling < SYNCS:
-                self._settling += 1
-                self._tasks.create_task(self._settle_all())
 
     async def _settle_all(self) -> None:
         thread = ThreadPoolExecutor(1, "settle", initializer=_let_others_go_first)
