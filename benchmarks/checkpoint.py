@@ -1,11 +1,15 @@
 """What a checkpoint costs the training, how fast it is written, and whether it is ever lost.
 
 Trains parameters with Adam on real processes, with checkpoints now and then. ``step_overhead``: by
-how much longer the steps took that a checkpoint's writing overlaps than those before it, where each
-computes for a while as on a GPU; ``step_overhead_without_compute``: where steps do nothing but
-exchange, and have nothing for the writing to hide behind.
+how much longer the steps took that a checkpoint's writing overlaps than the median of those around
+them, before and after, that none does, where each computes for a while as on a GPU;
+``step_overhead_without_compute``: where steps do nothing but exchange, and have nothing for the
+writing to hide behind. Of all checkpoints the median is told.
 ``write_vs_disk``: bytes a second from the cut until the checkpoint is there, against one file of as
-many bytes written and fsynced on the same disk in the same run. ``resume_bit_equal``: 1 where a
+many bytes written and fsynced on the same disk in the same run, before the training and after it.
+``extra_blocks``: the most that the shard server had of memory, while a checkpoint was made, beyond
+the most that it had in the steps around, in blocks with their optimizer state.
+``resume_bit_equal``: 1 where a
 job whose whole cluster was killed, with random numbers in its steps, ends when it is resumed with
 the bits of one that never stopped. ``kills_at_write``: how many system calls a writer was killed
 at, each of which left the old checkpoint or the new one whole; -1: no strace.
@@ -16,6 +20,7 @@ on the last line. See ``python benchmarks/checkpoint.py --help``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -24,7 +29,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -39,7 +48,21 @@ from elasticps.errors import CheckpointError
 
 HERE = Path(__file__).parent
 OLD, NEW = Round(10), Round(20)
-CALLS = ("mkdir", "openat", "write", "fsync", "close", "link", "rename", "unlinkat", "rmdir")
+RAW_FILES = 2
+"""How often the disk's speed is measured before the training, and after it."""
+MEMORY_LOOK_S = 0.05
+CALLS = (
+    "mkdir",
+    "openat",
+    "write",
+    "fsync",
+    "close",
+    "link",
+    "rename",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+)
 
 
 def command_of(
@@ -77,36 +100,126 @@ def raw_speed(place: Path, nbytes: int) -> float:
 
 def speeds(place: Path, *, mb: float, rounds: int, every: int, think_s: float) -> dict[str, float]:
     saved = place / f"saved-{think_s:g}"
-    before = raw_speed(place, int(3 * mb * 1e6))
+    raw = [raw_speed(place, int(3 * mb * 1e6)) for _ in range(RAW_FILES)]
     asked = ("--checkpoint-dir", saved, "--checkpoint-every", every, "--checkpoint-keep", 1000)
-    out = train(place, "speeds", *asked, mb=mb, rounds=rounds, think_s=think_s)
+    with memory_seen() as memory:
+        out = train(place, "speeds", *asked, mb=mb, rounds=rounds, think_s=think_s)
     rows = [line.split() for line in out.read_text().splitlines()]
     ends = {int(row[0]): float(row[1]) for row in rows if len(row) == 2}
-    raw = statistics.median([before, raw_speed(place, int(3 * mb * 1e6))])
-    steps = {number: ends[number] - ends[number - 1] for number in ends if number - 1 in ends}
-    overheads, written = [], []
-    for number, directory in complete(saved):
-        if number + 1 not in steps:  # made at the job's end: no step overlaps it
-            continue
-        there = (directory / MANIFEST).stat().st_mtime
-        size = sum(entry.size for _, entry in read_manifest(directory).files)
-        written.append(size / (there - ends[number]))
-        overlapped = [k for k in steps if k > number and ends[k - 1] < there]
-        clean = [
-            steps[k]
-            for k in steps
-            if k not in overlapped and number - every + 1 < k <= number and k > 2
-        ]
-        if clean and overlapped:
-            took = sum(steps[k] for k in overlapped)
-            overheads.append(took / (len(overlapped) * statistics.median(clean)) - 1)
+    raw += [raw_speed(place, int(3 * mb * 1e6)) for _ in range(RAW_FILES)]
+    made = [Made.found(number, directory) for number, directory in complete(saved)]
+    made = [each for each in made if each.number + 1 in ends]  # one at the end overlaps no step
+    written = [each.nbytes / (each.there_s - ends[each.number]) for each in made]
+    disk = statistics.median(raw)
     return {
-        "step_s": round(statistics.median(steps.values()), 3),
-        "step_overhead": round(statistics.median(overheads), 3),
+        "checkpoints": len(made),
+        "step_s": round(statistics.median(steps_of(ends).values()), 3),
+        "step_overhead": round(statistics.median(overheads(ends, made, every)), 3),
         "write_mb_per_s": round(statistics.median(written) / 1e6, 1),
-        "disk_mb_per_s": round(raw / 1e6, 1),
-        "write_vs_disk": round(statistics.median(written) / raw, 3),
+        "disk_mb_per_s": round(disk / 1e6, 1),
+        "write_vs_disk": round(statistics.median(written) / disk, 3),
+        "extra_blocks": round(statistics.median(extra_blocks(ends, made, every, memory)), 1),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A checkpoint of round ``number``, which was there at ``there_s``."""
+
+    number: int
+    nbytes: int
+    block_nbytes: int
+    there_s: float
+
+    @classmethod
+    def found(cls, number: int, directory: Path) -> Made:
+        sizes = [entry.size for _, entry in read_manifest(directory).files]
+        there_s = (directory / MANIFEST).stat().st_mtime
+        return cls(number, sum(sizes), max(sizes), there_s)
+
+    def overlapped(self, ends: dict[int, float]) -> list[int]:
+        """The steps that it was written in."""
+        return [k for k in steps_of(ends) if k > self.number and ends[k - 1] < self.there_s]
+
+
+def steps_of(ends: dict[int, float]) -> dict[int, float]:
+    """What each step took; the first two load what later ones have."""
+    return {k: ends[k] - ends[k - 1] for k in ends if k > 2 and k - 1 in ends}
+
+
+def clean_around(number: int, ends: dict[int, float], made: list[Made], every: int) -> list[int]:
+    """The steps before and after that no checkpoint overlaps."""
+    taken = {k for each in made for k in each.overlapped(ends)}
+    return [k for k in steps_of(ends) if abs(k - number) < every and k not in taken]
+
+
+def overheads(ends: dict[int, float], made: list[Made], every: int) -> list[float]:
+    steps, found = steps_of(ends), []
+    for each in made:
+        overlapped = each.overlapped(ends)
+        clean = clean_around(each.number, ends, made, every)
+        if overlapped and clean:
+            took = sum(steps[k] for k in overlapped)
+            usual = statistics.median(steps[k] for k in clean)
+            found.append(took / (len(overlapped) * usual) - 1)
+    return found
+
+
+def extra_blocks(
+    ends: dict[int, float], made: list[Made], every: int, memory: list[tuple[float, int]]
+) -> list[float]:
+    def most(steps: list[int]) -> int:
+        spans = [(ends[k - 1], ends[k]) for k in steps]
+        return max(
+            (size for at_s, size in memory if any(a <= at_s <= b for a, b in spans)), default=0
+        )
+
+    found = []
+    for each in made:
+        clean = clean_around(each.number, ends, made, every)
+        more = most(each.overlapped(ends)) - most(clean)
+        found.append(max(0, more) / each.block_nbytes)
+    return found
+
+
+@contextmanager
+def memory_seen() -> Iterator[list[tuple[float, int]]]:
+    """When the shard servers below this process had how many bytes of their own."""
+    seen: list[tuple[float, int]] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(MEMORY_LOOK_S):
+            seen.append((time.time(), sum(map(own_bytes, shard_servers()))))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
+def shard_servers() -> list[int]:
+    found, below = [], [os.getpid()]
+    while below:
+        pid = below.pop()
+        with contextlib.suppress(OSError):  # it has just ended
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                below += map(int, (task / "children").read_text().split())
+            if b"elasticps.server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
+    return found
+
+
+def own_bytes(pid: int) -> int:
+    """What of a process's memory is backed by no file."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def resumes_bit_equal(place: Path) -> int:
@@ -225,8 +338,8 @@ def is_read(directory: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--mb", type=float, default=400, help="megabytes of parameters")
-    parser.add_argument("--rounds", type=int, default=26)
-    parser.add_argument("--every", type=int, default=8, help="a checkpoint every so many rounds")
+    parser.add_argument("--rounds", type=int, default=34)
+    parser.add_argument("--every", type=int, default=6, help="a checkpoint every so many rounds")
     parser.add_argument(
         "--think-s", type=float, default=2.0, help="seconds a step computes, as on a GPU"
     )

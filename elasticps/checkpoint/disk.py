@@ -60,7 +60,9 @@ class Disk(Protocol):
 
     def rename(self, source: Path, target: Path) -> None: ...
 
-    def remove_tree(self, path: Path, *, ignore_errors: bool = False) -> None: ...
+    def remove_tree(self, path: Path, *, ignore_errors: bool = False) -> None:
+        """Remove a directory with all in it, or a file."""
+        ...
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
@@ -114,7 +116,10 @@ class OsDisk:
         source.rename(target)
 
     def remove_tree(self, path: Path, *, ignore_errors: bool = False) -> None:
-        shutil.rmtree(path, ignore_errors=ignore_errors)
+        if path.is_file():
+            path.unlink(missing_ok=ignore_errors)
+        else:
+            shutil.rmtree(path, ignore_errors=ignore_errors)
 
     def sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -90,16 +90,21 @@ def check_stream(file: BinaryIO, path: Path, entry: FileEntry, field: str) -> No
         )
     check_header(int.from_bytes(start[:LENGTH_BYTES], "little"), path)
     file.seek(len(start))
-    digest = hashlib.sha256(start)
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-    if digest.hexdigest() != entry.sha256:
+    if sha256_of(file, start) != entry.sha256:
         raise CheckpointError(
             "the file is damaged: its SHA-256 differs from the manifest's",
             where=str(path),
             field=f"{field}.sha256",
             limit=entry.sha256,
         )
+
+
+def sha256_of(file: BinaryIO, start: bytes = b"") -> str:
+    """Of ``start``, and of what is yet to be read of the file."""
+    digest = hashlib.sha256(start)
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check_header(length: int, path: Path) -> None:

@@ -14,7 +14,15 @@ from elasticps.checkpoint.draft import Draft
 from elasticps.checkpoint.integrity import check_whole
 from elasticps.checkpoint.manifest import FORMAT, BlockEntry, Manifest, read_manifest
 from elasticps.checkpoint.snapshot import not_written
-from elasticps.checkpoint.tensor_file import Earlier, Row, bytes_of, write_rows
+from elasticps.checkpoint.tensor_file import (
+    Earlier,
+    Row,
+    bytes_of,
+    is_hashed_first,
+    settle_file,
+    write_rows,
+    write_unhashed,
+)
 from elasticps.core.blocks import Model, Parameter
 from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
@@ -74,9 +82,13 @@ class Rehearsal:
         }
         path = draft.directory / f"{parameter}-{start}.safetensors"
         rows = [Row(key, item.dtype, item.shape, bytes_of(item)) for key, item in tensors.items()]
-        earlier = self._earlier(path.name)
-        entry = write_rows(path, rows, disk=self.disk, durable=False, earlier=earlier)
-        self.disk.sync_file(path)
+        earlier = self._earlier(parameter, start)
+        if is_hashed_first(path, earlier):
+            entry = write_rows(path, rows, disk=self.disk, durable=False, earlier=earlier)
+            self.disk.sync_file(draft.directory / entry.name)
+        else:
+            size = write_unhashed(path, rows, disk=self.disk)
+            entry = settle_file(path, size, disk=self.disk, earlier=earlier)
         return BlockEntry(
             parameter=parameter,
             start=start,
@@ -86,14 +98,14 @@ class Rehearsal:
             file=entry,
         )
 
-    def _earlier(self, name: str) -> Earlier | None:
+    def _earlier(self, parameter: str, start: int) -> Earlier | None:
         there = complete(self.root, disk=self.disk)
         try:
-            manifest = read_manifest(there[0][1], disk=self.disk) if there else None
+            blocks = read_manifest(there[0][1], disk=self.disk).blocks if there else ()
         except CheckpointError:
             return None
-        files = [row.file for row in manifest.blocks if row.file.name == name] if manifest else []
-        return Earlier(there[0][1] / name, files[0].sha256) if files else None
+        files = [row.file for row in blocks if (row.parameter, row.start) == (parameter, start)]
+        return Earlier(there[0][1] / files[0].name, files[0].sha256) if files else None
 
     def prune(self, keep: int) -> None:
         prune(self.root, keep, disk=self.disk)

@@ -1,4 +1,4 @@
-"""Tensors in a file, in the safetensors format: written and hashed in one pass, checked, read."""
+"""Tensors in a file, in the safetensors format: written, hashed, checked, read."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from elasticps.checkpoint.integrity import (
     check_file,
     check_header,
     check_stream,
+    sha256_of,
     unreadable,
 )
 from elasticps.checkpoint.manifest import FileEntry
@@ -38,6 +39,10 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+LINKED = "-same"
+"""How the name of a file ends that was found to be as in the checkpoint before."""
 
 
 def can_hold(dtype: torch.dtype) -> bool:
@@ -91,21 +96,19 @@ def write_rows(
 ) -> FileEntry:
     """Write tensors to a new file, and fsync it where it is to be ``durable``.
 
-    Where the ``earlier`` file holds the very same, ``path`` is a second name of that one. Raises
-    OSError, CheckpointError.
+    Where the ``earlier`` file holds the very same, that one gets a second name beside ``path``
+    instead. Raises OSError, CheckpointError.
     """
-    # Wider ones first: every tensor is then aligned for its dtype.
-    ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
-    parts: list[bytes | memoryview] = [_header(path, ordered), *(row.part for row in ordered)]
+    parts = _parts(path, rows)
     size = sum(map(len, parts))
     digest = hashlib.sha256()
     if earlier is not None:
         for part in parts:
             digest.update(part)
-        entry = FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
-        if entry.sha256 != earlier.sha256 or not _linked(earlier, path, entry, disk):
+        linked = _linked(earlier, path, size, digest.hexdigest(), disk)
+        if linked is None:
             (disk.create if durable else disk.write)(path, parts)
-        return entry
+        return linked or FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
 
     def hashed() -> Iterator[bytes | memoryview]:
         for part in parts:
@@ -116,18 +119,70 @@ def write_rows(
     return FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
 
 
-def _linked(earlier: Earlier, path: Path, entry: FileEntry, disk: Disk) -> bool:
-    """Is ``path`` now another name of the earlier file? Not where that has gone, or is damaged, or
-    the file system has no second names."""
+def _parts(path: Path, rows: Iterable[Row]) -> list[bytes | memoryview]:
+    """What is to be in the file."""
+    # Wider ones first: every tensor is then aligned for its dtype.
+    ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
+    return [_header(path, ordered), *(row.part for row in ordered)]
+
+
+def write_unhashed(path: Path, rows: Iterable[Row], *, disk: Disk = STORAGE) -> int:
+    """Write tensors to a new file, not durably, and leave the rest to ``settle_file``.
+
+    Returns the file's size. Raises OSError, CheckpointError.
+    """
+    parts = _parts(path, rows)
+    disk.write(path, parts)
+    return sum(map(len, parts))
+
+
+def settle_file(
+    path: Path, size: int, *, disk: Disk = STORAGE, earlier: Earlier | None = None
+) -> FileEntry:
+    """Hash a file that was just written, of ``size`` bytes, and fsync it.
+
+    Where the ``earlier`` file holds the very same, that one gets a second name beside ``path``
+    instead, which is removed. Raises OSError, CheckpointError.
+    """
+    with disk.open(path) as file:
+        digest = sha256_of(file)
+        if file.tell() != size:
+            raise CheckpointError(
+                f"{path.name} has {file.tell()} bytes", where=str(path), limit=f"{size}, as written"
+            )
+    linked = _linked(earlier, path, size, digest, disk) if earlier is not None else None
+    if linked is not None:
+        disk.remove_tree(path)
+        return linked
+    disk.sync_file(path)
+    return FileEntry(name=path.name, size=size, sha256=digest)
+
+
+def is_hashed_first(path: Path, earlier: Earlier | None) -> bool:
+    """Is a file for ``write_rows``, and not for ``write_unhashed``?
+
+    One that goes to a store is: what is there already is not to be sent. So is one that was found
+    to be as it was the last time.
+    """
+    return isinstance(path, Url) or (earlier is not None and earlier.path.stem.endswith(LINKED))
+
+
+def _linked(earlier: Earlier, path: Path, size: int, digest: str, disk: Disk) -> FileEntry | None:
+    """Give the earlier file a second name beside ``path``, if it is the same. None where it is not
+    the same, has gone or is damaged, and where the file system has no second names."""
+    if digest != earlier.sha256:
+        return None
+    second = path.with_stem(path.stem + LINKED)
+    entry = FileEntry(name=second.name, size=size, sha256=digest)
     try:
         # Read first: what the disk has lost of it must not go on into every later checkpoint.
         # A store holds its objects against digests of its own, and reading them is costly.
         if not isinstance(path, Url):
             check_file(earlier.path, entry, entry.name, disk=disk)
-        disk.link(earlier.path, path)
+        disk.link(earlier.path, second)
     except (OSError, CheckpointError):
-        return False
-    return True
+        return None
+    return entry
 
 
 def _header(path: Path, ordered: Sequence[Row]) -> bytes:

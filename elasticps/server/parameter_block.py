@@ -178,6 +178,8 @@ class ParameterBlock(ReplicatedBlock):
             _refuse(request, "this server writes no checkpoints")
             return
         if self._save is None or self._save.draft != meta.draft:
+            if self._must_wait(request, meta.proof.commit, lambda: self.save(request, meta)):
+                return
             if not self._is_up_to(request, meta.proof.commit):
                 return
             replica, commit = self._replica, meta.proof.commit
@@ -199,16 +201,16 @@ class ParameterBlock(ReplicatedBlock):
         assert self._saver is not None
         if self._save is not None:
             self._save.give_up()
-        take, answer = self._copied, self._answer_saved
+        take, answer = self._taken, self._answer_saved
         self._save = Save(meta.draft, self.id, limit, take, answer, earlier=meta.earlier)
         self._saver.add(self._save)
 
-    def _copied(self) -> tuple[StateMeta, int, bytes]:
+    def _taken(self) -> tuple[StateMeta, int, list[torch.Tensor]]:
         if self._broken:
             raise PluginError(self._broken)
-        state, payload = self.tensor.dump(for_file=True)
+        state, tensors = self.tensor.for_file()
         state = msgspec.structs.replace(state, round=self._replica.round)
-        return state, self.replication.version, payload
+        return state, self.replication.version, tensors
 
     def _answer_saved(self, request: Request, saved: SavedMeta) -> None:
         # What is applied at once may be lost yet, and a checkpoint must not know of it then.
@@ -220,9 +222,12 @@ class ParameterBlock(ReplicatedBlock):
     ) -> bool:
         """Hold a request that would carry the block past a round that is yet to be copied."""
         save = self._save
-        if save is None or commit is None or not self._is_held(commit):
+        if save is None:
             return False
         assert self._saver is not None
+        self._saver.pace.asked()
+        if commit is None or not self._is_held(commit):
+            return False
         save.held.append((request, go_on))
         self._saver.hurry(save)
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -206,23 +207,31 @@ class TensorBlock:
         self._hyper = hyper
         self._optimizer.param_groups[0].update({**self._base, **with_tuples(hyper)})
 
-    def dump(self, *, for_file: bool = False, for_replica: bool = False) -> tuple[StateMeta, bytes]:
+    def dump(self, *, for_replica: bool = False) -> tuple[StateMeta, bytes]:
         """Value and optimizer state, copied out as one payload with its description.
 
-        ``for_file``: the value in the parameter's dtype, and a master copy as a tensor of its own.
         ``for_replica``: what workers hold of it too, where values are coded.
         """
         tensors = [(VALUE, self._value), *self._state_tensors()]
         if for_replica and self._coded is not None:
             tensors.append((HELD, self._coded.held))
-        if for_file and self._kept != self._dtype:
+        payload = b"".join(bytes_of(tensor.contiguous()) for _, tensor in tensors)
+        return self._described(tensors), payload
+
+    def for_file(self) -> tuple[StateMeta, list[torch.Tensor]]:
+        """Value and optimizer state with their description, not copied: the value in the
+        parameter's dtype, and a master copy as a tensor of its own."""
+        tensors = [(VALUE, self._value), *self._state_tensors()]
+        if self._kept != self._dtype:
             tensors[:1] = [(VALUE, self._value.to(self._dtype)), (MASTER, self._value)]
+        return self._described(tensors), [tensor.detach() for _, tensor in tensors]
+
+    def _described(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> StateMeta:
         rows = tuple(
             TensorMeta(key, dtype_name(tensor.dtype), tuple(tensor.shape), tensor.nbytes)
             for key, tensor in tensors
         )
-        payload = b"".join(bytes_of(tensor.contiguous()) for _, tensor in tensors)
-        return StateMeta(tensors=rows, scalars=self._state_scalars(), hyper=self._hyper), payload
+        return StateMeta(tensors=rows, scalars=self._state_scalars(), hyper=self._hyper)
 
     def holds(self, meta: StateMeta, payload: memoryview) -> bool:
         """Are these the value and the optimizer state that the block has, to the bit?"""

@@ -16,8 +16,11 @@ from elasticps.checkpoint.tensor_file import Earlier, Row, bytes_of, read_tensor
 from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
 
-STILL = "still-0.safetensors"
-MOVING = "weight-0.safetensors"
+
+def file_of(saved: Rehearsal, parameter: str, number: int) -> Path:
+    blocks = saved.content(Round(number)).blocks
+    name = next(row.file.name for row in blocks if row.parameter == parameter)
+    return path_of(saved.root, Round(number)) / name
 
 
 def rows(fill: float) -> list[Row]:
@@ -33,9 +36,10 @@ def earlier(tmp_path: Path) -> Earlier:
 
 def test_the_same_bytes_are_linked_and_others_are_written(tmp_path: Path, earlier: Earlier) -> None:
     same, other = tmp_path / "same", tmp_path / "other"
-    assert write_rows(same, rows(1.0), earlier=earlier).sha256 == earlier.sha256
+    linked = write_rows(same, rows(1.0), earlier=earlier)
+    assert linked.sha256 == earlier.sha256
     entry = write_rows(other, rows(2.0), earlier=earlier)
-    assert same.samefile(earlier.path)
+    assert (tmp_path / linked.name).samefile(earlier.path)
     assert not other.samefile(earlier.path)
     assert torch.equal(read_tensors(tmp_path, entry, "other")["value"], torch.full((5,), 2.0))
 
@@ -66,10 +70,11 @@ def test_a_file_stays_as_long_as_any_checkpoint_that_is_kept_has_it(tmp_path: Pa
     saved = Rehearsal(OS_DISK, tmp_path)
     for number in (10, 20, 30):
         saved.write(Round(number))
-    files = [path_of(tmp_path, Round(number)) / STILL for number in (10, 20, 30)]
+    files = [file_of(saved, "still", number) for number in (10, 20, 30)]
     assert files[0].samefile(files[1])
     assert files[0].samefile(files[2])
-    moving = [path_of(tmp_path, Round(number)) / MOVING for number in (10, 20)]
+    assert len(list(files[1].parent.iterdir())) == 4  # what was written of it has gone
+    moving = [file_of(saved, "weight", number) for number in (10, 20)]
     assert not moving[0].samefile(moving[1])
     saved.prune(1)
     assert not files[0].exists()
@@ -81,7 +86,7 @@ def test_a_file_that_was_damaged_is_not_in_the_checkpoints_after_that(tmp_path: 
     saved = Rehearsal(OS_DISK, tmp_path)
     saved.write(Round(10))
     saved.write(Round(20))
-    path = path_of(tmp_path, Round(20)) / STILL
+    path = file_of(saved, "still", 20)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     saved.write(Round(30))
     assert saved.content(Round(30)).round == 30

@@ -106,7 +106,7 @@ def test_replica_that_follows_and_one_from_a_snapshot_hold_the_same_bits() -> No
     assert late.value_bytes() == primary.value_bytes() != bytes_of(primary.value).tobytes()
     holds = digest_of(memoryview(primary.value_bytes()))
     assert late.difference_from(holds) == primary.difference_from(holds)
-    rows, _ = primary.dump(for_file=True)
+    rows, _ = primary.for_file()
     assert HELD not in {row.key for row in rows.tensors}
     assert primary.nbytes_held > 2 * block.nbytes
 
