@@ -259,6 +259,12 @@ class Replication:
         in_order = self._continues and version <= self.version + 1
         return Check.OK if in_order else Check.CONFLICT
 
+    def check_proof(self, epoch: PlanEpoch) -> Check:
+        """May a primary's word that a round is committed be acted on? CONFLICT: not before its
+        snapshot, for what is held here may be of another primary."""
+        verdict = self._check_stream(epoch)
+        return Check.CONFLICT if verdict is Check.OK and not self._continues else verdict
+
     def follow(self, digest: int) -> int:
         """Count an op that a backup has just applied; returns the new version."""
         return self._advance(digest)

@@ -14,7 +14,7 @@ from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind
 from elasticps.wire.messages import HelloMeta
 
-_SERVER_KINDS = frozenset({Kind.SNAPSHOT, Kind.OP, Kind.PROBE})
+_SERVER_KINDS = frozenset({Kind.SNAPSHOT, Kind.OP, Kind.OPS, Kind.PROOF, Kind.LEND, Kind.PROBE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.frame import Status
 from elasticps.wire.messages import OpMeta
+from elasticps.wire.regions import Mapping as RegionMapping
 from elasticps.wire.tallies import JobCounts
 from elasticps.wire.tensors import bytes_of
 
@@ -76,6 +77,7 @@ class BlockRounds(Hosted):
         )
         self._staging = Staging(counts)
         self._prepared = PreparedGradient(None, {})
+        self._borrowed: dict[int, RegionMapping] = {}
         self._answers: dict[Request, tuple[bytes, Buffer | None]] = {}
         self._broken = ""
         self._first_push_ns = 0
@@ -136,10 +138,13 @@ class BlockRounds(Hosted):
         """The round's last gradient has come: hold their mean here and at every replica."""
         self.spans.end("wait", self._first_push_ns, block=self.id)
         began_ns = self.spans.begin()
-        mean, waiting = self._staging.taken()
+        loan = self._streams.room(self, self.tensor.nbytes_kept)
+        mean, waiting = self._staging.taken(loan.tensor if loan else None)
         gradient = self.tensor.gradient_of(mean.gradient)
         prepared = PreparedGradient(gradient, mean.hyper, mean.lent, mean.kept)
-        if self.replication.peers or not mean.kept:
+        if loan is not None:
+            prepared = prepared.lying_in(loan)
+        elif self.replication.peers or not mean.kept:
             prepared = prepared.owned()
         self._finite.note(prepared.gradient)
         self.spans.end("stage", began_ns, block=self.id)
@@ -159,7 +164,7 @@ class BlockRounds(Hosted):
         self._prepared = prepared
         base = self._replica.last
         meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
-        self._streams.publish(self, meta, payload_of(prepared.gradient))
+        self._streams.publish(self, meta, payload_of(prepared.gradient), prepared.loan)
 
     def _apply(self, commit: Commit) -> None:
         """Apply the prepared round; a small block's small siblings take theirs in the same step.
@@ -213,6 +218,8 @@ class BlockRounds(Hosted):
             gradient = gradient.clone()
         self._replica.apply_prepared(scale)
         self._prepared = PreparedGradient(None, {})
+        assert self._replica.last is not None
+        self._streams.prove(self, self._replica.last)
         return gradient, hyper
 
     def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:

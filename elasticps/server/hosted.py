@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from elasticps.core.ids import BlockId, JobKey, PlanEpoch, ServerId
 from elasticps.core.plan import Entry
 from elasticps.core.records import CaughtUpRow
+from elasticps.core.replica import Commit
 from elasticps.core.replication import (
     Action,
     Answer,
@@ -23,6 +24,7 @@ from elasticps.core.replication import (
     Stop,
 )
 from elasticps.errors import ElasticError, PeerUnavailable
+from elasticps.server.loans import Loan
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import OpMeta, RefusalMeta, SnapshotMeta, encode
@@ -75,7 +77,18 @@ class Streams(Protocol):
 
     def close(self, hosted: Hosted, peer: ServerId) -> None: ...
 
-    def publish(self, hosted: Hosted, op: OpMeta, payload: memoryview | None) -> None: ...
+    def room(self, hosted: Hosted, nbytes: int) -> Loan | None:
+        """Memory that the block's peers can read an op's payload from; None where that is sent."""
+        ...
+
+    def publish(
+        self, hosted: Hosted, op: OpMeta, payload: memoryview | None, loan: Loan | None = None
+    ) -> None:
+        """Give every peer an op. Its payload must stay as it is, and lies in the ``loan``, if
+        there is one."""
+        ...
+
+    def prove(self, hosted: Hosted, commit: Commit) -> None: ...
 
     def promises_changed(self, job: JobKey) -> None: ...
 
@@ -112,8 +125,12 @@ class Hosted(ABC):
         """Replace the state by a snapshot. Raises WireError when it does not fit."""
 
     @abstractmethod
-    def follow(self, op: OpMeta, payload: memoryview | None) -> None:
-        """Apply the next op as a backup. Raises WireError when it does not fit."""
+    def follow(self, op: OpMeta, payload: memoryview | None, *, lent: bool = False) -> None:
+        """Apply the next op as a backup. Raises WireError when it does not fit.
+
+        A payload that is ``lent`` is not to be written to, and stays as it is until this replica
+        has applied the op or holds a later one.
+        """
 
     @abstractmethod
     def answer_durable(self, request: Request) -> None:

@@ -189,7 +189,7 @@ class LedgerHost(Hosted):
             raise WireError(f"not a ledger: {error}", field="ledger") from error
         self._replication.install(meta.version, meta.history)
 
-    def follow(self, op: OpMeta, payload: memoryview | None) -> None:
+    def follow(self, op: OpMeta, payload: memoryview | None, *, lent: bool = False) -> None:
         self._ledger.apply(_command(op.command))
         self._replication.follow(_digest(op.command))
 

@@ -18,7 +18,7 @@ from elasticps.server.block_rounds import payload_of
 from elasticps.server.hosted import Request
 from elasticps.server.replicated_block import ReplicatedBlock, digest_of
 from elasticps.server.saving import Save
-from elasticps.server.staging import Staged
+from elasticps.server.staging import PreparedGradient, Staged
 from elasticps.wire.frame import FLAG_EMPTY, FLAG_MEASURE, Kind, Status
 from elasticps.wire.messages import (
     AuditMeta,
@@ -291,14 +291,16 @@ class ParameterBlock(ReplicatedBlock):
         if gradient is not None and staged.lent and not self.tensor.only_reads_gradients:
             gradient = gradient.clone()
         self._finite.note(gradient)
-        sent = gradient.clone() if gradient is not None and self.replication.peers else None
+        loan = self._streams.room(self, self.tensor.nbytes_kept)
+        sent = PreparedGradient(gradient if self.replication.peers else None, staged.hyper)
+        sent = sent.lying_in(loan) if loan else sent.copied()
         self.step(gradient, staged.hyper)
         if self._broken:
             _refuse(request, self._broken)
             return
         op = RoundOp(push.round, push.generation, ((push.worker, push.seq),))
         meta = OpMeta(version=self._replica.update(op), op=op, hyper=staged.hyper, at_once=True)
-        self._streams.publish(self, meta, payload_of(sent))
+        self._streams.publish(self, meta, payload_of(sent.gradient), sent.loan)
         self.perform(self.replication.answer_when_durable(request))
 
 

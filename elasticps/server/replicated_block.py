@@ -10,15 +10,18 @@ import msgspec
 import torch
 
 from elasticps.core.audit import mix
+from elasticps.core.ids import PlanEpoch
 from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Settled
-from elasticps.core.replication import Role
+from elasticps.core.replication import Check, Role
 from elasticps.errors import WireError
 from elasticps.server.block_rounds import BlockRounds, payload_of
+from elasticps.server.loans import MOST_LOANS
 from elasticps.server.meter import Meter
 from elasticps.server.staging import PreparedGradient
 from elasticps.wire.frame import Status
 from elasticps.wire.messages import OpMeta, Prepared, SnapshotMeta, StateMeta
+from elasticps.wire.regions import Mapping
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,16 @@ class ReplicatedBlock(BlockRounds):
         self.replication.install(meta.version, meta.history)
         self._staging.refuse(Status.FENCED)
 
-    def follow(self, op: OpMeta, payload: memoryview | None) -> None:
+    def borrow(self, number: int, loan: Mapping) -> None:
+        """Know memory of the primary's; of such a one's block there are few at a time."""
+        self._borrowed[number] = loan
+        while len(self._borrowed) > MOST_LOANS:
+            del self._borrowed[next(iter(self._borrowed))]
+
+    def borrowed(self, number: int) -> Mapping | None:
+        return self._borrowed.get(number)
+
+    def follow(self, op: OpMeta, payload: memoryview | None, *, lent: bool = False) -> None:
         if op.initial is not None:
             if payload is None:
                 raise WireError("an initial value without its numbers", field="payload_length")
@@ -77,9 +89,12 @@ class ReplicatedBlock(BlockRounds):
             return
         if op.op is None:
             raise WireError(f"no op for block {self.id}", field="op")
-        received = self._received(payload, op.hyper)
-        self._catch_up(op.commit)
+        received = self._received(payload, op.hyper, lent=lent)
+        if not self._caught_up(op.commit):
+            raise WireError(f"an op that does not follow on block {self.id}", field="op")
         if op.at_once:
+            if not self.tensor.only_reads_gradients:
+                received = received.owned()
             self.step(received.gradient, received.hyper)
         if self._broken:  # not to be promoted: it gets a snapshot instead
             raise WireError(f"block {self.id} cannot follow: {self._broken}", field="op")
@@ -89,8 +104,16 @@ class ReplicatedBlock(BlockRounds):
             self._replica.prepare(op.op, following=True)
             self._prepared = received
 
-    def _catch_up(self, commit: Commit | None) -> None:
-        """Apply what the primary had applied before an op. Raises WireError where it is missing."""
+    def prove(self, epoch: PlanEpoch, commit: Commit) -> bool:
+        """Apply what the primary has applied, ahead of the op that would ask for it.
+
+        False where it is not here.
+        """
+        check = self.replication.check_proof(epoch)
+        return check is Check.OK and not self._broken and self._caught_up(commit)
+
+    def _caught_up(self, commit: Commit | None) -> bool:
+        """Apply what the primary had applied before an op; False where it is missing."""
         while (settled := self._replica.settle(commit)) is not Settled.DONE:
             assert commit is not None
             if settled is Settled.APPLY:
@@ -98,9 +121,12 @@ class ReplicatedBlock(BlockRounds):
             elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
-                raise WireError(f"an op that does not follow on block {self.id}", field="op")
+                return False
+        return True
 
-    def _received(self, payload: memoryview | None, hyper: dict[str, object]) -> PreparedGradient:
+    def _received(
+        self, payload: memoryview | None, hyper: dict[str, object], *, lent: bool = False
+    ) -> PreparedGradient:
         self.tensor.check_options(hyper)
         if not payload:
             return PreparedGradient(None, hyper)
@@ -112,7 +138,7 @@ class ReplicatedBlock(BlockRounds):
                 limit=f"exactly {wanted}",
             )
         gradient = self.tensor.replicated(torch.frombuffer(payload, dtype=torch.uint8))
-        return PreparedGradient(gradient, hyper)
+        return PreparedGradient(gradient, hyper, lent=lent)
 
     def adopt(self, entry: Entry) -> None:
         role = self.replication.role
@@ -122,6 +148,8 @@ class ReplicatedBlock(BlockRounds):
         if self.replication.peers or self.replication.role is not Role.PRIMARY:
             # A worker keeps it for who was the block's only replica, and for no other.
             self._prepared = self._prepared.owned()
+        if self.replication.role is Role.PRIMARY:
+            self._borrowed.clear()
         if self.replication.role is not Role.PRIMARY:
             self.refuse_waiting()
 

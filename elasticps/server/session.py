@@ -7,11 +7,11 @@ import time
 import msgspec
 import torch
 
-from elasticps.core.replication import Check
 from elasticps.errors import WireError
+from elasticps.server import following
 from elasticps.server.admission import Admission, Admitted, Open
 from elasticps.server.group import Group
-from elasticps.server.hosted import STATUS_OF, Hosted, Request
+from elasticps.server.hosted import Hosted, Request
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.shared import SharedRegions
@@ -22,23 +22,23 @@ from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
 from elasticps.wire.groups import EMPTY, GroupMeta, Piece, check_group, offsets
 from elasticps.wire.messages import (
     HelloMeta,
-    OpMeta,
     Place,
     PullMeta,
     PushMeta,
     RefusalMeta,
     SaveMeta,
-    SnapshotMeta,
     StateMeta,
-    VersionMeta,
     decode,
     encode,
 )
 from elasticps.wire.region_socket import RegionSocket
+from elasticps.wire.replicated import OpsMeta, check_ops
 from elasticps.wire.tensors import bytes_of
 
 STATE_SLACK = 64 * 1024
-_PAYLOAD_KINDS = frozenset({Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP, Kind.PROBE, Kind.GROUP})
+_PAYLOAD_KINDS = frozenset(
+    {Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP, Kind.PROBE, Kind.GROUP, Kind.OPS}
+)
 _CLIENT_KINDS = frozenset(
     {
         Kind.PUSH,
@@ -84,6 +84,7 @@ class Session:
         self._caller = ""
         self._incoming: torch.Tensor | None = None
         self._regions = SharedRegions(passing)
+        self._following = following.Following(table, passing)
 
     def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
         """Memory for a payload that its block can take; a block that is not here drops it."""
@@ -98,6 +99,10 @@ class Session:
             return None
         if header.kind is Kind.GROUP:
             check_group(decode(meta, GroupMeta), header.payload_length)
+            self._incoming = torch.empty(header.payload_length, dtype=torch.uint8)
+            return bytes_of(self._incoming)
+        if header.kind is Kind.OPS:
+            check_ops(decode(meta, OpsMeta), header.payload_length)
             self._incoming = torch.empty(header.payload_length, dtype=torch.uint8)
             return bytes_of(self._incoming)
         hosted = self._table.replica(header.job, header.block)
@@ -134,8 +139,8 @@ class Session:
         self._admitted.check(header)
         if header.kind in _CLIENT_KINDS:
             self._client(request, meta, payload, incoming)
-        elif header.kind in (Kind.SNAPSHOT, Kind.OP):
-            self._replicate(request, meta, payload)
+        elif header.kind in following.KINDS:
+            self._following.received(request, meta, payload)
         elif header.kind is Kind.PROBE:
             request.answer(Status.OK)
         else:
@@ -144,6 +149,7 @@ class Session:
     def closed(self, conn: Connection) -> None:
         self._incoming = None
         self._regions.close()
+        self._following.closed()
 
     def _hello(self, request: Request, meta: bytes) -> None:
         hello = decode(meta, HelloMeta)
@@ -291,38 +297,6 @@ class Session:
             raise WireError("a gradient in two places", field="payload_length", limit="0")
         block.check_push_nbytes(place.nbytes)
         return self._regions.gradient(place, block.pushed_dtype)
-
-    # -- other servers --------------------------------------------------------------------------
-
-    def _replicate(self, request: Request, meta: bytes, payload: memoryview | None) -> None:
-        header = request.header
-        hosted = self._table.replica(header.job, header.block)
-        if hosted is None or (header.payload_length > 0 and payload is None):
-            # The peer leads under a plan that has not reached this server yet.
-            request.answer(Status.BEHIND)
-            return
-        if header.kind is Kind.SNAPSHOT:
-            self._snapshot(hosted, request, meta, payload)
-        else:
-            self._op(hosted, request, meta, payload)
-
-    def _snapshot(
-        self, hosted: Hosted, request: Request, meta: bytes, payload: memoryview | None
-    ) -> None:
-        snapshot = decode(meta, SnapshotMeta)
-        check = hosted.replication.check_snapshot(request.header.plan_epoch, snapshot.version)
-        if check is Check.OK:
-            hosted.install(snapshot, payload or memoryview(b""))
-        request.answer(STATUS_OF[check], encode(VersionMeta(hosted.replication.version)))
-
-    def _op(
-        self, hosted: Hosted, request: Request, meta: bytes, payload: memoryview | None
-    ) -> None:
-        op = decode(meta, OpMeta)
-        check = hosted.replication.check_op(request.header.plan_epoch, op.version)
-        if check is Check.OK and op.version > hosted.replication.version:
-            hosted.follow(op, payload)
-        request.answer(STATUS_OF[check], encode(VersionMeta(hosted.replication.version)))
 
 
 def _check_value(block: ParameterBlock, kind: Kind, place: Place) -> None:

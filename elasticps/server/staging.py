@@ -11,6 +11,7 @@ import torch
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.ids import Seq, WorkerId
 from elasticps.server.hosted import Request
+from elasticps.server.loans import Loan
 from elasticps.wire.frame import Status
 from elasticps.wire.tallies import JobCounts
 
@@ -35,19 +36,33 @@ class Staged:
 class PreparedGradient:
     """A round's mean gradient, held until the round is known to be committed.
 
-    One that is ``lent`` is in the memory of its only worker, see ``Staged``.
+    One that is ``lent`` must not be written to: it is in the memory of its only worker, see
+    ``Staged``, or in what servers of this machine share of it: for the primary its ``loan``.
     """
 
     gradient: torch.Tensor | None
     hyper: Hyperparameters
     lent: bool = False
     kept: bool = False
+    loan: Loan | None = None
+
+    def lying_in(self, loan: Loan) -> PreparedGradient:
+        """The same, in memory that peers can read."""
+        if self.gradient is None:
+            return self
+        target = loan.tensor.view(self.gradient.dtype).view(self.gradient.shape)
+        if target.data_ptr() != self.gradient.data_ptr():
+            target.copy_(self.gradient)
+        return PreparedGradient(target, self.hyper, lent=True, loan=loan)
 
     def owned(self) -> PreparedGradient:
         """The same, in this server's memory."""
-        if not self.lent or self.gradient is None:
-            return self
-        return PreparedGradient(self.gradient.clone(), self.hyper)
+        return self.copied() if self.lent else self
+
+    def copied(self) -> PreparedGradient:
+        return PreparedGradient(
+            None if self.gradient is None else self.gradient.clone(), self.hyper
+        )
 
     @cached_property
     def norm(self) -> float:
@@ -93,15 +108,16 @@ class Staging:
         self.held.clear()
         self.gradients.clear()
 
-    def taken(self) -> tuple[PreparedGradient, list[Request]]:
+    def taken(self, room: torch.Tensor | None = None) -> tuple[PreparedGradient, list[Request]]:
         """The mean of all that is staged, and whom it has to be answered to; nothing stays.
 
-        The options are those of the lowest rank: of who has been there longest.
+        The options are those of the lowest rank: of who has been there longest. ``room``: bytes
+        that the mean may lie in, where it is no worker's gradient as it is.
         """
         # By rank: a resumed job's workers have other ids, in any order, and are to sum the same.
         by_rank = sorted(self.gradients.items(), key=lambda entry: (entry[1].rank, entry[0]))
         staged = [gradient for _, gradient in by_rank]
-        gradient = mean(staged)
+        gradient = mean(staged, room)
         source = next((item for item in staged if item.gradient is gradient), None)
         prepared = PreparedGradient(
             gradient,
@@ -114,11 +130,11 @@ class Staging:
         return prepared, waiting
 
 
-def mean(staged: list[Staged]) -> torch.Tensor | None:
+def mean(staged: list[Staged], room: torch.Tensor | None = None) -> torch.Tensor | None:
     """The workers' mean gradient by samples, summed in the order given.
 
-    Half precision is summed in single, for a batch's sum may not fit it; others in the first one's
-    memory, where that is not lent.
+    Half precision is summed in single, for a batch's sum may not fit it; others in ``room`` (as
+    many bytes, if it is of use), or in the first one's memory, where that is not lent.
     """
     total = sum(item.weight for item in staged)
     given = [item for item in staged if item.gradient is not None]
@@ -129,7 +145,10 @@ def mean(staged: list[Staged]) -> torch.Tensor | None:
     if given[0].weight == total:
         return first
     wide = torch.promote_types(first.dtype, torch.float32)
-    if given[0].lent and first.dtype == wide:
+    if room is not None and first.dtype == wide and room.nbytes == first.nbytes:
+        result = room.view(wide).view(first.shape)
+        torch.mul(first, given[0].weight, out=result)
+    elif given[0].lent and first.dtype == wide:
         result = first.mul(given[0].weight)
     else:
         result = first.to(wide).mul_(given[0].weight)

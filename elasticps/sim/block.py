@@ -9,12 +9,13 @@ from elasticps.core.audit import Tally, mix
 from elasticps.core.ids import BlockId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
-from elasticps.core.replication import Replication, Role
+from elasticps.core.replication import Check, Replication, Role
 from elasticps.sim.hosting import Hosted
 from elasticps.sim.messages import (
     BlockSnapshot,
     Fingerprint,
     Kind,
+    Message,
     Op,
     PullBody,
     PushBody,
@@ -205,6 +206,8 @@ class Block(Hosted):
         self.log = (*self.log, self._prepared)
         self._prepared = ()
         self.server.check.applied(self, op.round, self.log[-1], scale)
+        assert self.replica.last is not None
+        self.prove(self.replica.last)
 
     def _update(self, request: Request, push: Push) -> None:
         pushes = ((push.worker, push.seq),)
@@ -247,7 +250,7 @@ class Block(Hosted):
             self.replica.initialized = True
             self.replication.follow(FIRST_VALUE)
             return True
-        if op.op is None or not self._catch_up(op.commit):
+        if op.op is None or not self._caught_up(op.commit):
             return False
         if op.at_once:
             self.log = (*self.log, op.gradient)
@@ -257,7 +260,12 @@ class Block(Hosted):
             self._prepared = op.gradient
         return True
 
-    def _catch_up(self, commit: Commit | None) -> bool:
+    def take_proof(self, message: Message) -> bool:
+        """Apply what the primary has applied, ahead of the op that would ask for it."""
+        check = self.replication.check_proof(message.epoch)
+        return check is Check.OK and self._caught_up(message.body)
+
+    def _caught_up(self, commit: Commit | None) -> bool:
         while (settled := self.replica.settle(commit)) is not Settled.DONE:
             assert commit is not None
             if settled is Settled.APPLY:

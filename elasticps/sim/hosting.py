@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from elasticps.core.ids import BlockId, ServerId
 from elasticps.core.plan import Entry
 from elasticps.core.records import CaughtUpRow
+from elasticps.core.replica import Commit
 from elasticps.core.replication import (
     Action,
     Answer,
@@ -48,13 +49,23 @@ class Stream:
         self._sending: Any = None
         self._attempt = 0
         self._resting = False
-        self._stopped = False
+        self._stopped = self._flows = False
         self._retry = FIRST_RETRY
         self._go_later(0)
 
     def publish(self, op: Op) -> None:
         self._order.publish(op, counted=self._hosted.replication.counts(self._peer))
         self._go()
+
+    def prove(self, commit: Commit) -> None:
+        """Tell the peer that a round is committed, over a way that the stream has gone."""
+        if self._stopped or not self._flows or self._peer not in self._server.listed:
+            return
+        replication = self._hosted.replication
+        message = Message(Kind.PROOF, self._hosted.block, replication.epoch, commit)
+        self._server.network.request(
+            self._server, self._peer, message, lambda *_: None, lambda: None
+        )
 
     def stop(self) -> None:
         self._stopped = True
@@ -105,6 +116,7 @@ class Stream:
             return
         sent = outcome(CHECK_OF.get(status, Check.UNKNOWN))
         if sent is Sent.TAKEN:
+            self._flows = True
             version, self._sending, self._retry = self._sending.version, None, FIRST_RETRY
             self._hosted.acked(self._peer, version)
             self._go()
@@ -120,7 +132,7 @@ class Stream:
 
     def _break(self) -> None:
         self._attempt += 1
-        self._sending = None
+        self._sending, self._flows = None, False
         self._order.start_over()
         self._hosted.perform(self._hosted.replication.restarted(self._peer))
         self._go_later(self._retry)
@@ -169,6 +181,10 @@ class Hosted(ABC):
         self.server.world.published(self, op)
         for stream in list(self._streams.values()):
             stream.publish(op)
+
+    def prove(self, commit: Commit) -> None:
+        for stream in list(self._streams.values()):
+            stream.prove(commit)
 
     def perform(self, actions: list[Action]) -> None:
         for action in actions:

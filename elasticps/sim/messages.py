@@ -32,6 +32,7 @@ class Kind(Enum):
     LEDGER = "ledger"
     SNAPSHOT = "snapshot"
     OP = "op"
+    PROOF = "proof"
 
 
 class Status(Enum):

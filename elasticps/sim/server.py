@@ -86,6 +86,9 @@ class Server(Process):
                 hosted.take_op(request)
             else:
                 hosted.take_snapshot(request)
+        elif message.kind is Kind.PROOF:
+            proven = isinstance(hosted, Block) and hosted.take_proof(message)
+            request.answer(Status.OK if proven else Status.CONFLICT)
         elif self.lease_expired:
             request.answer(Status.NOT_SERVING)
         elif hosted is None:

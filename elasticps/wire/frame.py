@@ -75,6 +75,12 @@ class Kind(IntEnum):
     """A worker of the same machine asks where to show its regions."""
     GROUP = 15
     """A worker's pushes, or its pulls, of many small blocks that one server leads."""
+    OPS = 16
+    """Replicated ops of many blocks, from their primary to a replica, each block's in order."""
+    PROOF = 17
+    """Rounds are committed: a replica may apply what it has prepared. Answered when it has."""
+    LEND = 18
+    """A primary of the same machine asks where to show memory that gradients will lie in."""
 
 
 class Status(IntEnum):

@@ -27,19 +27,19 @@ COMMAND = [
 
 CAUGHT_AT = {
     "epoch-check": (20, "replica-equality"),
-    "dedup-table": (5, "one-hot"),
-    "wait-for-backups": (2, "version-history"),
+    "dedup-table": (2, "one-hot"),
+    "wait-for-backups": (2, "refused"),
     "dedup-in-snapshots": (1, "audit"),
     "lease-deadline": (54, "ownership"),
     "promised-learners": (2, "writable"),
-    "prepared-in-snapshots": (1, "replica-equality"),
+    "prepared-in-snapshots": (2, "liveness"),
     "generation-check": (10, "liveness"),
     "staleness-at-admission": (5, "staleness"),
     "floor-at-read": (121, "staleness"),
     "durable-reads": (4, "durable-reads"),
-    "base-of-rounds-apart": (18, "replica-equality"),
+    "base-of-rounds-apart": (86, "replica-equality"),
     "scale-in-proofs": (1, "one-scale"),
-    "scale-after-a-round": (18, "one-scale"),
+    "scale-after-a-round": (86, "one-scale"),
     "directory-fsync": (1, "checkpoint-kept"),
 }
 """For each part the first seed at which its absence shows, and to which checker."""
