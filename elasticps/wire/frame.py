@@ -75,6 +75,8 @@ class Kind(IntEnum):
     """A worker of the same machine asks where to show its regions."""
     GROUP = 15
     """A worker's pushes, or its pulls, of many small blocks that one server leads."""
+    ROUND = 16
+    """A worker's whole part in a round, where one server leads it all: pushes, vote and pulls."""
 
 
 class Status(IntEnum):
