@@ -25,7 +25,7 @@ class Group:
         self, conn: Connection, header: Header, meta: GroupMeta, refused: Counter[Status]
     ) -> None:
         self._conn = conn
-        self._header = header
+        self.header = header
         self._kind = Kind.PULL if meta.push is None else Kind.PUSH
         self._refused = refused
         self._statuses = bytearray([NOT_YET]) * len(meta.pieces)
@@ -37,7 +37,7 @@ class Group:
 
     def request(self, piece: Piece) -> PieceRequest:
         """The next piece's request, as if it had come by itself."""
-        own = self._header
+        own = self.header
         header = Header(
             self._kind,
             flags=own.flags | (FLAG_EMPTY if piece.nbytes == EMPTY else 0),
@@ -77,11 +77,13 @@ class Group:
         self._is_over = True
         for request in self._requests:
             request.into = None
-        payload = b"".join(self._values[index] for index in sorted(self._values))
-        meta = encode(GroupReply(bytes(self._statuses), self._metas))
+        values = b"".join(self._values[index] for index in sorted(self._values))
+        self._tell(GroupReply(bytes(self._statuses), self._metas), values)
+
+    def _tell(self, said: GroupReply, values: bytes) -> None:
         # A caller that is gone asks again over its next connection.
         with contextlib.suppress(PeerUnavailable):
-            self._conn.send(self._header.reply(Status.OK), meta, payload or None)
+            self._conn.send(self.header.reply(Status.OK), encode(said), values or None)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

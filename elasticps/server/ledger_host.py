@@ -103,9 +103,13 @@ class LedgerHost(Hosted):
             raise WireError("a worker may speak for itself alone", field="worker")
         if isinstance(word, Question):
             self._asked(request, word)
-            return
-        _replace(self._waiting, worker, request)
-        self._execute(word, body)
+        else:
+            self.carry_out(request, word, body)
+
+    def carry_out(self, request: Request, command: Command, body: bytes) -> None:
+        """The same for a command of the request's own worker; ``body`` is the command encoded."""
+        _replace(self._waiting, request.header.worker, request)
+        self._execute(command, body)
 
     def _asked(self, request: Request, question: Question) -> None:
         worker, ledger = question.worker, self._ledger

@@ -7,6 +7,7 @@ import time
 import msgspec
 import torch
 
+from elasticps.core.ids import LEDGER
 from elasticps.errors import WireError
 from elasticps.server import following
 from elasticps.server.admission import Admission, Admitted, Open
@@ -17,6 +18,7 @@ from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.shared import SharedRegions
 from elasticps.server.table import Table
 from elasticps.server.tensor_block import MAX_STATE_FACTOR
+from elasticps.server.whole_round import WholeRound
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
 from elasticps.wire.groups import EMPTY, GroupMeta, Piece, check_group, offsets
@@ -34,10 +36,20 @@ from elasticps.wire.messages import (
 from elasticps.wire.region_socket import RegionSocket
 from elasticps.wire.replicated import OpsMeta, check_ops
 from elasticps.wire.tensors import bytes_of
+from elasticps.wire.whole_rounds import RoundMeta, check_round
 
 STATE_SLACK = 64 * 1024
 _PAYLOAD_KINDS = frozenset(
-    {Kind.PUSH, Kind.INIT, Kind.SNAPSHOT, Kind.OP, Kind.PROBE, Kind.GROUP, Kind.OPS}
+    {
+        Kind.PUSH,
+        Kind.INIT,
+        Kind.SNAPSHOT,
+        Kind.OP,
+        Kind.PROBE,
+        Kind.GROUP,
+        Kind.OPS,
+        Kind.ROUND,
+    }
 )
 _CLIENT_KINDS = frozenset(
     {
@@ -50,6 +62,7 @@ _CLIENT_KINDS = frozenset(
         Kind.SAVE,
         Kind.SHARE,
         Kind.GROUP,
+        Kind.ROUND,
     }
 )
 
@@ -97,8 +110,10 @@ class Session:
         self._admitted.check(header)
         if header.kind is Kind.PROBE:
             return None
-        if header.kind is Kind.GROUP:
-            check_group(decode(meta, GroupMeta), header.payload_length)
+        if header.kind in (Kind.GROUP, Kind.ROUND):
+            is_round = header.kind is Kind.ROUND
+            group = decode(meta, RoundMeta).push if is_round else decode(meta, GroupMeta)
+            check_group(group, header.payload_length)
             self._incoming = torch.empty(header.payload_length, dtype=torch.uint8)
             return bytes_of(self._incoming)
         if header.kind is Kind.OPS:
@@ -187,8 +202,8 @@ class Session:
         if header.kind is Kind.SHARE:
             self._share(request)
             return
-        if header.kind is Kind.GROUP:
-            self._group(request, decode(meta, GroupMeta), incoming)
+        if header.kind in (Kind.GROUP, Kind.ROUND):
+            self._many(request, meta, incoming)
             return
         hosted = self._table.replica(header.job, header.block)
         dropped = header.payload_length > 0 and payload is None
@@ -215,13 +230,32 @@ class Session:
         offer = self._regions.offer(request.connection, sizes)
         request.answer(Status.OK, encode(offer) if offer else b"")
 
-    def _group(self, request: Request, meta: GroupMeta, incoming: torch.Tensor | None) -> None:
+    def _many(self, request: Request, meta: bytes, incoming: torch.Tensor | None) -> None:
+        """Many blocks' requests in one frame."""
+        if request.header.kind is Kind.ROUND:
+            self._round(request, decode(meta, RoundMeta), incoming)
+            return
+        group = decode(meta, GroupMeta)
+        check_group(group, request.header.payload_length)
+        answered = Group(request.connection, request.header, group, request.refused)
+        self._begin(answered, group, incoming)
+
+    def _round(self, request: Request, meta: RoundMeta, incoming: torch.Tensor | None) -> None:
+        check_round(meta, request.header)
+        job = request.header.job
+
+        def ledger() -> LedgerHost | None:
+            serves = not (self._lease.expired or self._table.broken(job))
+            hosted = self._table.replica(job, LEDGER) if serves else None
+            return hosted if isinstance(hosted, LedgerHost) else None
+
+        WholeRound(request, meta, self._begin, ledger).begin(incoming)
+
+    def _begin(self, group: Group, meta: GroupMeta, incoming: torch.Tensor | None) -> None:
         """Make each piece's request as if it had come by itself; they are answered together."""
-        check_group(meta, request.header.payload_length)
-        header, push, region = request.header, meta.push, meta.region
+        header, push, region = group.header, meta.push, meta.region
         if push is not None and region:
             push = msgspec.structs.replace(push, place=Place(region, 0, 0, meta.kept))
-        group = Group(request.connection, header, meta, request.refused)
         for piece, start in zip(meta.pieces, offsets(meta.pieces), strict=True):
             each = group.request(piece)
             hosted = self._table.replica(header.job, piece.block)

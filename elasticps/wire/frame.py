@@ -81,6 +81,8 @@ class Kind(IntEnum):
     """Rounds are committed: a replica may apply what it has prepared. Answered when it has."""
     LEND = 18
     """A primary of the same machine asks where to show memory that gradients will lie in."""
+    ROUND = 19
+    """A worker's whole part in a round, where one server leads it all: pushes, vote and pulls."""
 
 
 class Status(IntEnum):

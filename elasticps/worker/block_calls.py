@@ -11,6 +11,7 @@ import torch
 
 from elasticps.api.job_codec import JobCodec
 from elasticps.core.audit import Tally, Verdict, compare
+from elasticps.core.commands import Answer, Vote
 from elasticps.core.ids import BlockId, Round
 from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
 from elasticps.wire.coded_values import are_coded
@@ -94,39 +95,61 @@ class BlockCalls:
             await together([*map(grouped, groups), *map(single, rest)])
         return cast("list[Reply]", settled)
 
+    async def whole_round(
+        self, pushes: Sequence[Call], vote: Vote, memory: Sequence[BlockMemory]
+    ) -> tuple[Settled, Answer | None, bool] | None:
+        """Push, vote and read a run of small blocks by one request: what is known of the pushes,
+        what the ledger answered, and whether all is read. None where one request cannot."""
+        meta = encode(PullMeta())  # the server puts there what the vote is answered
+        pulls = [self._pull_call(each, each.parameter, meta) for each in memory]
+        async with self._window:
+            told = await self._client.rounds.ask(pushes, vote, pulls)
+        if told is None:
+            return None
+        for call, reply in zip(pulls, told.pulled, strict=True):
+            if reply is not None:
+                self._have_read(call, reply)
+        return told.pushed, told.answer, None not in told.pulled
+
+    def _pull_call(
+        self, memory: BlockMemory, tensor: torch.Tensor, meta: bytes, coded: CodedPull | None = None
+    ) -> Call:
+        shared = self._client.shared
+        return Call(
+            kind=Kind.PULL,
+            block=memory.block.id,
+            meta=meta,
+            into=memory.of(tensor),
+            deadline_s=None,
+            place=None if shared is None else shared.value_place(memory.block, tensor),
+            coded=coded,
+        )
+
+    def _have_read(self, call: Call, reply: Reply) -> None:
+        _check_settled(call, reply)
+        if self._client.shared is not None:
+            self._client.shared.returned(call.block)
+        assert call.into is not None
+        is_difference = call.coded and decode(reply.meta, ValueMeta).makes is not None
+        self.bytes_pulled += len(reply.payload or b"") if is_difference else len(call.into)
+
     async def read(self, proof: PullMeta, into: Targets | None) -> None:
         """Read the values of the parameters in ``into`` there, or all that are held here."""
-        shared = self._client.shared
         metas = {at_once: encode(_proof_of(proof, at_once=at_once)) for at_once in (False, True)}
 
         def call(memory: BlockMemory) -> Call:
             tensor = memory.parameter if into is None else into[memory.block.parameter]
-            return Call(
-                kind=Kind.PULL,
-                block=memory.block.id,
-                meta=metas[memory.at_once],
-                into=memory.of(tensor),
-                deadline_s=None,
-                place=None if shared is None else shared.value_place(memory.block, tensor),
-                coded=self._coded(memory, proof, memory.of(tensor)),
-            )
-
-        def have_read(call: Call, reply: Reply) -> None:
-            _check_settled(call, reply)
-            if shared is not None:
-                shared.returned(call.block)
-            assert call.into is not None
-            is_difference = call.coded and decode(reply.meta, ValueMeta).makes is not None
-            self.bytes_pulled += len(reply.payload or b"") if is_difference else len(call.into)
+            coded = self._coded(memory, proof, memory.of(tensor))
+            return self._pull_call(memory, tensor, metas[memory.at_once], coded)
 
         async def one(memory: BlockMemory) -> None:
             asked = call(memory)
-            have_read(asked, await self.call(asked))
+            self._have_read(asked, await self.call(asked))
 
         async def run(memory: Sequence[BlockMemory]) -> None:
             asked = [call(each) for each in memory]
             for each, reply in zip(asked, await self.call_each(asked), strict=True):
-                have_read(each, reply)
+                self._have_read(each, reply)
 
         wanted = [
             memory

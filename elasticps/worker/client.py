@@ -22,6 +22,7 @@ from elasticps.worker.agent import Agent
 from elasticps.worker.coded_pull import CodedPull
 from elasticps.worker.credentials import ToServers
 from elasticps.worker.group_calls import GroupCalls
+from elasticps.worker.round_calls import RoundCalls
 from elasticps.worker.shared_memory import SharedMemory
 
 REQUEST_TIMEOUT_S = 30.0
@@ -79,6 +80,7 @@ class Client:
         agent.on_servers = self._pool.forget_unlisted
         agent.on_plan = self._give_up_deposed
         self.groups = GroupCalls(agent, self._pool, job, worker)
+        self.rounds = RoundCalls(self.groups)
         self._asking: dict[BlockId, dict[asyncio.Timeout, ServerId]] = {}
 
     @property

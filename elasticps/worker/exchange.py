@@ -103,6 +103,12 @@ class Exchange:
         self._memory = memory
         self._staged = [each for each in memory if not (self._in_rounds and each.at_once)]
         self._runs, self._large = slices(self._staged)
+        self._all_in_one_run = (
+            self._in_rounds
+            and not self._called_together
+            and len(self._runs) == 1
+            and len(self._runs[0]) == len(memory)
+        )
         self._metas: dict[tuple[object, ...], bytes] = {}
         self.early = EarlyPushes(self._push)
         self._attendance = Attendance(client)
@@ -302,12 +308,46 @@ class Exchange:
         """
         self._keeps = self._in_rounds and into is None  # a gradient stays until all is read
         try:
-            counted = await self._pushed_and_voted()
-            await self.read(into)
+            has_voted = has_read = False
+            if into is None and self._may_be_one_request():
+                has_voted, has_read = await self._one_request()
+            counted = self._take_counted() if has_voted else await self._pushed_and_voted()
+            if not has_read:
+                await self.read(into)
         finally:
             self._keeps = False
             self.shared.settle()
         return counted
+
+    def _may_be_one_request(self) -> bool:
+        """Is the round pushes of small blocks, a vote and pulls, with nothing in between?"""
+        turn = self.member_turn
+        return (
+            self._all_in_one_run
+            and turn.contributes
+            and self._bound is None
+            and all(
+                each.is_held and not self.early.has_left(each.block.id) for each in self._memory
+            )
+        )
+
+    async def _one_request(self) -> tuple[bool, bool]:
+        """Try to have the round by one request: whether it is voted for by that, and read.
+
+        What has not been done is yet to be asked for, and may be asked for again.
+        """
+        turn = self.member_turn
+        self.early.settle()
+        pushes = [self._push_call(memory, turn) for memory in self._memory]
+        asking = self._blocks.whole_round(pushes, self._ballot(turn), self._memory)
+        told = await self._attendance.unless_regenerated(turn.generation, asking)
+        self.shared.hold_gradients()
+        if told is None:
+            return False, False
+        _, answer, has_read = told
+        if answer is None or self._voted(answer, contributes=True) is None:
+            return False, False
+        return True, has_read
 
     async def whole_round(self) -> bool:
         """As ``round``, but that nothing is read."""
@@ -321,6 +361,9 @@ class Exchange:
             await self.push()
             if await self.vote() is not None:
                 break
+        return self._take_counted()
+
+    def _take_counted(self) -> bool:
         counted = self._counted
         self._tell_counted()
         return counted
@@ -478,21 +521,26 @@ class Exchange:
         if self._called is not None:
             contributes = contributes and self._called.contributes
 
-        def ballot(worker: WorkerId) -> Vote:
-            return Vote(
-                worker,
-                turn.round,
-                turn.generation,
-                contributes,
-                self.leaving,
-                seq=self._seq,
-                keeps=self.keeps if contributes else (),
-                pushed=pushed,
-                scale=self._scale,
-                speed=self.speed,
-            )
+        ballot = self._ballot(turn, contributes=contributes, pushed=pushed)
+        answer = await self._client.ledger(lambda _: ballot)
+        return self._voted(answer, contributes=contributes, pushed=pushed)
 
-        answer = await self._client.ledger(ballot)
+    def _ballot(self, turn: Turn, *, contributes: bool = True, pushed: bool = True) -> Vote:
+        return Vote(
+            self._client.worker,
+            turn.round,
+            turn.generation,
+            contributes,
+            self.leaving,
+            seq=self._seq,
+            keeps=self.keeps if contributes else (),
+            pushed=pushed,
+            scale=self._scale,
+            speed=self.speed,
+        )
+
+    def _voted(self, answer: Answer, *, contributes: bool, pushed: bool = True) -> Commit | None:
+        """Take in what the ledger answers to a vote; None where the workers are others by now."""
         if isinstance(answer, Regenerated):
             self.turn, self._called = answer.turn, None
             return None

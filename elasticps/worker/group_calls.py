@@ -8,7 +8,8 @@ the same sequence number.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -65,7 +66,7 @@ def slices(memory: Sequence[BlockMemory]) -> tuple[list[list[BlockMemory]], list
     return runs, [each for each in memory if each.block.nbytes > SMALL_BYTES]
 
 
-class _Member(msgspec.Struct, frozen=True, gc=False):
+class Member(msgspec.Struct, frozen=True, gc=False):
     """A call, by its index among those that came with it, and its piece of the frame."""
 
     index: int
@@ -81,7 +82,7 @@ class Group(msgspec.Struct, frozen=True, gc=False):
     """Calls that go in one frame."""
 
     key: _Key
-    members: list[_Member]
+    members: list[Member]
 
 
 class GroupCalls:
@@ -91,12 +92,12 @@ class GroupCalls:
         self, agent: Agent, pool: ConnectionPool[ServerId], job: JobKey, worker: WorkerId
     ) -> None:
         self.shared: SharedMemory | None = None
-        self._agent = agent
-        self._spans = agent.spans
+        self.agent = agent
+        self.spans = agent.spans
         self._pool = pool
-        self._job = job
-        self._worker = worker
-        self._asking: dict[asyncio.Timeout, tuple[ServerId, list[_Member]]] = {}
+        self.job = job
+        self.worker = worker
+        self._asking: dict[asyncio.Timeout, tuple[ServerId, Sequence[BlockId]]] = {}
 
     def divided(self, calls: Sequence[Call]) -> tuple[list[Group], list[int]]:
         """The groups that calls of one kind, round and sequence number make, and who is in none.
@@ -112,7 +113,7 @@ class GroupCalls:
 
     def is_asking(self, block: BlockId) -> bool:
         """Is a server being asked for the block now?"""
-        return any(each.call.block == block for _, of in self._asking.values() for each in of)
+        return any(block in blocks for _, blocks in self._asking.values())
 
     def give_up_deposed(self, update: PlanUpdate) -> None:
         """Do not wait for who does not lead all of a group any more: it may never answer."""
@@ -120,16 +121,38 @@ class GroupCalls:
             return
         primaries = {row.block: row.primary for row in update.rows}
         now = asyncio.get_running_loop().time()
-        for scope, (asked, members) in self._asking.items():
-            led = all(primaries.get(each.call.block, asked) == asked for each in members)
+        for scope, (asked, blocks) in self._asking.items():
+            led = all(primaries.get(block, asked) == asked for block in blocks)
             if not led and not scope.expired():
                 scope.reschedule(now)
 
-    def _groups(self, calls: Sequence[Call]) -> dict[_Key, list[_Member]]:
-        groups: dict[_Key, list[_Member]] = {}
+    @contextlib.asynccontextmanager
+    async def asking(
+        self, primary: ServerId, blocks: Sequence[BlockId]
+    ) -> AsyncIterator[Connection]:
+        """A connection to who leads ``blocks``. Raises PeerUnavailable, and TimeoutError once
+        another leads one of them."""
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._asking[scope] = primary, blocks
+                yield await self._pool.connection(primary)
+        finally:
+            self._asking.pop(scope, None)
+
+    def in_one(self, calls: Sequence[Call]) -> Group | None:
+        """The group that all of the calls make; None where they make several, or are in none."""
+        groups = self._groups(calls)
+        if len(groups) != 1:
+            return None
+        [(key, members)] = groups.items()
+        return Group(key, members) if len(members) == len(calls) else None
+
+    def _groups(self, calls: Sequence[Call]) -> dict[_Key, list[Member]]:
+        groups: dict[_Key, list[Member]] = {}
         shared = self.shared
         for index, call in enumerate(calls):
-            row, place = self._agent.row(call.block), call.place
+            row, place = self.agent.row(call.block), call.place
             if row is None or (shared is not None and shared.is_abandoned(call.block)):
                 continue
             nbytes = EMPTY if call.payload is None else len(call.payload)
@@ -138,7 +161,7 @@ class GroupCalls:
             offset = 0 if place is None else place.offset
             region, kept = (0, False) if place is None else (place.region, place.kept)
             key = row.primary, call.meta, call.flags & ~FLAG_EMPTY, region, kept
-            member = _Member(index, call, Piece(call.block, row.epoch, nbytes, offset))
+            member = Member(index, call, Piece(call.block, row.epoch, nbytes, offset))
             groups.setdefault(key, []).append(member)
         return groups
 
@@ -150,23 +173,20 @@ class GroupCalls:
         await self._ask(group.key, group.members, settled)
         return [each.index for each in group.members if settled[each.index] is None]
 
-    async def _ask(self, key: _Key, members: list[_Member], settled: Settled) -> None:
+    async def _ask(self, key: _Key, members: list[Member], settled: Settled) -> None:
         primary, _, flags, region, _ = key
         first = members[0].call
         header = Header(
             Kind.GROUP,
             flags=flags,
-            job=self._job,
-            worker=self._worker,
+            job=self.job,
+            worker=self.worker,
             seq=first.seq,
             round=first.round,
         )
-        scope = asyncio.timeout(None)
         try:
-            async with scope:
-                self._asking[scope] = primary, members
-                connection = await self._pool.connection(primary)
-                began_ns, via = self._spans.begin(), str(connection.where.transport)
+            async with self.asking(primary, [each.call.block for each in members]) as connection:
+                began_ns, via = self.spans.begin(), str(connection.where.transport)
                 shared = self.shared
                 if region and shared is not None and await shared.ready(connection, first.block):
                     via = SHM
@@ -175,12 +195,10 @@ class GroupCalls:
                     await self._by_payload(connection, header, key, members, settled)
         except (TimeoutError, PeerUnavailable):
             return
-        finally:
-            self._asking.pop(scope, None)
         if began_ns:
             nbytes = sum(max(each.piece.nbytes, 0) for each in members)
             name = first.kind.name.lower()
-            self._spans.end(
+            self.spans.end(
                 name, began_ns, block=first.block, nbytes=nbytes, via=via, round_=first.round
             )
 
@@ -189,28 +207,21 @@ class GroupCalls:
         connection: Connection,
         header: Header,
         key: _Key,
-        members: list[_Member],
+        members: list[Member],
         settled: Settled,
     ) -> None:
         pushes = members[0].call.kind is Kind.PUSH
-        payload = b"".join(_padded(members)) if pushes else b""
+        payload = b"".join(padded(members)) if pushes else b""
         if len(payload) > MAX_GROUP_BYTES:
             return
         reply = await connection.request(
             header,
-            encode(_meta_of(key, members, region=0)),
+            encode(meta_of(key, members, region=0)),
             payload or None,
             max_reply=sum(each.piece.nbytes for each in members if each.call.into is not None),
             timeout_s=members[0].call.timeout_s,
         )
-        values, start = reply.payload or memoryview(b""), 0
-        for each, status in _settle(reply, key[0], members, settled):
-            into = each.call.into
-            if status is Status.OK and into is not None:
-                if start + len(into) > len(values):
-                    raise WireError("a group's values are too short", field="payload_length")
-                into[:] = values[start : start + len(into)]
-                start += len(into)
+        take(_said(reply), reply.payload, key[0], members, settled)
 
     async def _by_places(
         self,
@@ -218,44 +229,55 @@ class GroupCalls:
         connection: Connection,
         header: Header,
         key: _Key,
-        members: list[_Member],
+        members: list[Member],
         settled: Settled,
     ) -> None:
-        pushes, kept = members[0].call.kind is Kind.PUSH, key[4]
-        if pushes:
+        if members[0].call.kind is Kind.PUSH:
             for each in members:
                 shared.lend(each.call.block)
-        meta = encode(_meta_of(key, members, region=key[3]))
+        meta = encode(meta_of(key, members, region=key[3]))
         try:
             reply = await connection.request(header, meta, timeout_s=members[0].call.timeout_s)
         except BaseException:
             if not connection.ended_by_peer:
                 for each in members:
-                    _abandon(shared, each.call, connection)
+                    abandon(shared, each.call, connection)
             raise
+        self.take_by_places(shared, connection, _said(reply), Group(key, members), settled)
+
+    def take_by_places(
+        self,
+        shared: SharedMemory,
+        connection: Connection,
+        said: GroupReply | None,
+        group: Group,
+        settled: Settled,
+    ) -> None:
+        """What the server says of each is true of the places that it was told of, too."""
+        pushes, kept = group.members[0].call.kind is Kind.PUSH, group.key[4]
         traffic = self._pool.traffic.by_transport[SHM]
-        for each, status in _settle(reply, key[0], members, settled):
+        for each, status in _settle(said, group.key[0], group.members, settled):
             block, nbytes = each.call.block, each.piece.nbytes
             if not pushes:
                 traffic.received += nbytes  # and nothing is written there once this is answered
                 continue
             traffic.sent += nbytes
             if status is NOT_YET:
-                _abandon(shared, each.call, connection)
+                abandon(shared, each.call, connection)
                 continue
             shared.answered(block, connection)
             if status is Status.OK and not kept:
                 shared.returned(block)
 
 
-def _meta_of(key: _Key, members: Sequence[_Member], *, region: int) -> GroupMeta:
+def meta_of(key: _Key, members: Sequence[Member], *, region: int) -> GroupMeta:
     pieces = tuple(each.piece for each in members)
     if members[0].call.kind is Kind.PUSH:
         return GroupMeta(pieces, push=decode(key[1], PushMeta), region=region, kept=key[4])
     return GroupMeta(pieces, pull=decode(key[1], PullMeta), region=region)
 
 
-def _padded(members: Sequence[_Member]) -> Iterator[bytes | memoryview]:
+def padded(members: Sequence[Member]) -> Iterator[bytes | memoryview]:
     for each in members:
         payload = each.call.payload
         if payload is not None:
@@ -263,13 +285,34 @@ def _padded(members: Sequence[_Member]) -> Iterator[bytes | memoryview]:
             yield bytes(aligned(len(payload)) - len(payload))
 
 
+def _said(reply: Reply) -> GroupReply | None:
+    return decode(reply.meta, GroupReply) if reply.header.status is Status.OK else None
+
+
+def take(
+    said: GroupReply | None,
+    values: memoryview | None,
+    primary: ServerId,
+    members: Sequence[Member],
+    settled: Settled,
+) -> None:
+    """Take in what the server says of each, and the values that came with it."""
+    values, start = values or memoryview(b""), 0
+    for each, status in _settle(said, primary, members, settled):
+        into = each.call.into
+        if status is Status.OK and into is not None:
+            if start + len(into) > len(values):
+                raise WireError("a group's values are too short", field="payload_length")
+            into[:] = values[start : start + len(into)]
+            start += len(into)
+
+
 def _settle(
-    reply: Reply, primary: ServerId, members: Sequence[_Member], settled: Settled
-) -> Iterator[tuple[_Member, Status]]:
+    said: GroupReply | None, primary: ServerId, members: Sequence[Member], settled: Settled
+) -> Iterator[tuple[Member, Status]]:
     """Take in what the server says of each; raises JobFailed for what it refuses for good."""
-    if reply.header.status is not Status.OK:
+    if said is None:
         return
-    said = decode(reply.meta, GroupReply)
     if len(said.statuses) != len(members):
         raise WireError("a group's answer is of other blocks", field="statuses")
     refusal: bytes | None = None
@@ -288,6 +331,6 @@ _STATUSES = tuple(Status)
 _HEADERS = {status: Header(Kind.GROUP, status=status) for status in Status}
 
 
-def _abandon(shared: SharedMemory, call: Call, connection: Connection) -> None:
+def abandon(shared: SharedMemory, call: Call, connection: Connection) -> None:
     assert call.place is not None
     shared.abandoned(call.place, call.block, connection)
