@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from elasticps.api.groups import Group
 from elasticps.api.plugins import Plugin, imported
+from elasticps.errors import PluginError
 
 _NOT_OPTIONS = ("self", "params")
 """``params`` is what a ``torch.optim`` class calls the tensors that it updates."""
@@ -31,6 +32,9 @@ class Description:
 def describe(group: Group, name: str) -> Description:
     """Import the plugin ``name`` and look at it; nothing is made. Raises as ``plugins.load``."""
     plugin, target = imported(group.name, name)
+    contract = group.load_contract()
+    if not (issubclass if isinstance(target, type) else isinstance)(target, contract):
+        raise PluginError(f"is not a {contract.__name__}", where=plugin.where)
     version = getattr(target, "api_version", None)
     subject = target if group.made_with_options else getattr(target, "cls", None)
     return Description(

@@ -93,6 +93,13 @@ def save(
     run_async(write())
 
 
+def _awaited(last_round: int | None) -> str:
+    """The workers tell their round: where all are new, nobody has yet."""
+    if last_round is None:
+        return "waiting for the workers"
+    return f"waiting for the end of round {last_round + 1}"
+
+
 async def _written(api: Api, job: str, request: int, timeout_s: float | None) -> Checkpoint:
     from elasticps.cli.client import watch
 
@@ -110,7 +117,7 @@ async def _written(api: Api, job: str, request: int, timeout_s: float | None) ->
                         raise ElasticError(
                             f"the job has ended before: {look.state}, {look.reason}", where=job
                         )
-                    progress.show(f"waiting for the end of round {(look.round or 0) + 1}")
+                    progress.show(_awaited(look.round))
     except TimeoutError:
         raise ElasticError(
             f"not written within {timeout_s:g} s",

@@ -47,6 +47,7 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 15.0
 PATIENCE_S = 30.0
 """How long an outage may last while something is watched: a new leader needs some seconds."""
+_BROKEN = "the daemon has ended, or the token was revoked: ask again, or another by --api URL"
 _HINT = "is the daemon running? see `systemctl status elasticpsd`, or name another by --api URL"
 QUIET_S = 45.0
 """A stream that says nothing for this long is dead: a comment comes every 15 s."""
@@ -333,6 +334,8 @@ def _plain_errors(url: str) -> Iterator[None]:
             where=url,
             hint="does its API begin with http://? a cluster without certificates has no https",
         ) from None
+    except aiohttp.ClientPayloadError:
+        raise PeerUnavailable("the daemon's answer broke off", where=url, hint=_BROKEN) from None
     except (aiohttp.ClientError, OSError) as error:
         raise PeerUnavailable(
             f"the daemon cannot be reached: {_cause(error)}", where=url, hint=_HINT

@@ -271,6 +271,7 @@ def cancel(settings: Settings, job: str, as_json: bool) -> None:
         async with settings.connect() as api:
             require_known("job", job, await api.job_names())
             answer = await api.cancel(job)
-        print_json(answer) if as_json else click.echo(f"{answer.job}: {answer.state}")
+        said = answer.state if answer.final else f"{answer.state}, and is being stopped"
+        print_json(answer) if as_json else click.echo(f"{answer.job}: {said}")
 
     run_async(stop())

@@ -99,8 +99,7 @@ def info(name: str, group: str | None, as_json: bool) -> None:
     \b
     Exit codes:
       0    shown
-      1    the plugin is broken
-      2    no such plugin, or several groups have one
+      2    no such plugin, several groups have one, or it is broken
     """
     from elasticps.api.description import describe
     from elasticps.api.groups import group_of

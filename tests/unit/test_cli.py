@@ -320,7 +320,7 @@ def test_logs_that_break_off_are_an_error(api):
         api.close()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err.startswith("error: ")
+    assert "the daemon's answer broke off" in err
 
 
 # Operating
@@ -474,6 +474,13 @@ def test_cancel_stops_a_known_job(api, elasticps):
     assert code == 2
     assert "did you mean mnist?" in err
     assert elasticps("cancel", "mnist")[:2] == (0, "mnist: CANCELLED\n")
+
+
+def test_a_cancelled_job_that_has_not_ended_yet_is_told_as_such(api, elasticps, monkeypatch):
+    api.jobs["mnist"] = job("mnist")
+    monkeypatch.setattr(client.Api, "cancel", client.Api.job)
+    said = "mnist: RUNNING, and is being stopped\n"
+    assert elasticps("cancel", "mnist")[:2] == (0, said)
 
 
 def test_several_strategies_are_sent_as_one_and_shown(api, elasticps, script):

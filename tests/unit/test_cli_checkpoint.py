@@ -72,6 +72,15 @@ def test_waiting_ends_when_it_should(elasticps: Command) -> None:
     assert "not written within 0.1 s" in error
 
 
+def test_where_no_worker_has_told_its_round_none_is_guessed(
+    api: FakeApi, elasticps: Command
+) -> None:
+    api.jobs["mnist"]["round"] = None
+    _, _, error = elasticps("checkpoint", "--timeout", "0.1", "mnist")
+    assert "waiting for the workers" in error
+    assert "end of round" not in error
+
+
 def test_an_unknown_job_is_refused(api: FakeApi, elasticps: Command) -> None:
     code, _, error = elasticps("checkpoint", "mnits")
     assert code == 2

@@ -115,6 +115,15 @@ def test_info_of_a_broken_plugin_says_whose_it_is(
     assert "plugin bad of acme-bad 1.0 (acme_bad:plugin)" in capsys.readouterr().err
 
 
+def test_info_of_what_is_no_plugin_says_so(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("acme-bad", "acme_bad", "plugin = 5", {STRATEGIES: {"bad": "acme_bad:plugin"}})
+    assert main(["plugins", "info", "bad"]) == 2
+    said = "plugin bad of acme-bad 1.0 (acme_bad:plugin): is not a Strategy"
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["info", "check"])
 def test_an_unknown_name_is_a_wrong_question(
     command: str, capsys: pytest.CaptureFixture[str]

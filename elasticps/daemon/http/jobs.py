@@ -22,6 +22,7 @@ from elasticps.daemon.http.answers import JobRow, JobsPage, LogLine
 from elasticps.daemon.http.body import as_json, body_of, job_named, query_of
 from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.http.guard import owner, require_own
+from elasticps.daemon.http.line_stream import write_lines
 from elasticps.daemon.http.pages import JobsQuery
 from elasticps.daemon.http.repeats import Done, Repeats
 from elasticps.daemon.http.status import ClusterStatus
@@ -150,12 +151,7 @@ class JobRoutes:
         lines: asyncio.Queue[bytes] = asyncio.Queue(PENDING_LINES)
         gather = self._local_lines if asked.local else self._all_lines
         source = asyncio.create_task(gather(job.name, asked.follow, lines))
-        try:
-            await _pump(lines, source, response)
-        finally:
-            source.cancel()
-            await asyncio.wait({source})
-        await response.write_eof()
+        await write_lines(request, response, lines, source)
         return response
 
     async def _local_lines(self, job: JobName, follow: bool, lines: asyncio.Queue[bytes]) -> None:
@@ -219,23 +215,6 @@ class JobRoutes:
                     await lines.put(line)
         except (aiohttp.ClientError, TimeoutError) as error:
             log.info("node=%s its lines end here: %s", record.node, error)
-
-
-async def _pump(
-    lines: asyncio.Queue[bytes], source: asyncio.Task[None], response: web.StreamResponse
-) -> None:
-    """Write lines as they come, until the source has ended and all are written."""
-    while True:
-        getting = asyncio.create_task(lines.get())
-        await asyncio.wait({getting, source}, return_when=asyncio.FIRST_COMPLETED)
-        if getting.done():
-            await response.write(getting.result())
-            continue
-        getting.cancel()
-        while not lines.empty():
-            await response.write(lines.get_nowait())
-        source.result()
-        return
 
 
 def _spec(name: JobName, body: JobBody, owned_by: str, taken: Collection[str]) -> JobSpec:
