@@ -26,10 +26,10 @@ from elasticps.testing import LocalCluster
 HERE = Path(__file__).parent
 NODES, SLOW, VICTIM = 3, "n1", "n3"
 BATCH = 90
-EACH_S = 0.004
+EACH_S = 0.008
 IDEAL = (NODES - 1 + 1 / SLOWED) / EACH_S
-MEASURING, MEASURED = 8, 25
-COUNTED = 200
+MEASURING, MEASURED = 15, 25
+COUNTED = 120
 """Rounds: in which speeds settle, over which throughput is taken, of the part with the kill."""
 LIMIT_S = 120
 POLL_S = 0.05

@@ -16,6 +16,7 @@ from elasticps.checkpoint.directory import complete, path_of, prune
 from elasticps.checkpoint.draft import Draft, is_draft
 from elasticps.checkpoint.export import export
 from elasticps.checkpoint.listing import list_checkpoints
+from elasticps.checkpoint.manifest import FileEntry
 from elasticps.checkpoint.ownership import Owner
 from elasticps.checkpoint.rehearsal import Rehearsal
 from elasticps.checkpoint.remote_ownership import RemoteOwnership, ownership_of
@@ -119,6 +120,27 @@ def test_the_newest_is_kept_and_what_is_under_way_is_left_alone(root: Path) -> N
     names = sorted(path.name for path in REMOTE.entries(root))
     assert names == ["round-00000020", "round-00000030", "round-00000040"]
     assert [number for number, _ in complete(root)] == [30, 20]
+
+
+def test_a_store_is_asked_once_whether_all_blocks_are_there(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = Draft(root, Round(10))
+    draft.begin()
+    entries = [FileEntry(name=f"block-{number}", size=2, sha256="") for number in range(20)]
+    for entry in entries:
+        STORAGE.write(draft.directory / entry.name, [b"ab"])
+    asked: list[Path] = []
+    real = REMOTE.sizes
+    monkeypatch.setattr(REMOTE, "sizes", lambda path: asked.append(path) or real(path))
+    monkeypatch.setattr(REMOTE, "open", lambda path: asked.append(path))
+    draft.check(entries)
+    assert asked == [draft.directory]
+    longer = FileEntry(name="block-0", size=3, sha256="")
+    with pytest.raises(CheckpointError, match="block-0 has 2 bytes"):
+        draft.check([longer])
+    with pytest.raises(CheckpointError, match="block-99 was written by its shard server, and is"):
+        draft.check([*entries, FileEntry(name="block-99", size=2, sha256="")])
 
 
 def test_a_damaged_newest_one_is_passed_over_and_set_aside(root: Path) -> None:
