@@ -331,3 +331,17 @@ def test_history_tells_apart_equal_versions_of_other_ops(digests: tuple[int, int
     for digest in (1, 2):
         follower.follow(digest)
     assert (follower.version, follower.history) == (one.version, one.history)
+
+
+def test_a_proof_is_taken_of_the_present_primary_once_its_snapshot_is_here() -> None:
+    entry = plan(5, A, in_sync=(B,))
+    backup = Replication(me=B)
+    backup.adopt(entry)
+    assert backup.check_proof(PlanEpoch(5)) is Check.CONFLICT
+    backup.install(3, history=3)
+    assert backup.check_proof(PlanEpoch(5)) is Check.OK
+    assert backup.check_proof(PlanEpoch(4)) is Check.FENCED
+    assert backup.check_proof(PlanEpoch(6)) is Check.BEHIND
+    assert primary_of(entry).check_proof(PlanEpoch(5)) is Check.UNKNOWN
+    backup.adopt(plan(6, C, in_sync=(B,)))
+    assert backup.check_proof(PlanEpoch(6)) is Check.CONFLICT

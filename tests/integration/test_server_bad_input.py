@@ -47,6 +47,7 @@ from elasticps.wire.messages import (
     TensorMeta,
     encode,
 )
+from elasticps.wire.replicated import OpRow, OpsMeta, ProofMeta
 from tests.support.checkers import brought_up, digest
 from tests.support.wire import PATIENCE_S, eventually, raw_stream
 
@@ -114,6 +115,10 @@ NEXT = RoundOp(Round(2), Generation(1), ((STRANGER, Seq(1)),))
 
 def op(round_: RoundOp | None = NEXT, *, version: int = 3, **more: Any) -> bytes:
     return encode(OpMeta(version=version, op=round_, **more))
+
+
+def ops(*rows: OpRow) -> bytes:
+    return encode(OpsMeta((OpMeta(version=0, op=NEXT),), rows))
 
 
 VALUE = bytes(BLOCK_BYTES)
@@ -403,6 +408,53 @@ REQUESTS = {
         meta=encode(OpMeta(version=1 << 40, command=GARBAGE)),
         expect=Status.CONFLICT,
     ),
+    "ops of garbage": Bad(kind=Kind.OPS, to="backup", meta=GARBAGE, expect="meta"),
+    "ops of garbage with a payload": Bad(
+        kind=Kind.OPS, to="backup", meta=GARBAGE, payload=VALUE, expect="meta"
+    ),
+    "ops of nothing": Bad(kind=Kind.OPS, to="backup", meta=ops(), expect="rows"),
+    "an op without a body": Bad(
+        kind=Kind.OPS, to="backup", meta=ops(OpRow(BLOCK, PlanEpoch(1), 3, body=1)), expect="rows"
+    ),
+    "an op of less than no bytes": Bad(
+        kind=Kind.OPS, to="backup", meta=ops(OpRow(BLOCK, PlanEpoch(1), 3, 0, -4)), expect="rows"
+    ),
+    "ops without their bytes": Bad(
+        kind=Kind.OPS,
+        to="backup",
+        meta=ops(OpRow(BLOCK, PlanEpoch(1), 3, 0, BLOCK_BYTES)),
+        expect="payload_length",
+    ),
+    "ops of more bytes than they say": Bad(
+        kind=Kind.OPS,
+        to="backup",
+        meta=ops(OpRow(BLOCK, PlanEpoch(1), 3, 0, BLOCK_BYTES)),
+        payload=VALUE + VALUE,
+        expect="payload_length",
+    ),
+    "ops of too many blocks": Bad(
+        kind=Kind.OPS,
+        to="backup",
+        meta=ops(*[OpRow(BLOCK, PlanEpoch(1), 3, 0)] * 1025),
+        expect="rows",
+    ),
+    "an op in memory that was never lent": Bad(
+        kind=Kind.OPS,
+        to="backup",
+        meta=ops(OpRow(BLOCK, PlanEpoch(1), 3, 0, BLOCK_BYTES, loan=7)),
+        expect=Status.OK,
+    ),
+    "a proof of garbage": Bad(kind=Kind.PROOF, to="backup", meta=GARBAGE, expect="meta"),
+    "a proof for no block": Bad(
+        kind=Kind.PROOF, to="backup", meta=encode(ProofMeta(FAR, ())), expect="rows"
+    ),
+    "a proof of a round that is not here": Bad(
+        kind=Kind.PROOF,
+        to="backup",
+        meta=encode(ProofMeta(FAR, ((BLOCK, PlanEpoch(1)), (BlockId(99), PlanEpoch(1))))),
+        expect=Status.OK,
+    ),
+    "memory lent over the network": Bad(kind=Kind.LEND, to="backup", expect="kind"),
 }
 
 
