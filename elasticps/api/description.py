@@ -33,7 +33,10 @@ def describe(group: Group, name: str) -> Description:
     """Import the plugin ``name`` and look at it; nothing is made. Raises as ``plugins.load``."""
     plugin, target = imported(group.name, name)
     contract = group.load_contract()
-    if not (issubclass if isinstance(target, type) else isinstance)(target, contract):
+    fits = (
+        issubclass(target, contract) if isinstance(target, type) else isinstance(target, contract)
+    )
+    if not fits:
         raise PluginError(f"is not a {contract.__name__}", where=plugin.where)
     version = getattr(target, "api_version", None)
     subject = target if group.made_with_options else getattr(target, "cls", None)
