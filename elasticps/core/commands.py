@@ -195,6 +195,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     ``pushers``: how many workers contribute a gradient to the round; ``contributes``: one is this.
     The samples that it kept come first. ``last``: none are left to lend after these.
     ``ahead``: what it is lent for each of the rounds after, if all goes on as it is.
+    ``through``: the main worker has left, all data read: rank 0 is not the main one.
     """
 
     round: Round
@@ -207,6 +208,11 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     exhausted: bool = False
     last: bool = False
     ahead: tuple[tuple[Range, ...], ...] = ()
+    through: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0 and not self.through
 
 
 Floor = dict[WorkerId, Seq]

@@ -135,6 +135,7 @@ class Roster(Reading, kw_only=True, dict=True):
             exhausted=self._exhausted,
             last=self._is_all_lent,
             ahead=self._ahead_of(worker),
+            through=self.through,
         )
 
     def cut(self) -> Cut:

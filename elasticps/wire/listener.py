@@ -231,7 +231,12 @@ def _replace_stale(address: Address, kind: socket.SocketKind) -> None:
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         if probe.connect_ex(address.path) != errno.ECONNREFUSED:
-            raise UsageError("another process listens there", where=str(address), field="path")
+            raise UsageError(
+                "another process listens there",
+                where=str(address),
+                field="path",
+                hint="does a daemon run here already? each needs a --runtime-dir of its own",
+            )
     Path(address.path).unlink()
 
 

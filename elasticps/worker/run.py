@@ -77,8 +77,11 @@ class Run:
 
     @property
     def is_main(self) -> bool:
-        """True in exactly one worker: the one to evaluate and to print."""
-        return self.rank == 0
+        """True in exactly one worker: the one to evaluate and to print.
+
+        When it ends in order, with all data read, no other takes its place.
+        """
+        return self.turn.is_main
 
     @property
     def traffic(self) -> dict[str, int]:

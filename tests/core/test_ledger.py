@@ -461,6 +461,8 @@ def test_rounds_are_whole_and_samples_read_once_whatever_happens_in_whatever_ord
 
 # -- the end of the training ---------------------------------------------------------------------
 
+ALL_READ = DataSpec(4, 2, 1, 0)
+
 
 @pytest.mark.parametrize("waits", [True, False], ids=["waits for its end", "comes later"])
 def test_nobody_is_the_main_worker_after_the_one_that_came_to_the_end(*, waits: bool) -> None:
@@ -473,6 +475,23 @@ def test_nobody_is_the_main_worker_after_the_one_that_came_to_the_end(*, waits: 
     assert (TWO, Through()) in answers
     assert ledger.apply(Join(TWO)) == [(TWO, Through())]
     assert ledger.members == []
+
+
+@pytest.mark.parametrize(
+    ("end", "is_main"),
+    [(Leave(ONE, through=True), False), (Leave(ONE), True), (Observe((TWO,), 9), True)],
+    ids=["it came to the end", "it left", "it died"],
+)
+def test_a_member_that_is_late_is_the_main_worker_unless_there_was_one(
+    end: Command, *, is_main: bool
+) -> None:
+    """It is seated with the first, and comes to its data when that one has ended already."""
+    ledger = with_all_read(ONE, TWO)
+    ledger.apply(end)
+    ((_, answer),) = ledger.apply(Register(TWO, ALL_READ))
+    assert isinstance(answer, Registered)
+    assert answer.turn.rank == 0
+    assert answer.turn.is_main == is_main
 
 
 @pytest.mark.parametrize("end", [Leave(ONE), Observe((TWO,), 9)], ids=["another left", "it died"])
@@ -491,13 +510,15 @@ def test_a_main_worker_that_leaves_before_the_end_has_a_follower() -> None:
     assert isinstance(answer, Admitted)
 
 
-def with_all_read(worker: WorkerId) -> Ledger:
-    """A ledger that goes on from a checkpoint with all data read."""
-    data = DataSpec(4, 2, 1, 0)
-    ledger = Ledger(start_workers=1)
-    ledger.apply(Join(worker))
-    ledger.apply(Initialized(worker, Cut(Round(2), data, Supply(4))))
-    ((_, answer),) = ledger.apply(Register(worker, data))
+def with_all_read(worker: WorkerId, *others: WorkerId) -> Ledger:
+    """A ledger that goes on from a checkpoint with all data read, as ``worker`` knows already."""
+    ledger = Ledger(start_workers=1 + len(others))
+    for each in (worker, *others):
+        ledger.apply(Join(each))
+    ledger.apply(Initialized(worker, Cut(Round(2), ALL_READ, Supply(4))))
+    (answer,) = [
+        answer for name, answer in ledger.apply(Register(worker, ALL_READ)) if name == worker
+    ]
     assert isinstance(answer, Registered)
     assert answer.turn.exhausted
     return ledger
