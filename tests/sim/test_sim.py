@@ -27,7 +27,7 @@ COMMAND = [
 
 CAUGHT_AT = {
     "epoch-check": (20, "replica-equality"),
-    "dedup-table": (5, "one-hot"),
+    "dedup-table": (4, "one-hot"),
     "wait-for-backups": (2, "version-history"),
     "dedup-in-snapshots": (1, "audit"),
     "lease-deadline": (54, "ownership"),
@@ -35,11 +35,15 @@ CAUGHT_AT = {
     "prepared-in-snapshots": (1, "replica-equality"),
     "generation-check": (10, "liveness"),
     "staleness-at-admission": (5, "staleness"),
-    "floor-at-read": (121, "staleness"),
-    "durable-reads": (4, "durable-reads"),
+    "floor-at-read": (66, "counter-bounds"),
+    "durable-reads": (6, "durable-reads"),
     "base-of-rounds-apart": (18, "replica-equality"),
     "scale-in-proofs": (1, "one-scale"),
     "scale-after-a-round": (18, "one-scale"),
+    "asking-for-the-rest": (4, "liveness"),
+    "return-of-reserved": (0, "samples"),
+    "checkpoint-holds": (100, "checkpoint-cut"),
+    "durable-copies": (65, "checkpoint-cut"),
     "directory-fsync": (1, "checkpoint-kept"),
 }
 """For each part the first seed at which its absence shows, and to which checker."""
