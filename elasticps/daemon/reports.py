@@ -84,6 +84,10 @@ class Reports:
             before[life.uid] = prefer.blocks
             self._unwritten.add(life.job)
             self._news.set()
+        if not prefer.blocks:  # nor is who wished something, and is gone, remembered
+            before.pop(life.uid, None)
+        if not before:
+            del self._wishes[life.job]
 
     def described(self, life: Life, describe: Describe) -> None:
         self._models[life.uid] = (life.job_name, describe)

@@ -135,6 +135,7 @@ class Workers:
             if lease is None or life.job not in active:
                 self._retire(life, retire)
                 life.over.set()
+        self._slots = {job: slot for job, slot in self._slots.items() if job in active}
         return again_s
 
     def _may_begin(self, job: JobView) -> bool:

@@ -5,7 +5,7 @@ A part is taken out for the length of a ``with`` block, by putting another funct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,10 +22,13 @@ from elasticps.core.records import CaughtUpRow
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Action, Answer, Check, Replication, Role
 from elasticps.sim.block import Block
+from elasticps.sim.calls import Asked, Caller
 from elasticps.sim.checkers import Checkers
 from elasticps.sim.disk import Disk
+from elasticps.sim.group import Answered
 from elasticps.sim.hosting import Hosted
-from elasticps.sim.messages import BlockSnapshot, Fingerprint
+from elasticps.sim.messages import BlockSnapshot, Fingerprint, Kind, Request, Saved, Status
+from elasticps.sim.saving import Save
 from elasticps.sim.server import Server
 
 Place = tuple[type, str, Any]
@@ -176,6 +179,41 @@ def _no_scale_after_a_round() -> list[Place]:
     return [(Ledger, "_commit_of", commit_of)]
 
 
+def _no_asking_for_the_rest() -> list[Place]:
+    """A worker takes all blocks of a group that was answered for pushed, refused or not."""
+    original = Caller._settle
+
+    def settle(self: Caller, asked: Asked, answers: Iterable[Answered]) -> None:
+        if asked.calls[0].kind is Kind.PUSH:
+            answers = [(Status.OK, body or 0.0) for _, body in answers]
+        original(self, asked, answers)
+
+    return [(Caller, "_settle", settle)]
+
+
+def _no_return_of_reserved() -> list[Place]:
+    """What was reserved for a worker that is gone is nobody's."""
+
+    def release(self: ClockLedger, worker: WorkerId) -> None:
+        self.reserved.pop(worker, None)
+
+    return [(ClockLedger, "_release", release)]
+
+
+def _no_checkpoint_holds() -> list[Place]:
+    """A block goes on to the next round before it is copied for a checkpoint."""
+    return [(Save, "holds", lambda self, round_: False)]
+
+
+def _too_early_copies() -> list[Place]:
+    """A block is said to be written before what was copied is durable."""
+
+    def answer(self: Block, request: Request, saved: Saved) -> None:
+        request.answer(Status.OK, saved)
+
+    return [(Block, "_answer_saved", answer)]
+
+
 def _no_directory_fsync() -> list[Place]:
     """A checkpoint's names are left to the page cache; the content of its files is not."""
     return [(Disk, "sync_directory", lambda self, path: None)]
@@ -196,6 +234,10 @@ ABLATIONS: dict[str, Callable[[], list[Place]]] = {
     "base-of-rounds-apart": _no_base_of_rounds_apart,
     "scale-in-proofs": _no_scale_in_proofs,
     "scale-after-a-round": _no_scale_after_a_round,
+    "asking-for-the-rest": _no_asking_for_the_rest,
+    "return-of-reserved": _no_return_of_reserved,
+    "checkpoint-holds": _no_checkpoint_holds,
+    "durable-copies": _too_early_copies,
     "directory-fsync": _no_directory_fsync,
 }
 

@@ -3,10 +3,11 @@ holds for its numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from elasticps.core.audit import Tally, mix
-from elasticps.core.ids import BlockId, WorkerId
+from elasticps.core.ids import BlockId, Round, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.core.replica import Commit, Push, PushOutcome, Replica, RoundOp, Settled
 from elasticps.core.replication import Check, Replication, Role
@@ -21,10 +22,13 @@ from elasticps.sim.messages import (
     PushBody,
     Pushes,
     Request,
+    SaveBody,
+    Saved,
     Status,
     Value,
     norm_of,
 )
+from elasticps.sim.saving import Save
 
 if TYPE_CHECKING:
     from elasticps.sim.server import Server
@@ -47,7 +51,8 @@ class Block(Hosted):
         self._gradients: dict[WorkerId, Push] = {}
         self._held: dict[WorkerId, Request] = {}
         self._prepared: Pushes = ()
-        self._answers: dict[Request, Value] = {}
+        self._answers: dict[Request, Value | Saved] = {}
+        self._save: Save | None = None
 
     @property
     def replication(self) -> Replication:
@@ -77,10 +82,14 @@ class Block(Hosted):
                 self._push(request, request.message.body)
             case Kind.INIT:
                 self._initialize(request)
+            case Kind.SAVE:
+                self._save_for(request, request.message.body)
             case _:
                 self._read(request, request.message.body)
 
     def _push(self, request: Request, body: PushBody) -> None:
+        if self._must_wait(request, body.commit, lambda: self._push(request, body)):
+            return
         if not self._is_up_to(request, body.commit):
             return
         message = request.message
@@ -124,6 +133,8 @@ class Block(Hosted):
             self._held.pop(worker).answer(Status.STALE_GENERATION)
 
     def _read(self, request: Request, body: PullBody) -> None:
+        if self._must_wait(request, body.commit, lambda: self._read(request, body)):
+            return
         if not self._is_up_to(request, body.commit):
             return
         if not (self.replica.initialized and self.replica.has(body.floor)):
@@ -153,8 +164,11 @@ class Block(Hosted):
         match request.message.kind:
             case Kind.PULL:
                 value = self._answers.pop(request, None) or self._value
+                assert isinstance(value, Value)
                 self.server.check.value_read(self, value)
                 request.answer(Status.OK, value)
+            case Kind.SAVE:
+                request.answer(Status.OK, self._answers.pop(request, None))
             case Kind.STATUS:
                 row = self.replica.applied.get(request.message.worker)
                 request.answer(Status.OK, row.tally if row else Tally())
@@ -163,13 +177,58 @@ class Block(Hosted):
             case _:
                 request.answer(Status.OK)
 
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def _save_for(self, request: Request, body: SaveBody) -> None:
+        if self._save is None or self._save.draft != body.draft:
+            commit, replica = body.proof.commit, self.replica
+            if not self._is_up_to(request, commit):
+                return
+            if not (replica.initialized and replica.has(body.proof.floor)):
+                request.answer(Status.BEHIND)
+                return
+            exact = body.exact and replica.in_rounds
+            if exact and commit is not None and replica.round != commit.round:
+                request.answer(Status.CONFLICT)
+                return
+            self._begin_save(body.draft, replica.round if exact else None)
+        assert self._save is not None
+        if body.written:
+            self._save.ask(request)
+        else:
+            request.answer(Status.OK)
+
+    def _begin_save(self, draft: str, limit: Round | None) -> None:
+        if self._save is not None:
+            self._save.give_up()
+        self._save = Save(
+            draft, limit, lambda: Saved(self.replica.round, self.log), self._answer_saved
+        )
+        self.server.later(self.server.world.copy_delay(), self._save.write)
+
+    def _answer_saved(self, request: Request, saved: Saved) -> None:
+        self._answers[request] = saved
+        self.perform(self.replication.answer_when_durable(request))
+
+    def _must_wait(
+        self, request: Request, commit: Commit | None, go_on: Callable[[], None]
+    ) -> bool:
+        """Hold a request that would carry the block past a round that is yet to be copied."""
+        if self._save is None or commit is None or not self._is_held(commit):
+            return False
+        self._save.held.append((request, go_on))
+        return True
+
+    def _is_held(self, commit: Commit) -> bool:
+        return self._save is not None and self._save.holds(commit.round)
+
     # -- rounds ---------------------------------------------------------------------------------
 
     def _is_up_to(self, request: Request, commit: Commit | None) -> bool:
         while (settled := self.replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
             assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared(commit.scale)
+                self._apply(commit)
             elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
@@ -201,7 +260,22 @@ class Block(Hosted):
         self._prepared = gradient
         self.publish(Op(version, self.fingerprint(), op=op, gradient=gradient, commit=base))
 
-    def _apply_prepared(self, scale: float) -> None:
+    def _apply(self, commit: Commit) -> None:
+        """Apply the prepared round; the server's other blocks take theirs in the same step.
+
+        What a commit proves it proves of every block, whichever hears of it first.
+        """
+        self.apply_prepared(commit.scale)
+        for other in list(self.server.hosted.values()):
+            if isinstance(other, Block) and other is not self and other.is_due(commit):
+                other.apply_prepared(commit.scale)
+
+    def is_due(self, commit: Commit) -> bool:
+        if self._is_held(commit) or not self.replica.in_rounds:
+            return False
+        return self.replica.settle(commit) is Settled.APPLY
+
+    def apply_prepared(self, scale: float) -> None:
         op = self.replica.apply_prepared(scale)
         self.log = (*self.log, self._prepared)
         self._prepared = ()
@@ -269,7 +343,7 @@ class Block(Hosted):
         while (settled := self.replica.settle(commit)) is not Settled.DONE:
             assert commit is not None
             if settled is Settled.APPLY:
-                self._apply_prepared(commit.scale)
+                self._apply(commit)
             elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
@@ -282,6 +356,9 @@ class Block(Hosted):
             self.refuse_waiting()
 
     def refuse_waiting(self) -> None:
+        if self._save is not None:
+            self._save.give_up()
+            self._save = None
         self.replica.drop_staged()
         self._refuse_held()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elasticps.core.ids import BlockId, Round, Seq, ServerId, WorkerId
 from elasticps.core.plan import Entry
 from elasticps.sim.clock import MS
+from elasticps.sim.group import Answered
 from elasticps.sim.messages import Kind, Message, Status
 from elasticps.sim.process import Process
 
@@ -39,7 +41,13 @@ class Call:
     )
 
     def __init__(
-        self, kind: Kind, block: BlockId, body: Any, done: Done, seq: Seq, round_: Round
+        self,
+        kind: Kind,
+        block: BlockId,
+        body: Any,
+        done: Done,
+        seq: Seq = Seq(0),
+        round_: Round = Round(0),
     ) -> None:
         self.kind = kind
         self.block = block
@@ -54,6 +62,14 @@ class Call:
         """The epoch that did not serve it, while it waits to be tried again."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A group that waits for its answer."""
+
+    primary: ServerId
+    calls: list[Call]
+
+
 class Caller(Process):
     """A process that asks primaries, and follows the plan from one to the next."""
 
@@ -64,6 +80,7 @@ class Caller(Process):
         self._rows: dict[BlockId, Entry] = {}
         self._listed: dict[ServerId, object] = {}
         self._resting: list[Call] = []
+        self._asked: list[Asked] = []
 
     def hear(self, news: News) -> None:
         """The daemon's word on servers and plan."""
@@ -76,6 +93,7 @@ class Caller(Process):
             for call in list(self._resting):
                 if self._rows[call.block].epoch > call.rests:
                     self._attempt(call, call.tries)
+            self._give_up_deposed()
 
     def call(
         self,
@@ -89,11 +107,65 @@ class Caller(Process):
     ) -> Call:
         """Ask until there is an answer that is for the caller to judge: ``done`` gets it."""
         call = Call(kind, block, body, done, seq, round_)
-        if block in self._rows:
+        self.begin(call)
+        return call
+
+    def call_each(self, calls: list[Call]) -> None:
+        """Ask of a run of blocks: together what one server leads, and what that leaves singly."""
+        groups: dict[ServerId, list[Call]] = {}
+        for call in calls:
+            row = self._rows.get(call.block)
+            if row is not None and row.primary in self._listed:
+                groups.setdefault(row.primary, []).append(call)
+            else:
+                self.begin(call)
+        for primary, members in groups.items():
+            if len(members) > 1:
+                self._ask_together(primary, members)
+            else:
+                self.begin(members[0])
+
+    def begin(self, call: Call) -> None:
+        if call.block in self._rows:
             self._attempt(call, 0)
         else:
             self._resting.append(call)
-        return call
+
+    # -- groups ---------------------------------------------------------------------------------
+
+    def _ask_together(self, primary: ServerId, calls: list[Call]) -> None:
+        pieces = tuple(self._message(call, self._rows[call.block]) for call in calls)
+        first = pieces[0]
+        message = Message(Kind.GROUP, first.block, first.epoch, pieces, self.id)
+        asked = Asked(primary, calls)
+        self._asked.append(asked)
+        self._network.request(
+            self,
+            primary,
+            message,
+            lambda status, answers: self._settle(asked, answers if status is Status.OK else ()),
+            lambda: self._settle(asked, ()),
+        )
+
+    def _settle(self, asked: Asked, answers: Iterable[Answered]) -> None:
+        """Take in what the server says of each, and ask singly whose answer is not known."""
+        if asked not in self._asked:
+            return
+        self._asked.remove(asked)
+        for call, (status, body) in zip(asked.calls, answers, strict=False):
+            if call.active and status in FINAL:
+                call.active = False
+                call.done(status, body)
+        for call in asked.calls:
+            self._attempt(call, 0)
+
+    def _give_up_deposed(self) -> None:
+        """Do not wait for who does not lead all of a group any more: it may never answer."""
+        for asked in list(self._asked):
+            if any(self._rows[call.block].primary != asked.primary for call in asked.calls):
+                self._settle(asked, ())
+
+    # -- one by one -----------------------------------------------------------------------------
 
     def cancel(self, call: Call) -> None:
         call.active = False
@@ -110,16 +182,16 @@ class Caller(Process):
         if row.primary not in self._listed:
             self._rest(call, row)
             return
-        message = Message(
-            call.kind, call.block, row.epoch, call.body, self.id, call.seq, call.round
-        )
         self._network.request(
             self,
             row.primary,
-            message,
+            self._message(call, row),
             lambda status, body: self._answered(call, row, status, body),
             lambda: self._rest(call, row),
         )
+
+    def _message(self, call: Call, row: Entry) -> Message:
+        return Message(call.kind, call.block, row.epoch, call.body, self.id, call.seq, call.round)
 
     def _answered(self, call: Call, row: Entry, status: Status, body: Any) -> None:
         if not call.active:

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from elasticps.core.audit import Tally, compare
 from elasticps.core.clock_ledger import ClockLedger
-from elasticps.core.commands import Admitted, Answers, Command, Committed, Turn, Vote
+from elasticps.core.commands import (
+    Admitted,
+    Answers,
+    Command,
+    Committed,
+    Cut,
+    Registered,
+    Turn,
+    Vote,
+)
 from elasticps.core.ids import BlockId, Generation, PlanEpoch, Round, Seq, ServerId, WorkerId
 from elasticps.core.plan import Entry
-from elasticps.core.ranges import Range
+from elasticps.core.ranges import Range, Supply, less
 from elasticps.core.replica import Commit
 from elasticps.core.replication import Role
-from elasticps.sim.messages import Fingerprint, Pushes, Status, Value, norm_of
+from elasticps.sim.messages import Fingerprint, Pushes, Saved, Status, Value, norm_of
 
 if TYPE_CHECKING:
     from elasticps.sim.block import Block
     from elasticps.sim.hosting import Hosted
     from elasticps.sim.ledger import LedgerHost
+    from elasticps.sim.scenario import Job
     from elasticps.sim.worker import Worker
     from elasticps.sim.world import World
 
@@ -57,6 +68,7 @@ class Checkers:
         self._bounds: dict[tuple[WorkerId, Round], dict[WorkerId, Seq]] = {}
         self._votes: dict[tuple[WorkerId, Round], Seq] = {}
         self._known: dict[WorkerId, tuple[WorkerId, Round]] = {}
+        self._saved: list[tuple[BlockId, Log]] = []
         self._contents: dict[int, tuple[Log, dict[Push, bool]]] = {}
 
     def fail(self, checker: str, what: str) -> None:
@@ -159,6 +171,7 @@ class Checkers:
         ledger = host.ledger
         if not isinstance(ledger, ClockLedger):
             return
+        self._lent_once(ledger, answers)
         if isinstance(command, Vote) and command.contributes:
             self._votes.setdefault((command.worker, command.round), command.seq)
         for worker, answer in answers:
@@ -166,6 +179,21 @@ class Checkers:
                 self._goes_on(worker, ledger)
             elif worker in ledger.clocks and isinstance(answer, Admitted):
                 self._floors.setdefault((worker, JOINED), self._seqs(list(ledger.clocks.items())))
+
+    def _lent_once(self, ledger: ClockLedger, answers: Answers) -> None:
+        """No sample is two workers' at a time, and nobody ends while some are to be read."""
+        reserved = [parts for steps in ledger.reserved.values() for parts in steps]
+        open_ = [*ledger.leases.values(), *ledger.kept.values(), *reserved]
+        parts = [*ledger.supply.given_back, *(part for each in open_ for part in each)]
+        in_order = sorted(parts, key=lambda part: part.start)
+        for one, other in pairwise(in_order):
+            self._hold(one.stop <= other.start, "samples", f"{one} and {other} in {in_order}")
+        ended = any(
+            answer.turn is not None and answer.turn.exhausted
+            for _, answer in answers
+            if isinstance(answer, Admitted | Committed | Registered)
+        )
+        self._hold(not (ended and parts), "samples", f"{parts} are to be read at the end")
 
     def _goes_on(self, worker: WorkerId, ledger: ClockLedger) -> None:
         """A worker may take its next step; what it reads from now on must have these pushes."""
@@ -287,6 +315,33 @@ class Checkers:
                         what = f"{other}:{seq} is not in block {block}"
                         self.fail(checker, f"worker {worker.id} at {key[1]}: {what}")
 
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def saved(self, job: Job, blocks: dict[BlockId, Saved], cut: Cut, *, exact: bool) -> None:
+        """A checkpoint is of one moment, where there is one, and of nothing that can be lost.
+
+        What it says to have been read is in its values.
+        """
+        for block, each in blocks.items():
+            self._saved.append((block, each.log))
+            if exact and job.has_rounds(block) and each.round != cut.round:
+                self.fail("checkpoint-cut", f"block {block} at {each.round}, not {cut.round}")
+        if exact:
+            logs = [blocks[block].log for block in job.round_blocks]
+            self._hold(logs[1:] == logs[:-1], "checkpoint-cut", f"{cut}: {logs}")
+        if job.data is not None and exact and job.push_every == 1:
+            kept = list(cut.supply.given_back)
+            self.samples(blocks[BlockId(1)].log, kept, cut.supply.position, None)
+        if job.data is not None and not job.in_rounds:
+            for each in blocks.values():
+                self.covered(each.log, cut.supply)
+
+    def covered(self, log: Log, supply: Supply) -> None:
+        """Every sample that was lent is in a push at least, or is to be read yet."""
+        pushed = (part for each in log for push in each for part in self.attempts[push])
+        missing = less((Range(0, supply.position),), (*pushed, *supply.given_back))
+        self._hold(not missing, "samples", f"{missing} are in no push")
+
     # -- the end of a worker --------------------------------------------------------------------
 
     def refused(self, worker: Worker, reason: str) -> None:
@@ -317,6 +372,9 @@ class Checkers:
                 self._hold(push not in self.refusals, "one-hot", f"{push} was refused")
             for push in self.acknowledged.get(block, {}):
                 self._hold(push in counts, "one-hot", f"{push} is lost in block {block}")
+        for block, saved in self._saved:
+            final = logs[block][: len(saved)]
+            self._hold(saved == final, "checkpoint-cut", f"block {block}: {saved}, then {final}")
 
     def samples(self, log: Log, kept: list[Range], position: int, last: Commit | None) -> None:
         """Every sample that was lent is in one push that counts, or is lent or given back.

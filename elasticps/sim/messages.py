@@ -29,6 +29,8 @@ class Kind(Enum):
     PULL = "pull"
     INIT = "init"
     STATUS = "status"
+    SAVE = "save"
+    GROUP = "group"
     LEDGER = "ledger"
     SNAPSHOT = "snapshot"
     OP = "op"
@@ -92,6 +94,24 @@ class PushBody:
 class PullBody:
     commit: Commit | None
     floor: Floor
+
+
+@dataclass(frozen=True, slots=True)
+class SaveBody:
+    """Write the block for ``draft``. ``exact``: as after the round that ``proof`` proves."""
+
+    draft: str
+    proof: PullBody
+    exact: bool
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A block's file."""
+
+    round: Round
+    log: tuple[Pushes, ...]
 
 
 @dataclass(frozen=True, slots=True)

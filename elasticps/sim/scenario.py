@@ -22,7 +22,9 @@ class Job:
     ``push_every``: the workers push for every so many rounds, and exchange among themselves for the
     others. ``at_once``: of how many blocks, the last ones, pushes are applied as they come.
     ``prefers``: each worker wishes some of the blocks led on its own node, others with each set of
-    members.
+    members. ``grouped``: what a server leads of them is asked for in one frame. ``ahead``: of how
+    many steps to come each worker likes to know its samples. ``saves``: the main worker has a
+    checkpoint written before every so many rounds; 0: never.
     """
 
     blocks: int
@@ -37,6 +39,9 @@ class Job:
     push_every: int = 1
     at_once: int = 0
     prefers: bool = False
+    grouped: bool = False
+    ahead: int = 0
+    saves: int = 0
 
     @property
     def in_rounds(self) -> bool:
@@ -118,7 +123,17 @@ def drawn(random: Random) -> Scenario:
     job = replace(job, data_policy=data_policy, push_every=push_every)
     at_once = 1 if in_step and job.blocks > 1 and random.random() > 0.6 else 0
     prefers = random.random() < 0.3
-    return replace(scenario, job=replace(job, at_once=at_once, prefers=prefers))
+    job = _later_drawn(random, replace(job, at_once=at_once, prefers=prefers))
+    return replace(scenario, job=job)
+
+
+def _later_drawn(random: Random, job: Job) -> Job:
+    """What the simulator has learned last is drawn last: what other seeds have found stays."""
+    grouped = job.blocks > 1 and random.random() < 0.4
+    ahead = random.choice([0, 0, 1, 3]) if job.data is not None else 0
+    saves = random.choice([0, 0, 0, 2, 3])
+    blocks = 3 if grouped else job.blocks
+    return replace(job, blocks=blocks, grouped=grouped, ahead=ahead, saves=saves)
 
 
 def _job(random: Random, nodes: int, workers: int) -> Job:

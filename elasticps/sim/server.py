@@ -9,6 +9,7 @@ from elasticps.core.plan import Entry
 from elasticps.core.records import CaughtUpRow
 from elasticps.core.replication import Check, Role
 from elasticps.sim.block import Block
+from elasticps.sim.group import Group
 from elasticps.sim.hosting import Hosted
 from elasticps.sim.ledger import LedgerHost
 from elasticps.sim.messages import STATUS_OF, Kind, Message, Request, Status
@@ -79,7 +80,9 @@ class Server(Process):
     def receive(self, connection: Any, number: int, message: Message) -> None:
         request = Request(self.network, connection, number, message)
         hosted = self.hosted.get(message.block)
-        if message.kind is Kind.OP or message.kind is Kind.SNAPSHOT:
+        if message.kind is Kind.GROUP and not self.lease_expired:
+            self._group(request)
+        elif message.kind is Kind.OP or message.kind is Kind.SNAPSHOT:
             if hosted is None:
                 request.answer(Status.BEHIND)
             elif message.kind is Kind.OP:
@@ -95,6 +98,17 @@ class Server(Process):
             request.answer(Status.UNKNOWN)
         else:
             self._client(hosted, request)
+
+    def _group(self, request: Request) -> None:
+        """Make each piece's request as if it had come by itself; they are answered together."""
+        group = Group(request, request.message.body)
+        for piece in group.requests:
+            hosted = self.hosted.get(piece.message.block)
+            if hosted is None:
+                piece.answer(Status.UNKNOWN)
+            else:
+                self._client(hosted, piece)
+        group.begun()
 
     def _client(self, hosted: Hosted, request: Request) -> None:
         check = hosted.replication.check(request.message.epoch)

@@ -32,6 +32,7 @@ from elasticps.core.commands import (
 from elasticps.core.ids import LEDGER, BlockId, Generation, Round, Seq, WorkerId
 from elasticps.core.replica import Commit
 from elasticps.sim.calls import Call, Caller
+from elasticps.sim.making import Making
 from elasticps.sim.messages import Kind, PullBody, PushBody, Status, Value
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Worker(Caller):
         self.retiring = False
         self.tally = Tally()
         self._world = world
+        self.check = world.check
         self.job = world.job
         self._ended = ended
         self._prefer = prefer
@@ -73,13 +75,14 @@ class Worker(Caller):
         self._stale = False
         self._generation = Generation(0)
         self._attending: Call | None = None
+        self._making = Making(self)
 
     # -- joining --------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._say(Join(self.id), self._admitted)
+        self.say(Join(self.id), self._admitted)
 
-    def _say(self, word: Command | Question, then: Callable[[Any], None]) -> Call:
+    def say(self, word: Command | Question, then: Callable[[Any], None]) -> Call:
         """Say something to the ledger; ``then`` gets its answer unless it refuses."""
 
         def done(_: Status, answer: Answer) -> None:
@@ -91,7 +94,7 @@ class Worker(Caller):
         return self.call(Kind.LEDGER, LEDGER, word, done)
 
     def _refused(self, answer: Refused) -> None:
-        self._world.check.refused(self, answer.reason)
+        self.check.refused(self, answer.reason)
         self._end(f"refused: {answer.reason}")
 
     def _each(self, kind: Kind, body: Any, then: Callable[[dict[BlockId, Any]], None]) -> None:
@@ -101,17 +104,28 @@ class Worker(Caller):
         def asked(block: BlockId) -> None:
             def done(status: Status, answer: Any) -> None:
                 if kind is not Kind.INIT and status is not Status.OK:
-                    self._world.check.fail("refused", f"block {block} answered {status}")
+                    self.check.fail("refused", f"block {block} answered {status}")
                 answers[block] = answer
                 if len(answers) == self.job.blocks:
                     then(answers)
 
-            self.call(kind, block, self._proof_for(block, body), done)
+            calls.append(Call(kind, block, self.proof_for(block, body), done))
 
+        calls: list[Call] = []
         for block in self.job.block_ids:
             asked(block)
+        for in_rounds in (True, False):
+            run = [call for call in calls if self.job.has_rounds(call.block) is in_rounds]
+            self._ask_each(run, together=kind is Kind.PULL)
 
-    def _proof_for(self, block: BlockId, body: Any) -> Any:
+    def _ask_each(self, calls: list[Call], *, together: bool = True) -> None:
+        if together and self.job.grouped:
+            self.call_each(calls)
+        else:
+            for call in calls:
+                self.begin(call)
+
+    def proof_for(self, block: BlockId, body: Any) -> Any:
         """A block whose pushes are applied at once knows of no rounds."""
         at_once = self.job.in_rounds and not self.job.has_rounds(block)
         return PullBody(None, {}) if at_once and isinstance(body, PullBody) else body
@@ -123,23 +137,23 @@ class Worker(Caller):
         assert isinstance(answer, Admitted)
         if answer.initialize:
             self._each(
-                Kind.INIT, None, lambda _: _ignore(self._say(Initialized(self.id), self._admitted))
+                Kind.INIT, None, lambda _: _ignore(self.say(Initialized(self.id), self._admitted))
             )
             return
         self.turn, self.commit, self._floor = answer.turn, answer.commit, answer.floor
-        self._world.check.joined(self)
+        self.check.joined(self)
         self._read()
 
     def _read(self) -> None:
         """Read every block, no older than what this worker was told."""
-        self._each(Kind.PULL, self._proof, self._have_read)
+        self._each(Kind.PULL, self.proof, self._have_read)
 
     @property
-    def _proof(self) -> PullBody:
+    def proof(self) -> PullBody:
         return PullBody(self.commit if self.job.in_rounds else None, self._floor)
 
     def _have_read(self, values: dict[BlockId, Value]) -> None:
-        self._world.check.pulled(self, values)
+        self.check.pulled(self, values)
         if self._counted:
             self.tally = self.tally.plus(self._seq)
             self._counted = False
@@ -152,10 +166,13 @@ class Worker(Caller):
 
     def _go_on(self, turn: Turn) -> None:
         """What the loop of the script does next."""
+        if self._making.is_due(turn):
+            self._making.begin(lambda: self._go_on(turn))
+            return
         self._prefer_some(turn)
         data = self.job.data
         if data is not None and not self._registered:
-            self._say(Register(self.id, data), self._is_registered)
+            self.say(Register(self.id, data, ahead=self.job.ahead), self._is_registered)
         elif turn.exhausted or self._world.is_enough(turn.round):
             self._finish()
         elif data is not None and not turn.samples:
@@ -182,12 +199,12 @@ class Worker(Caller):
 
     def _finish(self) -> None:
         """Audit what the blocks applied of this worker, then leave."""
-        self._each(Kind.STATUS, self._proof, self._audited)
+        self._each(Kind.STATUS, self.proof, self._audited)
 
     def _audited(self, tallies: dict[BlockId, Tally]) -> None:
-        self._world.check.audited(self, tallies)
+        self.check.audited(self, tallies)
         through = self.turn is not None and self.turn.rank == 0 and self.turn.exhausted
-        self._say(Leave(self.id, through), lambda _: self._end("succeeded"))
+        self.say(Leave(self.id, through), lambda _: self._end("succeeded"))
 
     def _end(self, how: str) -> None:
         self.clock.note(f"worker {self.id} {how}")
@@ -208,11 +225,11 @@ class Worker(Caller):
         turn, missing = self.turn, self.job.blocks_at_once
         assert turn is not None
         seq = self._seq = Seq(self._seq + 1)
-        self._world.check.attempted(self, seq, turn)
+        self.check.attempted(self, seq, turn)
 
         def asked(block: BlockId) -> None:
             def done(status: Status, _: Any) -> None:
-                self._world.check.pushed(self, block, seq, status)
+                self.check.pushed(self, block, seq, status)
                 missing.remove(block)
                 if not missing:
                     self._step_in_round()
@@ -232,14 +249,14 @@ class Worker(Caller):
         self._seq = Seq(self._seq + 1)
         self._called = None
         self._leaving = self.retiring
-        self._world.check.attempted(self, self._seq, self.turn)
+        self.check.attempted(self, self._seq, self.turn)
         self._push()
 
     def _push(self) -> None:
         turn = self.turn
         assert turn is not None
         if self.job.backup_workers:
-            self._say(Ready(self.id, turn.round, turn.generation), self._is_called)
+            self.say(Ready(self.id, turn.round, turn.generation), self._is_called)
         else:
             self._push_all(turn, turn.pushers)
 
@@ -256,15 +273,17 @@ class Worker(Caller):
             self._vote()
             return
         self._stale = False
-        body = PushBody(turn.generation, pushers, self._proof.commit)
-        for block in self.job.round_blocks if self.job.in_rounds else self.job.block_ids:
-            self._push_one(block, body, turn)
+        body = PushBody(turn.generation, pushers, self.proof.commit)
+        blocks = self.job.round_blocks if self.job.in_rounds else self.job.block_ids
+        calls = [self._push_call(block, body, turn) for block in blocks]
+        self._pushes = {call.block: call for call in calls}
+        self._ask_each(calls)
 
-    def _push_one(self, block: BlockId, body: PushBody, turn: Turn) -> None:
+    def _push_call(self, block: BlockId, body: PushBody, turn: Turn) -> Call:
         seq = self._seq
 
         def done(status: Status, norm: Any) -> None:
-            self._world.check.pushed(self, block, seq, status)
+            self.check.pushed(self, block, seq, status)
             del self._pushes[block]
             self._stale = self._stale or status is not Status.OK
             self._norms[block] = norm
@@ -272,7 +291,7 @@ class Worker(Caller):
                 self._clip()
                 self._vote()
 
-        self._pushes[block] = self.call(Kind.PUSH, block, body, done, seq=seq, round_=turn.round)
+        return Call(Kind.PUSH, block, body, done, seq, turn.round)
 
     def _clip(self) -> None:
         """What stands for the scale: all blocks' norms are in it."""
@@ -333,10 +352,10 @@ class Worker(Caller):
             assert isinstance(answer, Committed)
             self.turn, self.commit, self._floor = answer.turn, answer.commit, answer.floor
             self._counted = contributes and answer.counted
-            self._world.check.voted(self, ballot, answer, self._seq if wants else None)
+            self.check.voted(self, ballot, answer, self._seq if wants else None)
             self._read()
 
-        self._say(ballot, told)
+        self.say(ballot, told)
 
     def _vote_apart(self) -> None:
         """End a round for which the workers have exchanged among themselves."""
@@ -351,8 +370,8 @@ class Worker(Caller):
                 return
             assert isinstance(answer, Committed)
             self.turn, self.commit = answer.turn, answer.commit
-            self._world.check.voted(self, ballot, answer, None)
-            self._world.check.went_on()
+            self.check.voted(self, ballot, answer, None)
+            self.check.went_on()
             if self.turn is None:
                 self._end("left")
             else:
@@ -360,10 +379,10 @@ class Worker(Caller):
 
         if self._world.exchange_fails():
             seats = turn.generation % 2 == 0
-            self._say(Regroup(self.id, turn.generation, seats), told)
+            self.say(Regroup(self.id, turn.generation, seats), told)
         else:
-            self._world.check.attempted_apart(self, turn)
-            self._say(ballot, told)
+            self.check.attempted_apart(self, turn)
+            self.say(ballot, told)
 
     @property
     def round(self) -> Round:

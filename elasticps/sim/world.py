@@ -68,6 +68,7 @@ class World:
         self._lives: dict[NodeId, int] = {}
         self._rates = Random(f"{seed}:rates")
         self._exchanges = Random(f"{seed}:exchanges")
+        self._copies = Random(f"{seed}:copies")
         self._enough = -1
         self._healed_at = -1
         self.faults = Faults(
@@ -173,6 +174,10 @@ class World:
 
     def plan_delay(self) -> int:
         return int(self.scenario.plan_delay * self._rates.random()) + self.slow_plans
+
+    def copy_delay(self) -> int:
+        """Until a block's turn to be copied for a checkpoint comes."""
+        return int(self.scenario.compute * 3 * self._copies.random())
 
     def start_delay(self) -> int:
         return int(20 * MS * self._rates.random())
@@ -313,8 +318,11 @@ class World:
             else:
                 logs[entry.block] = self._value_of(held, entry.block, ledger)
         self.check.finished(logs)
-        if isinstance(ledger, LedgerHost) and self.job.in_rounds and self.job.data is not None:
+        if isinstance(ledger, LedgerHost) and self.job.data is not None:
             state = ledger.ledger
+            if not self.job.in_rounds:
+                self.check.covered(logs[BlockId(1)], state.cut().supply)
+                return
             leases = (*state.leases.values(), *state.kept.values())
             lent = [part for lease in leases for part in lease]
             kept = [*lent, *state.supply.given_back]

@@ -299,8 +299,10 @@ class Standing:
         BlockUnavailable when a block has gone on meanwhile.
         """
         proof = self._proof()
+        # Before any block is copied: what counts as read must be in every block.
+        cut = await self.cut()
         await self._blocks.save(proof, order, written=False)
-        return proof, await self.cut()
+        return proof, cut
 
     async def saved(self, proof: PullMeta, order: SaveOrder) -> list[tuple[BlockMemory, SavedMeta]]:
         """Wait until every block is written. Raises BlockUnavailable and CheckpointError."""

@@ -8,12 +8,13 @@ import pytest
 
 from elasticps.checkpoint.rehearsal import Rehearsal
 from elasticps.core.clock_ledger import ClockLedger
-from elasticps.core.commands import Registered
+from elasticps.core.commands import Inspect, Registered
 from elasticps.core.replica import Replica, Settled
 from elasticps.core.roster import Roster
 from elasticps.sim import ledger, sweep
 from elasticps.sim.block import Block
 from elasticps.sim.hosting import Hosted
+from elasticps.sim.making import Making
 from elasticps.sim.messages import Status
 
 play = partial(sweep.play, checkpoints=Rehearsal)
@@ -103,14 +104,34 @@ def registered_without_proof(patch) -> None:
     patch.setattr(Roster, "_register", register)
 
 
+def samples_counted_after_the_copy(patch) -> None:
+    """Where workers are at rounds of their own, the data's position was asked for when blocks had
+    been copied already: a checkpoint said of samples that they were read whose pushes it lacked."""
+    tell, written = Making.tell, Making._written
+    cuts = {}
+
+    def late(self, cut, go_on):
+        cuts[self] = cut
+
+        def known(answer):
+            cuts[self] = answer.cut
+            go_on()
+
+        tell(self, cut, lambda: self._worker.say(Inspect(self._worker.id), known))
+
+    patch.setattr(Making, "_written", lambda self, saved, _: written(self, saved, cuts[self]))
+    patch.setattr(Making, "tell", late)
+
+
 FOUND = [
     (floor_of_who_abstained, 96, "writable"),
-    (empty_round_without_proof, 87, "replica-equality"),
-    (empty_round_at_a_new_primary, 87, "writable"),
+    (empty_round_without_proof, 631, "replica-equality"),
+    (empty_round_at_a_new_primary, 631, "writable"),
     (question_replaced_by_its_own_late_copy, 464, "writable"),
     (push_replaced_by_its_own_late_copy, 293, "writable"),
     (read_of_what_is_not_durable, 4, "durable-reads"),
     (registered_without_proof, 263, "writable"),
+    (samples_counted_after_the_copy, 563, "samples"),
 ]
 
 

@@ -40,6 +40,10 @@ CAUGHT_AT = {
     "base-of-rounds-apart": (86, "replica-equality"),
     "scale-in-proofs": (1, "one-scale"),
     "scale-after-a-round": (86, "one-scale"),
+    "asking-for-the-rest": (4, "liveness"),
+    "return-of-reserved": (0, "samples"),
+    "checkpoint-holds": (100, "checkpoint-cut"),
+    "durable-copies": (65, "checkpoint-cut"),
     "directory-fsync": (1, "checkpoint-kept"),
 }
 """For each part the first seed at which its absence shows, and to which checker."""

@@ -232,3 +232,7 @@ async def test_wishes_of_all_workers_here_are_told_beside_promises_and_go_with_t
         await until(lambda: told() == ReportRecord((row(1),), ((2, 3), (4, 6), (9, 10))))
         reporting.preferred("a.2")
         await until(lambda: told() == ReportRecord((row(1),), ((2, 3),)))
+        assert list(reporting.reports._wishes[reporting.job]) == ["a.1"]
+        reporting.preferred("a.1")
+        await until(lambda: told() == ReportRecord((row(1),)))
+        assert reporting.reports._wishes == {}

@@ -224,6 +224,17 @@ async def test_worker_that_may_still_end_its_round_is_stopped_when_its_job_or_le
         assert not runs(pid)
 
 
+async def test_nothing_is_kept_of_a_job_that_has_ended(store: Store, tmp_path: Path) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        assert len(node.workers._slots) == 1
+        await node.wanted(0, JobState.CANCELLED)
+        await node.workers.reconcile(lease, node.retire)
+        assert node.workers._slots == {}
+        await until(lambda: not node.workers.lives)
+
+
 async def test_surplus_worker_is_the_youngest(store: Store, tmp_path: Path) -> None:
     async with staffed(store, tmp_path) as (node, lease):
         await node.wanted(2)
