@@ -244,7 +244,8 @@ class ParameterBlock(ReplicatedBlock):
                 self._count_pulled(self.nbytes)
                 if request.into is None:
                     return encode(meta), self.tensor.value_bytes()
-                if not request.connection.closed:  # else the worker may have given it to others
+                # A worker that is gone may have given it to others.
+                if self._written is not request and not request.connection.closed:
                     self.tensor.write_value(request.into)
                 return encode(meta), None
             case Kind.STATE:
@@ -273,7 +274,7 @@ class ParameterBlock(ReplicatedBlock):
 
     def _is_up_to(self, request: Request, commit: Commit | None) -> bool:
         """Apply the round that ``commit`` proves, if need be; answer the request if that fails."""
-        settled = self._settled(commit)
+        settled = self._settled(commit, request)
         if self._broken:
             _refuse(request, self._broken)
         elif settled is Settled.MISSING:
@@ -285,7 +286,7 @@ class ParameterBlock(ReplicatedBlock):
         gradient = self.tensor.gradient_of(staged.gradient)
         if gradient is not None and staged.lent and not self.tensor.only_reads_gradients:
             gradient = gradient.clone()
-        self._finite.note(gradient)
+        self._finite.note([] if gradient is None else [gradient])
         sent = gradient.clone() if gradient is not None and self.replication.peers else None
         self.step(gradient, staged.hyper)
         if self._broken:

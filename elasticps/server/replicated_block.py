@@ -57,6 +57,7 @@ class ReplicatedBlock(BlockRounds):
             memoryview(bytearray(payload[end:])), prepared.hyper if prepared else {}
         )
         self.tensor.load(meta.state, payload[:end])
+        self._written = None
         self._broken = ""
         replica = self._replica
         replica.drop_staged()
@@ -80,7 +81,7 @@ class ReplicatedBlock(BlockRounds):
         received = self._received(payload, op.hyper)
         self._catch_up(op.commit)
         if op.at_once:
-            self.step(received.gradient, received.hyper)
+            self.step(received.given, received.hyper)
         if self._broken:  # not to be promoted: it gets a snapshot instead
             raise WireError(f"block {self.id} cannot follow: {self._broken}", field="op")
         if op.at_once:
