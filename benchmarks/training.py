@@ -98,7 +98,7 @@ def with_elasticps(path: str, name: str) -> None:
 
     model, _, _ = made(name)
     with elasticps.join() as run:
-        optimizer = run.optimizer(model, "adamw", **OPTIONS)
+        optimizer = run.optimizer(model, "adamw", fused=True, **OPTIONS)
         with Turns(path, run.rank) as turns:
             train(turns, model, optimizer, name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from elasticps.core.replica import Commit, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import PluginError, WireError
 from elasticps.server.finite import FiniteWatch, SpotCheck
+from elasticps.server.gradient_mean import Mean
 from elasticps.server.hosted import Hosted, Request, Streams
 from elasticps.server.joint_step import SMALL_BYTES, Due, is_joint, step_together
 from elasticps.server.meter import Meter
@@ -24,7 +25,7 @@ from elasticps.server.saving import Save, Saver
 from elasticps.server.staging import PreparedGradient, Staging
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.control_messages import JobInfo
-from elasticps.wire.frame import Status
+from elasticps.wire.frame import FLAG_MEASURE, Status
 from elasticps.wire.messages import OpMeta
 from elasticps.wire.regions import Mapping as RegionMapping
 from elasticps.wire.tallies import JobCounts
@@ -79,6 +80,7 @@ class BlockRounds(Hosted):
         self._prepared = PreparedGradient(None, {})
         self._borrowed: dict[int, RegionMapping] = {}
         self._answers: dict[Request, tuple[bytes, Buffer | None]] = {}
+        self._written: Request | None = None
         self._broken = ""
         self._first_push_ns = 0
         self._saver = saver
@@ -116,12 +118,12 @@ class BlockRounds(Hosted):
                 limit=f"exactly {self.nbytes}" if most is None else f"at most {most}",
             )
 
-    def _settled(self, commit: Commit | None) -> Settled:
-        """Do what a proof of ``commit`` asks for; returns DONE, or MISSING."""
+    def _settled(self, commit: Commit | None, asked: Request) -> Settled:
+        """Do what a proof of ``commit`` in a request asks for; returns DONE, or MISSING."""
         while (settled := self._replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
             assert commit is not None
             if settled is Settled.APPLY:
-                self._apply(commit)
+                self._apply(commit, asked)
             elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
@@ -139,18 +141,30 @@ class BlockRounds(Hosted):
         self.spans.end("wait", self._first_push_ns, block=self.id)
         began_ns = self.spans.begin()
         loan = self._streams.room(self, self.tensor.nbytes_kept)
-        mean, waiting = self._staging.taken(loan.tensor if loan else None)
-        gradient = self.tensor.gradient_of(mean.gradient)
-        prepared = PreparedGradient(gradient, mean.hyper, mean.lent, mean.kept)
+        room = loan.tensor if loan else None
+        prepared, waiting = self._staging.taken(room, apart=self._may_stay_apart)
+        if not isinstance(prepared.given, Mean):
+            gradient = self.tensor.gradient_of(prepared.given)
+            prepared = PreparedGradient(gradient, prepared.hyper, prepared.lent, prepared.kept)
         if loan is not None:
             prepared = prepared.lying_in(loan)
-        elif self.replication.peers or not mean.kept:
+        elif self.replication.peers or not prepared.kept:
             prepared = prepared.owned()
-        self._finite.note(prepared.gradient)
+        self._finite.note(prepared.tensors)
         self.spans.end("stage", began_ns, block=self.id)
         self._publish(self._replica.staged_round(), prepared)
         for request in waiting:
             self.perform(self.replication.answer_when_durable(request))
+
+    @property
+    def _may_stay_apart(self) -> bool:
+        """Does nobody need the mean before it is applied?"""
+        return (
+            self.tensor.sums_pieces
+            and not self._is_small
+            and not self.replication.peers
+            and not any(each.header.flags & FLAG_MEASURE for each in self._staging.held.values())
+        )
 
     def _count_void(self) -> None:
         """What is prepared here will not be applied: its workers push again, those that live."""
@@ -166,10 +180,11 @@ class BlockRounds(Hosted):
         meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
         self._streams.publish(self, meta, payload_of(prepared.gradient), prepared.loan)
 
-    def _apply(self, commit: Commit) -> None:
+    def _apply(self, commit: Commit, asked: Request | None = None) -> None:
         """Apply the prepared round; a small block's small siblings take theirs in the same step.
 
-        What a commit proves it proves of every block, whichever hears of it first.
+        What a commit proves it proves of every block, whichever hears of it first. ``asked``: the
+        request with the proof, whose place gets the value as it is made.
         """
         together = [self] if self.is_due(commit) else []
         if together and self._siblings is not None and self._siblings.swept != commit:
@@ -179,13 +194,13 @@ class BlockRounds(Hosted):
                 each for each in others if isinstance(each, BlockRounds) and each.is_due(commit)
             ]
         if len(together) < 2:
-            self.step(*self.take_prepared(commit.scale))
+            self._step_for(asked, *self.take_prepared(commit.scale))
             return
         groups: dict[int, list[tuple[BlockRounds, Due]]] = {}
         for block in together:
             gradient, hyper = block.take_prepared(commit.scale)
-            if gradient is None:
-                block.step(None, hyper)
+            if gradient is None or isinstance(gradient, Mean):
+                block.step(gradient, hyper)
             else:
                 due = Due(block.tensor, gradient, hyper)
                 groups.setdefault(block.tensor.group, []).append((block, due))
@@ -206,31 +221,57 @@ class BlockRounds(Hosted):
         """Is the state of an earlier round yet to be copied for a checkpoint?"""
         return self._save is not None and self._save.holds(commit.round)
 
-    def take_prepared(self, scale: float) -> tuple[torch.Tensor | None, Hyperparameters]:
+    def take_prepared(self, scale: float) -> tuple[torch.Tensor | Mean | None, Hyperparameters]:
         """The prepared round counts as applied: its gradient and options, for the step that is."""
-        gradient, hyper, lent = self._prepared.gradient, self._prepared.hyper, self._prepared.lent
-        if gradient is not None and not self.replication.all_acked:
-            gradient = gradient.clone()  # a stream may still send it, and the optimizer write to it
-            lent = False
-        if gradient is not None and scale != 1.0:
-            gradient, lent = (gradient.mul(scale), False) if lent else (gradient.mul_(scale), False)
-        if gradient is not None and lent and not self.tensor.only_reads_gradients:
-            gradient = gradient.clone()
+        given, hyper, lent = self._prepared.given, self._prepared.hyper, self._prepared.lent
+        if isinstance(given, Mean):
+            given = replace(given, scale=scale)
+        elif given is not None:
+            given = self._to_apply(given, scale, lent=lent)
         self._replica.apply_prepared(scale)
         self._prepared = PreparedGradient(None, {})
         assert self._replica.last is not None
         self._streams.prove(self, self._replica.last)
-        return gradient, hyper
+        return given, hyper
 
-    def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
+    def _to_apply(self, gradient: torch.Tensor, scale: float, *, lent: bool) -> torch.Tensor:
+        if not self.replication.all_acked:
+            gradient = gradient.clone()  # a stream may still send it, and the optimizer write to it
+            lent = False
+        if scale != 1.0:
+            return gradient.mul(scale) if lent else gradient.mul_(scale)
+        return gradient.clone() if lent and not self.tensor.only_reads_gradients else gradient
+
+    def _step_for(
+        self,
+        asked: Request | None,
+        gradient: torch.Tensor | Mean | None,
+        hyper: Hyperparameters,
+    ) -> None:
+        into = None
+        if asked is not None and not asked.connection.closed:
+            into = asked.into
+        if self.step(gradient, hyper, into):
+            self._written = asked
+
+    def step(
+        self,
+        gradient: torch.Tensor | Mean | None,
+        hyper: Hyperparameters,
+        into: torch.Tensor | None = None,
+    ) -> bool:
+        """One step; returns whether the value has been written to ``into`` as well."""
         began_s = time.monotonic()
         began_ns = self.spans.begin()
+        self._written = None
         try:
-            self.tensor.step(gradient, hyper)
+            written = self.tensor.step(gradient, hyper, into)
             self.spans.end("apply", began_ns, block=self.id, round_=self._replica.round)
             self.count_step(time.monotonic() - began_s)
         except PluginError as error:
             self.fail(error)
+            return False
+        return written
 
     def _step_together(self, group: Sequence[tuple[BlockRounds, Due]]) -> None:
         began_s = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -74,11 +75,11 @@ class FiniteWatch:
         """Is nothing refused for what is in it?"""
         return self._policy is NonFinite.APPLY
 
-    def note(self, gradient: torch.Tensor | None) -> None:
+    def note(self, gradients: Sequence[torch.Tensor]) -> None:
         """Count what is applied although it is not finite, as far as it is looked at."""
-        due = self._policy is NonFinite.APPLY and self._spot_check.is_due
-        if due and gradient is not None:
-            self._count(finite=self._spot_check.is_finite(gradient))
+        if self._policy is NonFinite.APPLY and self._spot_check.is_due:
+            for gradient in gradients:
+                self._count(finite=self._spot_check.is_finite(gradient))
 
     def _count(self, *, finite: bool) -> None:
         self._counts.checked += 1

@@ -249,7 +249,8 @@ class ParameterBlock(ReplicatedBlock):
                 self._count_pulled(self.nbytes)
                 if request.into is None:
                     return encode(meta), self.tensor.value_bytes()
-                if not request.connection.closed:  # else the worker may have given it to others
+                # A worker that is gone may have given it to others.
+                if self._written is not request and not request.connection.closed:
                     self.tensor.write_value(request.into)
                 return encode(meta), None
             case Kind.STATE:
@@ -278,7 +279,7 @@ class ParameterBlock(ReplicatedBlock):
 
     def _is_up_to(self, request: Request, commit: Commit | None) -> bool:
         """Apply the round that ``commit`` proves, if need be; answer the request if that fails."""
-        settled = self._settled(commit)
+        settled = self._settled(commit, request)
         if self._broken:
             _refuse(request, self._broken)
         elif settled is Settled.MISSING:
@@ -290,7 +291,7 @@ class ParameterBlock(ReplicatedBlock):
         gradient = self.tensor.gradient_of(staged.gradient)
         if gradient is not None and staged.lent and not self.tensor.only_reads_gradients:
             gradient = gradient.clone()
-        self._finite.note(gradient)
+        self._finite.note([] if gradient is None else [gradient])
         loan = self._streams.room(self, self.tensor.nbytes_kept)
         sent = PreparedGradient(gradient if self.replication.peers else None, staged.hyper)
         sent = sent.lying_in(loan) if loan else sent.copied()

@@ -60,6 +60,7 @@ class ReplicatedBlock(BlockRounds):
             memoryview(bytearray(payload[end:])), prepared.hyper if prepared else {}
         )
         self.tensor.load(meta.state, payload[:end])
+        self._written = None
         self._broken = ""
         replica = self._replica
         replica.drop_staged()
@@ -95,7 +96,7 @@ class ReplicatedBlock(BlockRounds):
         if op.at_once:
             if not self.tensor.only_reads_gradients:
                 received = received.owned()
-            self.step(received.gradient, received.hyper)
+            self.step(received.given, received.hyper)
         if self._broken:  # not to be promoted: it gets a snapshot instead
             raise WireError(f"block {self.id} cannot follow: {self._broken}", field="op")
         if op.at_once:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import torch
 
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.ids import Seq, WorkerId
+from elasticps.server.gradient_mean import EXACT, Mean
 from elasticps.server.hosted import Request
 from elasticps.server.loans import Loan
 from elasticps.wire.frame import Status
@@ -36,11 +37,12 @@ class Staged:
 class PreparedGradient:
     """A round's mean gradient, held until the round is known to be committed.
 
-    One that is ``lent`` must not be written to: it is in the memory of its only worker, see
-    ``Staged``, or in what servers of this machine share of it: for the primary its ``loan``.
+    One that is ``lent`` must not be written to: it is in its workers' memory, see ``Staged``, or in
+    what servers of this machine share of it: for the primary its ``loan``. One of several workers
+    may be not summed yet.
     """
 
-    gradient: torch.Tensor | None
+    given: torch.Tensor | Mean | None
     hyper: Hyperparameters
     lent: bool = False
     kept: bool = False
@@ -55,14 +57,25 @@ class PreparedGradient:
             target.copy_(self.gradient)
         return PreparedGradient(target, self.hyper, lent=True, loan=loan)
 
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        return self.given.whole if isinstance(self.given, Mean) else self.given
+
+    @property
+    def tensors(self) -> Sequence[torch.Tensor]:
+        """All that the gradient is made of, as it lies."""
+        if isinstance(self.given, Mean):
+            return [gradient for gradient, _ in self.given.parts]
+        return [] if self.given is None else [self.given]
+
     def owned(self) -> PreparedGradient:
         """The same, in this server's memory."""
         return self.copied() if self.lent else self
 
     def copied(self) -> PreparedGradient:
-        return PreparedGradient(
-            None if self.gradient is None else self.gradient.clone(), self.hyper
-        )
+        if isinstance(self.given, Mean):
+            return PreparedGradient(self.given.whole, self.hyper)
+        return PreparedGradient(None if self.given is None else self.given.clone(), self.hyper)
 
     @cached_property
     def norm(self) -> float:
@@ -108,51 +121,51 @@ class Staging:
         self.held.clear()
         self.gradients.clear()
 
-    def taken(self, room: torch.Tensor | None = None) -> tuple[PreparedGradient, list[Request]]:
+    def taken(
+        self, room: torch.Tensor | None = None, *, apart: bool = False
+    ) -> tuple[PreparedGradient, list[Request]]:
         """The mean of all that is staged, and whom it has to be answered to; nothing stays.
 
         The options are those of the lowest rank: of who has been there longest. ``room``: bytes
-        that the mean may lie in, where it is no worker's gradient as it is.
+        that the mean may lie in, where it is no worker's gradient as it is. ``apart``: what its
+        workers keep need not be summed yet.
         """
         # By rank: a resumed job's workers have other ids, in any order, and are to sum the same.
         by_rank = sorted(self.gradients.items(), key=lambda entry: (entry[1].rank, entry[0]))
         staged = [gradient for _, gradient in by_rank]
-        gradient = mean(staged, room)
-        source = next((item for item in staged if item.gradient is gradient), None)
+        given = mean(staged, room, apart=apart)
+        source = next((item for item in staged if item.gradient is given), None)
+        is_apart = isinstance(given, Mean)
         prepared = PreparedGradient(
-            gradient,
+            given,
             staged[0].hyper,
-            lent=source is not None and source.lent,
-            kept=source is not None and source.kept,
+            lent=is_apart or (source is not None and source.lent),
+            kept=is_apart or (source is not None and source.kept),
         )
         waiting = list(self.held.values())
         self.gradients, self.held = {}, {}
         return prepared, waiting
 
 
-def mean(staged: list[Staged], room: torch.Tensor | None = None) -> torch.Tensor | None:
-    """The workers' mean gradient by samples, summed in the order given.
+def mean(
+    staged: Sequence[Staged], room: torch.Tensor | None = None, *, apart: bool = False
+) -> torch.Tensor | Mean | None:
+    """The workers' mean gradient by samples, summed in the order given: in ``room`` (as many bytes,
+    if it is of use), or in the first one's memory, where that is not lent.
 
-    Half precision is summed in single, for a batch's sum may not fit it; others in ``room`` (as
-    many bytes, if it is of use), or in the first one's memory, where that is not lent.
+    ``apart``: not summed yet, where all of it stays as it is until the result has been pulled.
     """
     total = sum(item.weight for item in staged)
     given = [item for item in staged if item.gradient is not None]
-    if not given:
+    parts = [(item.gradient, item.weight) for item in given if item.gradient is not None]
+    if not parts:
         return None
-    first = given[0].gradient
-    assert first is not None
-    if given[0].weight == total:
+    first, weight = parts[0]
+    if weight == total:
         return first
-    wide = torch.promote_types(first.dtype, torch.float32)
-    if room is not None and first.dtype == wide and room.nbytes == first.nbytes:
-        result = room.view(wide).view(first.shape)
-        torch.mul(first, given[0].weight, out=result)
-    elif given[0].lent and first.dtype == wide:
-        result = first.mul(given[0].weight)
-    else:
-        result = first.to(wide).mul_(given[0].weight)
-    for item in given[1:]:
-        assert item.gradient is not None
-        result.add_(item.gradient, alpha=item.weight)
-    return result.div_(total).to(first.dtype)
+    result = Mean(parts, total)
+    if apart and first.dtype in EXACT and all(item.lent and item.kept for item in given):
+        return result
+    if room is not None and first.dtype in EXACT and room.nbytes == first.nbytes:
+        return result.piece(..., room.view(first.dtype).view(first.shape))
+    return result.whole if given[0].lent else result.summed_into(first)

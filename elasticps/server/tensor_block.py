@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,8 @@ from elasticps.checkpoint.snapshot import MASTER, VALUE
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter
 from elasticps.errors import PluginError, WireError
 from elasticps.server.coded_value import HELD, CodedValue, Difference
+from elasticps.server.gradient_mean import Mean
+from elasticps.server.piecewise import PIECE_NUMEL, PiecewiseStep, is_piecewise
 from elasticps.wire.messages import StateMeta, TensorMeta
 from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
 
@@ -59,6 +61,7 @@ class TensorBlock:
         self._optimizer = self._fresh_optimizer()
         self._hyper: Hyperparameters = {}
         self._readers: list[weakref.ref[object]] = []
+        self._pieces: PiecewiseStep | None = None
         self._coded = CodedValue(self._value, self._dtype, values_codec) if values_codec else None
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
@@ -124,8 +127,14 @@ class TensorBlock:
     def leave_to_readers(self) -> None:
         """To be called before the value changes: who reads it yet keeps the memory as it is."""
         if any(reader() is not None for reader in self._readers):
+            self._leave_pieces()
             self._value.data = self._value.clone()
         self._readers.clear()
+
+    def _leave_pieces(self) -> None:
+        if self._pieces is not None:
+            self._pieces.close()
+            self._pieces = None
 
     def write_value(self, target: torch.Tensor) -> None:
         """Copy what workers read to ``target``, a uint8 tensor of ``nbytes``."""
@@ -160,29 +169,70 @@ class TensorBlock:
         """A gradient that was summed in another dtype or shape as one of the value's."""
         return None if flat is None else flat.to(self._kept).view(self._value.shape)
 
-    def step(self, gradient: torch.Tensor | None, hyper: Hyperparameters) -> None:
+    @property
+    def sums_pieces(self) -> bool:
+        """Are gradients like the value, and summed best where they are applied?"""
+        return self._kept == self._dtype and is_piecewise(self._optimizer, self._value)
+
+    def step(
+        self,
+        gradient: torch.Tensor | Mean | None,
+        hyper: Hyperparameters,
+        into: torch.Tensor | None = None,
+    ) -> bool:
         """One optimizer step; ``hyper`` is what differs from the group's options in the model.
 
-        ``gradient`` None means that no worker had a gradient; the optimizer may write to it. Raises
-        WireError for an option that the group does not have, PluginError when the optimizer fails:
-        the value has no meaning then.
+        ``gradient`` None means that no worker had a gradient; the optimizer may write to it.
+        ``into``: where ``write_value`` is asked to write next. Returns whether that has been done.
+        Raises WireError for an option that the group does not have, PluginError when the optimizer
+        fails: the value has no meaning then.
         """
         self.check_options(hyper)
         self.use(hyper)
-        if gradient is not None:
-            self.leave_to_readers()
-            self._update(gradient)
+        if gradient is None:
+            self.code_value()
+            return False
+        self.leave_to_readers()
+        if is_piecewise(self._optimizer, self._value):
+            into = into if self._coded is None and self._kept == self._dtype else None
+            self._update(lambda: self._step_pieces(gradient, into))
+        else:
+            into = None
+            self._value.grad = gradient.whole if isinstance(gradient, Mean) else gradient
+            self._update(self._optimizer.step)
         self.code_value()
+        return into is not None
+
+    def _step_pieces(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> None:
+        if self._pieces is None:
+            self._pieces = PiecewiseStep(self._value, self._optimizer)
+        width = self._value.element_size()
+        value, target = bytes_of(self._value), None if into is None else bytes_of(into)
+        room = (
+            torch.empty(PIECE_NUMEL, dtype=gradient.dtype) if isinstance(gradient, Mean) else None
+        )
+
+        def part(where: slice) -> torch.Tensor:
+            if isinstance(gradient, Mean):
+                assert room is not None
+                return gradient.piece(where, room[: where.stop - where.start])
+            return gradient[where]
+
+        def done(where: slice) -> None:
+            if target is not None:
+                stretch = slice(where.start * width, where.stop * width)
+                target[stretch] = value[stretch]
+
+        self._pieces.step(part, done)
 
     def code_value(self) -> None:
         """To be called after a round has changed the value: workers read the next difference."""
         if self._coded is not None:
             self._coded.follow(self._value)
 
-    def _update(self, gradient: torch.Tensor) -> None:
-        self._value.grad = gradient
+    def _update(self, step: Callable[[], object]) -> None:
         try:
-            self._optimizer.step()
+            step()
         except Exception as error:  # an optimizer may raise anything; its job alone ends
             raise PluginError(
                 f"step() failed on block {self.block.id}: {type(error).__name__}: {error}",
@@ -253,6 +303,7 @@ class TensorBlock:
         self.check_options(meta.hyper)
         self.leave_to_readers()
         self._value.copy_(value.view(self._value.shape))
+        self._leave_pieces()
         # A state may hold less than the one it replaces, and nothing of that one may stay.
         self._optimizer = self._fresh_optimizer()
         self.use(meta.hyper)

@@ -1,0 +1,128 @@
+"""A large block's step piece by piece: each is read, stepped and given out while it is in cache.
+
+An optimizer of several operations would carry a block of 4 MiB from and to memory in each. The
+pieces are stepped by the block's own optimizer, one after the other, as if each were a parameter;
+their states are views of the block's. Element-wise kernels give an element the same bits wherever a
+piece begins, as long as it begins at a multiple of what they take at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+PIECE_NUMEL = 1 << 17
+"""512 KiB of float32: value, two moments, a gradient and temporaries are about a core's cache."""
+
+PIECEWISE: frozenset[type[torch.optim.Optimizer]] = frozenset(
+    {
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.Adagrad,
+        torch.optim.RMSprop,
+        torch.optim.Adadelta,
+        torch.optim.Adamax,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.Rprop,
+        torch.optim.ASGD,
+    }
+)
+"""Those that do to an element what that element's numbers and a count of steps say; a test holds
+each against a step of the whole."""
+
+
+LEAST_BYTES = 64 * 1024
+"""Smaller ones are stepped together (``joint_step``), or are in cache as they are."""
+
+
+def is_piecewise(optimizer: torch.optim.Optimizer, value: torch.Tensor) -> bool:
+    """May the step of a flat ``value`` be made so?"""
+    options = optimizer.param_groups[0]
+    return (
+        type(optimizer) in PIECEWISE
+        and value.dim() == 1
+        and value.nbytes > LEAST_BYTES
+        and not (options.get("capturable") or options.get("differentiable"))
+    )
+
+
+class PiecewiseStep:
+    """The pieces of one value, and of its optimizer's state as it was when this was made.
+
+    It is of no use any more once the value has other memory or the optimizer another state.
+    """
+
+    def __init__(self, value: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        self._value = value
+        self._optimizer = optimizer
+        self._pieces = value.split(PIECE_NUMEL)  # type: ignore[no-untyped-call]
+        whole: dict[str, Any] = optimizer.state.get(value, {})
+        if whole:
+            for piece, where in self._places():
+                optimizer.state[piece] = {
+                    key: _part_of(item, value, where) for key, item in whole.items()
+                }
+
+    def step(
+        self, gradient: Callable[[slice], torch.Tensor], done: Callable[[slice], None]
+    ) -> None:
+        """Step each piece by ``gradient`` there, which is only read, and say that it is ``done``.
+
+        Raises what the optimizer raises: value and state have no meaning then.
+        """
+        optimizer = self._optimizer
+        group = optimizer.param_groups[0]
+        whole = group["params"]
+        try:
+            for piece, where in self._places():
+                group["params"] = [piece]
+                piece.grad = gradient(where)
+                optimizer.step()
+                piece.grad = None
+                done(where)
+        finally:
+            group["params"] = whole
+        self._gather()
+
+    def _places(self) -> list[tuple[torch.Tensor, slice]]:
+        return [
+            (piece, slice(number * PIECE_NUMEL, number * PIECE_NUMEL + piece.numel()))
+            for number, piece in enumerate(self._pieces)
+        ]
+
+    def _gather(self) -> None:
+        """What the optimizer has put into other memory goes back to where the block's state is."""
+        states = self._optimizer.state
+        first: dict[str, Any] = states.get(self._pieces[0], {})
+        if not first:
+            return
+        whole = states[self._value]
+        for key, item in first.items():
+            if not _is_by_element(item, self._pieces[0]):
+                whole[key] = item
+                continue
+            if key not in whole:
+                whole[key] = torch.empty(self._value.shape, dtype=item.dtype)
+            for piece, where in self._places():
+                part, place = states[piece][key], whole[key][where]
+                if part.data_ptr() != place.data_ptr():
+                    states[piece][key] = place.copy_(part)
+
+    def close(self) -> None:
+        """Let go of the pieces' states; the block's own has all that is in them."""
+        for piece in self._pieces:
+            self._optimizer.state.pop(piece, None)
+
+
+def _is_by_element(item: object, like: torch.Tensor) -> bool:
+    return isinstance(item, torch.Tensor) and item.shape == like.shape
+
+
+def _part_of(item: Any, value: torch.Tensor, where: slice) -> Any:
+    if _is_by_element(item, value):
+        return item[where]
+    return item.clone() if isinstance(item, torch.Tensor) else item
