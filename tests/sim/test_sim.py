@@ -35,7 +35,7 @@ CAUGHT_AT = {
     "prepared-in-snapshots": (1, "replica-equality"),
     "generation-check": (10, "liveness"),
     "staleness-at-admission": (5, "staleness"),
-    "floor-at-read": (66, "counter-bounds"),
+    "floor-at-read": (121, "staleness"),
     "durable-reads": (6, "durable-reads"),
     "base-of-rounds-apart": (18, "replica-equality"),
     "scale-in-proofs": (1, "one-scale"),
