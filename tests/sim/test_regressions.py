@@ -129,8 +129,8 @@ FOUND = [
     (empty_round_at_a_new_primary, 631, "writable"),
     (question_replaced_by_its_own_late_copy, 464, "writable"),
     (push_replaced_by_its_own_late_copy, 293, "writable"),
-    (read_of_what_is_not_durable, 4, "durable-reads"),
-    (registered_without_proof, 263, "writable"),
+    (read_of_what_is_not_durable, 6, "durable-reads"),
+    (registered_without_proof, 1122, "writable"),
     (samples_counted_after_the_copy, 563, "samples"),
 ]
 
