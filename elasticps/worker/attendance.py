@@ -29,28 +29,15 @@ class Attendance:
         Raises what the work or the ledger raises.
         """
         over = self._watch(generation)
-        if over.done():
-            work.close()
-            over.result()
-            return None
-        scope, loop, is_working = asyncio.timeout(None), asyncio.get_running_loop(), True
-
-        def end(_: object) -> None:
-            if is_working and not scope.expired():
-                scope.reschedule(loop.time())
-
-        over.add_done_callback(end)
+        working = asyncio.create_task(work)
         try:
-            async with scope:  # the work needs no task of its own, which each step would pay for
-                return await work
-        except TimeoutError:
-            if not scope.expired():
-                raise
+            await asyncio.wait({over, working}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
             over.result()
             return None
         finally:
-            is_working = False
-            over.remove_done_callback(end)
+            await _cancelled(working)
 
     async def until_regenerated(self, generation: Generation) -> None:
         """Wait until the generation is over. Raises JobFailed for who is no member any more."""
