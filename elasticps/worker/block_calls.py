@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 import torch
 
 from elasticps.api.job_codec import JobCodec
@@ -53,6 +54,14 @@ class SaveOrder:
     earlier: Mapping[BlockId, EarlierFile]
 
 
+class WholeRound(msgspec.Struct, frozen=True, gc=False):
+    """What the ledger answered, None for nothing, and whether all blocks are read."""
+
+    answer: Answer | None
+    has_read: bool
+    was_sent: bool
+
+
 class BlockCalls:
     """``bytes_pulled`` are of values alone, what was asked for again included.
 
@@ -97,19 +106,18 @@ class BlockCalls:
 
     async def whole_round(
         self, pushes: Sequence[Call], vote: Vote, memory: Sequence[BlockMemory]
-    ) -> tuple[Settled, Answer | None, bool] | None:
-        """Push, vote and read a run of small blocks by one request: what is known of the pushes,
-        what the ledger answered, and whether all is read. None where one request cannot."""
+    ) -> WholeRound:
+        """Push, vote and read a run of small blocks by one request, where one can."""
         meta = encode(PullMeta())  # the server puts there what the vote is answered
         pulls = [self._pull_call(each, each.parameter, meta) for each in memory]
         async with self._window:
             told = await self._client.rounds.ask(pushes, vote, pulls)
         if told is None:
-            return None
+            return WholeRound(None, has_read=False, was_sent=False)
         for call, reply in zip(pulls, told.pulled, strict=True):
             if reply is not None:
                 self._have_read(call, reply)
-        return told.pushed, told.answer, None not in told.pulled
+        return WholeRound(told.answer, has_read=None not in told.pulled, was_sent=True)
 
     def _pull_call(
         self, memory: BlockMemory, tensor: torch.Tensor, meta: bytes, coded: CodedPull | None = None

@@ -72,6 +72,7 @@ class Exchange(Standing):
         self._bound: float | None = None
         self._norms: dict[BlockId, float] = {}
         self._scale = 1.0
+        self._unsent: dict[BlockId, Call] = {}
 
     async def await_change(self) -> None:
         """Wait until the workers are others than the turn's, and learn this one's new turn."""
@@ -84,6 +85,7 @@ class Exchange(Standing):
         """Number the pushes of the round that follows: of ``updates``, or of the gradients."""
         self._seq = Seq(self._seq + 1)
         self._called = None
+        self._unsent.clear()
         self.encoder.settle(counted=False)
         self._metas.clear()
         self._updates = updates
@@ -132,10 +134,11 @@ class Exchange(Standing):
         self.shared.hold_gradients()
         if told is None:
             return False, False
-        _, answer, has_read = told
-        if answer is None or self._voted(answer, contributes=True) is None:
+        if not told.was_sent:  # coded and counted once
+            self._unsent = {call.block: call for call in pushes}
+        if told.answer is None or self._voted(told.answer, contributes=True) is None:
             return False, False
-        return True, has_read
+        return True, told.has_read
 
     async def whole_round(self) -> bool:
         """As ``round``, but that nothing is read."""
@@ -258,6 +261,9 @@ class Exchange(Standing):
         return self._are_taken([(call, await self._blocks.call(call))])
 
     def _push_call(self, memory: BlockMemory, turn: Turn) -> Call:
+        unsent = self._unsent.pop(memory.block.id, None)
+        if unsent is not None:
+            return unsent
         payload = self.encoder.payload(memory, self._seq, self._updates)
         measures = self._in_rounds and self._bound is not None
         return Call(

@@ -61,7 +61,7 @@ class RoundCalls:
         self._groups = groups
 
     async def ask(self, pushes: Sequence[Call], vote: Vote, pulls: Sequence[Call]) -> Told | None:
-        """Push, vote and pull by one request; None where several would be asked, or none answered.
+        """Push, vote and pull by one request; None where that cannot be, and nothing was sent.
 
         Raises JobFailed when a block refused.
         """
@@ -100,7 +100,7 @@ class RoundCalls:
                 reply = await _requested(conn, header, encode(meta), payload, ways, shared)
                 told = self._taken(reply, conn, ways, shared)
         except (TimeoutError, PeerUnavailable):
-            return None
+            return _nothing(push, pull)
         via = SHM if near else str(conn.where.transport)
         nbytes = sum(each.piece.nbytes for each in pull.members)
         groups.spans.end("round", began_ns, nbytes=nbytes, via=via, round_=first.round)
@@ -108,14 +108,15 @@ class RoundCalls:
 
     def _taken(
         self, reply: Reply, connection: Connection, ways: _Ways, shared: SharedMemory | None
-    ) -> Told | None:
+    ) -> Told:
+        told = _nothing(ways.push, ways.pull)
         if reply.header.status is not Status.OK:
-            return None
+            return told
         said = decode(reply.meta, RoundReply)
         answer: Answer | None = _answers.decode(said.answer) if said.answer else None
         if isinstance(answer, Refused):
             raise JobFailed(answer.reason, where="the job's ledger")
-        told = Told([None] * len(ways.push.members), answer, [None] * len(ways.pull.members))
+        told = msgspec.structs.replace(told, answer=answer)
         parts = ((ways.push, said.pushed, told.pushed), (ways.pull, said.pulled, told.pulled))
         for (group, of_it, settled), by_places in zip(parts, ways.places, strict=True):
             if by_places:
@@ -124,6 +125,10 @@ class RoundCalls:
             else:
                 take(of_it, reply.payload, group.key[0], group.members, settled)
         return told
+
+
+def _nothing(push: Group, pull: Group) -> Told:
+    return Told([None] * len(push.members), None, [None] * len(pull.members))
 
 
 async def _requested(
