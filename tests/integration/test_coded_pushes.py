@@ -300,7 +300,7 @@ async def test_codec_that_cannot_decode_fails_its_job_with_the_reason() -> None:
 async def test_codec_that_a_server_cannot_have_fails_its_job_with_the_reason(
     text: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elasticps.worker.exchange.load_codec", lambda _: None)
+    monkeypatch.setattr("elasticps.worker.standing.load_codec", lambda _: None)
     async with Rig(servers=2, codec=text) as rig:
         with pytest.raises(JobFailed, match=reason):
             await rig.worker(SGD).join()
