@@ -115,6 +115,7 @@ class Exchange(Standing):
         return (
             self._all_in_one_run
             and turn.contributes
+            and not self.leaving  # its last vote ends its membership: it hears that from the vote
             and self._bound is None
             and all(
                 each.is_held and not self.early.has_left(each.block.id) for each in self._memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -56,6 +57,31 @@ async def test_a_worker_that_dies_while_another_waits_leaves_it_a_round_of_its_o
         alone.step([(mine, 1.0)])
         _same([one], alone)
         await _audited([one])
+
+
+async def test_a_worker_that_leaves_with_the_round_ends_in_order_and_its_push_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That it is no member any more is told at once, and may be heard before the answer."""
+    async with Rig(1, start_workers=2) as rig:
+        leaver, stays = await rig.workers(2, SMALL)
+        ask = leaver.client.rounds.ask
+
+        async def ask_slowly(*arguments: Any) -> Any:
+            told = await ask(*arguments)
+            await asyncio.sleep(0.1)
+            return told
+
+        monkeypatch.setattr(leaver.client.rounds, "ask", ask_slowly)
+        gradients = _gradients(0)
+        await together(leaver.step(gradients[0], leaving=True), stays.step(gradients[1]))
+        await stays.step(gradients[0])
+        alone = LocalRun(SMALL)
+        alone.step([(each, 1.0) for each in gradients])
+        alone.step([(gradients[0], 1.0)])
+        assert leaver.exchange.turn is None
+        _same([stays], alone)
+        await _audited([stays])
 
 
 @pytest.mark.parametrize("moved", [LEDGER, BlockId(2)], ids=["the ledger", "a block"])
