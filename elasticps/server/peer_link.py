@@ -187,17 +187,24 @@ class PeerLink:
                 return
             offer = decode(reply.meta, RegionsOffer)
             shown = RegionsShown(offer.token, loan.number, 0)
-            # Its own descriptor: the loan may end meanwhile.
+            # Its own descriptor, for the loan may end meanwhile; the thread's, for this may be
+            # cancelled meanwhile, and another file could have its number when it is passed.
             descriptor = os.dup(loan.region.descriptor)
-            try:
-                await asyncio.to_thread(show, offer.path, shown, [descriptor])
-            finally:
-                os.close(descriptor)
+            loop = asyncio.get_running_loop()
+            showing = loop.run_in_executor(None, _show_once, offer.path, shown, descriptor)
+            await asyncio.shield(showing)
             mapped_by = connection
         except ElasticError as error:
             log.info("block=%s is sent to %s: %s", hosted.id, connection.where, error)
         finally:
             loan.shown(mapped_by)
+
+
+def _show_once(path: str, shown: RegionsShown, descriptor: int) -> None:
+    try:
+        show(path, shown, [descriptor])
+    finally:
+        os.close(descriptor)
 
 
 def _payload(batch: Sequence[Delivery]) -> bytearray:
