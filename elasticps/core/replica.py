@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 import msgspec
 
@@ -43,8 +44,7 @@ class Commit(msgspec.Struct, frozen=True, array_like=True):
     scale: float = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Push:
+class Push(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """``pushers``: how many workers contribute to the round in this generation."""
 
     worker: WorkerId
@@ -84,10 +84,16 @@ class RoundOp(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def digest(self) -> int:
-        digest = mix(mix(self.round) ^ self.generation)
-        for worker, seq in self.pushes:
-            digest = mix(mix(digest ^ worker) ^ seq)
-        return digest
+        return _digest(self)
+
+
+@lru_cache(maxsize=64)
+def _digest(op: RoundOp) -> int:
+    """Remembered, for the blocks of a model have the same op one after the other."""
+    digest = mix(mix(op.round) ^ op.generation)
+    for worker, seq in op.pushes:
+        digest = mix(mix(digest ^ worker) ^ seq)
+    return digest
 
 
 class Settled(Enum):

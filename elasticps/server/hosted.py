@@ -25,6 +25,7 @@ from elasticps.core.replication import (
 )
 from elasticps.errors import ElasticError, PeerUnavailable
 from elasticps.server.loans import Loan
+from elasticps.server.meter import Lag
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import OpMeta, RefusalMeta, SnapshotMeta, encode
@@ -104,6 +105,7 @@ class Hosted(ABC):
         self.id = block
         self.counts = counts
         self.spans = Spans()
+        self.lag = Lag()
         self.snapshot_bytes: dict[ServerId, int] = {}
         self._streams = streams
 
@@ -162,14 +164,14 @@ class Hosted(ABC):
 
     def _perform(self, action: Action) -> None:
         match action:
+            case Answer(request=Request() as request, check=Check.OK):
+                self._answer_durable(request)
             case Snapshot(peer=peer):
                 self._streams.open(self, peer)
             case Stop(peer=peer):
                 self._streams.close(self, peer)
             case CaughtUp():
                 self._streams.promises_changed(self.job)
-            case Answer(request=Request() as request, check=Check.OK):
-                self._answer_durable(request)
             case Answer(request=Request() as request, check=check):
                 request.answer(STATUS_OF[check])
             case Free():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import msgspec
 import torch
 
 from elasticps.core.blocks import Hyperparameters
@@ -17,8 +18,7 @@ from elasticps.wire.frame import Status
 from elasticps.wire.tallies import JobCounts
 
 
-@dataclass(frozen=True, slots=True)
-class Staged:
+class Staged(msgspec.Struct, frozen=True, gc=False):
     """One worker's gradient; None where the step gave the parameter none.
 
     One that is ``lent`` is in the worker's memory and must not be written to; the worker keeps it
@@ -33,8 +33,7 @@ class Staged:
     kept: bool = False
 
 
-@dataclass(frozen=True)  # without slots, for what is cached
-class PreparedGradient:
+class PreparedGradient(msgspec.Struct, frozen=True, dict=True):
     """A round's mean gradient, held until the round is known to be committed.
 
     One that is ``lent`` must not be written to: it is in its workers' memory, see ``Staged``, or in

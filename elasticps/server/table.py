@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from heapq import nlargest
 
 from elasticps.api.job_codec import JobCodec, load_codec
 from elasticps.api.optimizer import Optimizer
@@ -16,7 +15,6 @@ from elasticps.core.blocks import Block, partition
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import LEDGER, BlockId, JobKey, ServerId
 from elasticps.core.plan import Entry
-from elasticps.core.proposal import Load
 from elasticps.core.replication import Role
 from elasticps.errors import ElasticError
 from elasticps.server.block_rounds import Siblings
@@ -24,6 +22,7 @@ from elasticps.server.finite import SpotCheck
 from elasticps.server.hosted import Hosted
 from elasticps.server.landing import Landing
 from elasticps.server.ledger_host import LedgerHost
+from elasticps.server.load_count import LoadCount
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.saving import Saver
 from elasticps.server.streams import ReplicaStreams
@@ -32,7 +31,6 @@ from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.coded_values import are_coded
 from elasticps.wire.control_messages import (
     AliveWorkers,
-    HotBlock,
     JobInfo,
     PlanUpdate,
     Promises,
@@ -51,9 +49,8 @@ REPORTED_SHARE = 0.1
 """Of the server's time, what telling promises may take: each report has them all, and where many
 blocks catch up one by one the leader is not to plan for each of them."""
 LEAST_PAUSE_S = 0.01
-MAX_HOT = 64
-BYTES_PER_S = 1e9
-"""What a byte counts beside a second of applying, for which blocks are told of at all."""
+COUNTED_AT_ONCE = 500
+"""Replicas: some milliseconds, in which the loop does nothing else."""
 
 
 @dataclass(slots=True)
@@ -245,37 +242,23 @@ class Table:
         return job.hosted.values() if job else ()
 
     def load(self) -> ServerLoad:
-        hosted = [item for key in self._jobs for item in self._all(key)]
-        blocks = [item for item in hosted if isinstance(item, ParameterBlock)]
-        ledgers = [item for item in hosted if isinstance(item, LedgerHost)]
-        total, hot = _costs(blocks)
-        tally = self.tallies.told(hosted, time.monotonic())
-        return ServerLoad(
-            blocks=len(hosted),
-            bytes_held=sum(row.holding.nbytes for row in tally.jobs),
-            pushes=sum(item.pushes for item in blocks),
-            rounds=max((item.round for item in ledgers), default=0),
-            total=total,
-            hot=hot,
-            tally=tally,
-        )
+        count = LoadCount(time.monotonic())
+        for hosted in self._everything():
+            count.add(hosted)
+        return count.told(self.tallies)
 
+    async def load_in_turns(self) -> tuple[ServerLoad, float]:
+        """As ``load``, and the seconds that it took; after each few replicas the loop turns to
+        others."""
+        began_s, away_s = time.monotonic(), 0.0
+        count = LoadCount(began_s)
+        for number, hosted in enumerate(self._everything(), 1):
+            count.add(hosted)
+            if number % COUNTED_AT_ONCE == 0:
+                left_s = time.monotonic()
+                await asyncio.sleep(0)
+                away_s += time.monotonic() - left_s
+        return count.told(self.tallies), time.monotonic() - began_s - away_s
 
-def _costs(blocks: Sequence[ParameterBlock]) -> tuple[Load, tuple[HotBlock, ...]]:
-    now_s = time.monotonic()
-    loads = [(block, block.meter.load(now_s)) for block in blocks]
-    total = Load(
-        bytes_per_s=sum(load.bytes_per_s for _, load in loads),
-        apply_s_per_s=sum(load.apply_s_per_s for _, load in loads),
-        measured_s=max((load.measured_s for _, load in loads), default=0.0),
-    )
-    led = (
-        HotBlock(block.job, block.id, load)
-        for block, load in loads
-        if block.replication.role is Role.PRIMARY
-    )
-    return total, tuple(nlargest(MAX_HOT, led, key=_cost))
-
-
-def _cost(row: HotBlock) -> float:
-    return row.load.apply_s_per_s + row.load.bytes_per_s / BYTES_PER_S
+    def _everything(self) -> list[Hosted]:
+        return [item for key in self._jobs for item in self._all(key)]

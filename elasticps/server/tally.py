@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from elasticps.core.ids import JobKey, JobName, WorkerId
-from elasticps.core.replication import Replication, Role
+from elasticps.core.replication import Role
 from elasticps.server.hosted import Hosted
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.wire.frame import Status
@@ -24,7 +25,6 @@ class Tallies:
         self.loop_lag_s = 0.0
         self._traffic = traffic
         self._counts: dict[JobKey, JobCounts] = {}
-        self._lags: dict[tuple[JobKey, int], Lag] = {}
         self._names: dict[JobKey, JobName] = {}
 
     def counts_of(self, job: JobKey, name: JobName) -> JobCounts:
@@ -32,24 +32,20 @@ class Tallies:
         self._names[job] = name
         return self._counts.setdefault(job, JobCounts())
 
-    def told(self, hosted: Iterable[Hosted], now_s: float) -> ServerTally:
+    def told(self, holdings: Mapping[JobKey, Holding]) -> ServerTally:
         """All of it as of now. A job that holds nothing any more is told of once more, the last
         time: its counts begin anew if it comes back."""
-        by_job: dict[JobKey, list[Hosted]] = {}
-        for item in hosted:
-            by_job.setdefault(item.job, []).append(item)
-        lags = {(item.job, item.id): item for items in by_job.values() for item in items}
-        self._lags = {key: self._lags.get(key) or Lag() for key in lags}
+        nothing = Holding()
         jobs = tuple(
             JobTally(
                 job=job,
                 name=self._names[job],
                 counts=counts,
-                holding=self._holding(by_job.get(job, ()), now_s),
+                holding=holdings.get(job, nothing).told(),
             )
             for job, counts in self._counts.items()
         )
-        self._counts = {job: counts for job, counts in self._counts.items() if job in by_job}
+        self._counts = {job: counts for job, counts in self._counts.items() if job in holdings}
         self._names = {job: self._names[job] for job in self._counts}
         return ServerTally(
             jobs=jobs,
@@ -58,46 +54,35 @@ class Tallies:
             loop_lag_s=self.loop_lag_s,
         )
 
-    def _holding(self, hosted: Iterable[Hosted], now_s: float) -> JobHolding:
-        roles: Counter[Role] = Counter()
-        nbytes, lag_ops, lag_s = 0, 0, 0.0
-        staleness: int | None = None
-        awaited: tuple[WorkerId, ...] = ()
-        for item in hosted:
-            role = item.replication.role
-            roles[role] += 1
-            nbytes += item.nbytes_held
-            ops, seconds = self._lags[item.job, item.id].look(item.replication, now_s)
-            lag_ops, lag_s = max(lag_ops, ops), max(lag_s, seconds)
-            if isinstance(item, LedgerHost) and role is Role.PRIMARY:
-                staleness, awaited = item.staleness, item.awaited
+
+@dataclass(slots=True)
+class Holding:
+    """What a server holds of one job, one replica counted after the other."""
+
+    roles: Counter[Role] = field(default_factory=Counter)
+    nbytes: int = 0
+    lag_ops: int = 0
+    lag_s: float = 0.0
+    staleness: int | None = None
+    awaited: tuple[WorkerId, ...] = ()
+
+    def add(self, item: Hosted, now_s: float) -> None:
+        role = item.replication.role
+        self.roles[role] += 1
+        self.nbytes += item.nbytes_held
+        ops, seconds = item.lag.look(item.replication, now_s)
+        self.lag_ops, self.lag_s = max(self.lag_ops, ops), max(self.lag_s, seconds)
+        if isinstance(item, LedgerHost) and role is Role.PRIMARY:
+            self.staleness, self.awaited = item.staleness, item.awaited
+
+    def told(self) -> JobHolding:
         return JobHolding(
-            primary=roles[Role.PRIMARY],
-            in_sync=roles[Role.IN_SYNC],
-            learner=roles[Role.LEARNER],
-            nbytes=nbytes,
-            lag_ops=lag_ops,
-            lag_s=lag_s,
-            staleness=staleness,
-            awaited=awaited,
+            primary=self.roles[Role.PRIMARY],
+            in_sync=self.roles[Role.IN_SYNC],
+            learner=self.roles[Role.LEARNER],
+            nbytes=self.nbytes,
+            lag_ops=self.lag_ops,
+            lag_s=self.lag_s,
+            staleness=self.staleness,
+            awaited=self.awaited,
         )
-
-
-class Lag:
-    """For how long a primary has had ops that not every counted replica holds.
-
-    Looked at now and then: it is no longer than it says by more than the time between two looks.
-    """
-
-    def __init__(self) -> None:
-        self._mark = 0
-        self._since_s = 0.0
-
-    def look(self, replication: Replication, now_s: float) -> tuple[int, float]:
-        """How many ops it lags, and for how many seconds; nothing for one that does not lead."""
-        if replication.role is not Role.PRIMARY:
-            self._mark = 0
-            return 0, 0.0
-        if replication.durable >= self._mark:
-            self._mark, self._since_s = replication.version, now_s
-        return replication.version - replication.durable, now_s - self._since_s

@@ -51,10 +51,10 @@ class TensorBlock:
         self.block = block
         self.group = parameter.group
         flat = model.elementwise and parameter.shape
-        shape = (block.numel,) if flat else parameter.shape
+        self._shape = torch.Size((block.numel,) if flat else parameter.shape)
         self._dtype = dtype_named(parameter.dtype)
         self._kept = torch.float32 if parameter.master else self._dtype
-        self._value = torch.zeros(shape, dtype=self._kept)
+        self._value = torch.zeros(self._shape, dtype=self._kept)
         self._base = with_tuples(model.groups[parameter.group])
         self._options = with_tuples(model.options)
         self._plugin = plugin
@@ -159,7 +159,7 @@ class TensorBlock:
 
     def gradient_from(self, payload: torch.Tensor) -> torch.Tensor:
         """A worker's bytes (a uint8 tensor of ``nbytes``) as a gradient of the value."""
-        return payload.view(self._dtype).view(self._value.shape).to(self._kept)
+        return self._fitted(payload.view(self._dtype))
 
     def replicated(self, payload: torch.Tensor) -> torch.Tensor:
         """Another replica's bytes (``nbytes_kept``) as a gradient of the value."""
@@ -167,7 +167,13 @@ class TensorBlock:
 
     def gradient_of(self, flat: torch.Tensor | None) -> torch.Tensor | None:
         """A gradient that was summed in another dtype or shape as one of the value's."""
-        return None if flat is None else flat.to(self._kept).view(self._value.shape)
+        return None if flat is None else self._fitted(flat)
+
+    def _fitted(self, gradient: torch.Tensor) -> torch.Tensor:
+        """In the dtype and shape of the value, as it most often is."""
+        if gradient.dtype is not self._kept:
+            gradient = gradient.to(self._kept)
+        return gradient if gradient.shape == self._shape else gradient.view(self._shape)
 
     @property
     def sums_pieces(self) -> bool:

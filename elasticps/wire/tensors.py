@@ -20,13 +20,20 @@ _DTYPES = {
     )
 }
 
+_NATIVE = frozenset({torch.float64, torch.float32, torch.float16, torch.int64, torch.uint8})
+"""Those of which a memoryview can be taken as it is: not bfloat16, nor complex numbers."""
+
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The writable memory of a contiguous CPU tensor as flat bytes; no copy is made."""
     assert tensor.is_contiguous()
-    assert tensor.device.type == "cpu"
-    array = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)  # type: ignore[arg-type]
+    assert tensor.is_cpu
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.dtype not in _NATIVE or not tensor.numel():
+        tensor = tensor.reshape(-1).view(torch.uint8)
+    view = memoryview(tensor.numpy())  # type: ignore[arg-type]
+    return view.cast("B")
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,16 +44,11 @@ class Encoder:
         """Are gradients sent as they are, uncoded?"""
         return self._codec is None
 
-    def payload(
-        self, memory: BlockMemory, seq: Seq, updates: Mapping[int, torch.Tensor] | None
-    ) -> memoryview | None:
-        """The bytes to push for one block in step ``seq``; None where there is no update of it.
+    def payload(self, memory: BlockMemory, seq: Seq, update: torch.Tensor) -> memoryview:
+        """The bytes to push for one block in step ``seq``, of what is outgoing of it.
 
         Raises PluginError.
         """
-        update = memory.outgoing(updates)
-        if update is None:
-            return None
         payload = bytes_of(update) if self._codec is None else self._coded(memory, update, seq)
         self.pushed_bytes += len(payload)
         self.gradient_bytes += memory.block.nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from elasticps.core.blocks import Model
 from elasticps.core.commands import (
@@ -35,6 +36,9 @@ from elasticps.worker.early_pushes import EarlyPushes
 from elasticps.worker.group_calls import slices
 from elasticps.worker.parameters import BlockMemory
 from elasticps.worker.standing import Standing, unexpected
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Exchange(Standing):
@@ -265,7 +269,8 @@ class Exchange(Standing):
         unsent = self._unsent.pop(memory.block.id, None)
         if unsent is not None:
             return unsent
-        payload = self.encoder.payload(memory, self._seq, self._updates)
+        update = memory.outgoing(self._updates)
+        payload = None if update is None else self.encoder.payload(memory, self._seq, update)
         measures = self._in_rounds and self._bound is not None
         return Call(
             kind=Kind.PUSH,
@@ -277,7 +282,7 @@ class Exchange(Standing):
             flags=(FLAG_EMPTY if payload is None else 0) | (FLAG_MEASURE if measures else 0),
             deadline_s=None,
             timeout_s=HELD_TIMEOUT_S,
-            place=self._place(memory) if payload is not None else None,
+            place=self._place(memory, update) if update is not None else None,
         )
 
     def _push_meta(self, memory: BlockMemory, turn: Turn) -> bytes:
@@ -302,12 +307,10 @@ class Exchange(Standing):
                 self._norms[call.block] = decode(reply.meta, MeasureMeta).norm
         return taken
 
-    def _place(self, memory: BlockMemory) -> Place | None:
+    def _place(self, memory: BlockMemory, update: torch.Tensor) -> Place | None:
         """Where in shared memory the block's gradient lies, None for nowhere."""
         if not self.shared.is_on:
             return None
-        update = memory.outgoing(self._updates)
-        assert update is not None
         is_gradient, kept = self._updates is None, self._keeps and not memory.at_once
         return self.shared.gradient_place(memory, update, is_gradient=is_gradient, kept=kept)
 

@@ -52,7 +52,11 @@ class BlockMemory:
             return None
         if update.is_sparse:
             raise UsageError("sparse gradients are not supported", field="grad")
-        return update.detach().contiguous().view(-1)[self.block.start : self.block.stop]
+        if update.requires_grad:
+            update = update.detach()
+        flat = update.contiguous().view(-1)
+        block = self.block
+        return flat if flat.numel() == block.numel else flat[block.start : block.stop]
 
     def initial(self) -> tuple[StateMeta, memoryview]:
         """The block's present value as the first state of the block."""

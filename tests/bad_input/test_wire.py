@@ -267,7 +267,7 @@ async def test_a_bad_frame_ends_its_connection_alone_or_is_answered(
     row = ROWS[name]
     server = server_of(rig, row)
     server.errors.clear()
-    before, counted = everything(rig), server.server.load().wire_errors
+    before, counted = everything(rig), server.server.wire_errors
     async with rig.primary(BLOCK).spoken_to(BYSTANDER) as other:
         header, meta = pull(rig)
         held = await other.request(header, meta, timeout_s=PATIENCE_S)
@@ -276,10 +276,10 @@ async def test_a_bad_frame_ends_its_connection_alone_or_is_answered(
 
         if isinstance(row.gives, Status):
             assert (status, server.errors) == (row.gives, [])
-            assert server.server.load().wire_errors == counted
+            assert server.server.wire_errors == counted
         else:
             assert status is None
-            await eventually(lambda: server.server.load().wire_errors == counted + 1)
+            await eventually(lambda: server.server.wire_errors == counted + 1)
             (error,) = server.errors
             assert isinstance(error, WireError)
             assert error.field == row.gives

@@ -50,8 +50,9 @@ class Twin:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         for memory in self._memory:
-            payload = self._encoder.payload(memory, Seq(self._seq), None)
-            assert payload is not None
+            update = memory.outgoing(None)
+            assert update is not None
+            payload = self._encoder.payload(memory, Seq(self._seq), update)
             flat = into[memory.block.parameter].view(-1)[memory.block.start : memory.block.stop]
             flat.copy_(self._codec.decode(payload, memory.block.numel))
         self._encoder.settle(counted=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 
 import pytest
@@ -11,6 +12,7 @@ from elasticps.core.consistency import Consistency
 from elasticps.core.ids import LEDGER, Generation, Round, Seq
 from elasticps.core.replication import Role
 from elasticps.errors import JobFailed
+from elasticps.server import table as table_module
 from elasticps.server.finite import SpotCheck
 from elasticps.testing.members import Member
 from elasticps.testing.rig import Rig
@@ -211,3 +213,28 @@ async def test_a_block_that_waits_for_its_backup_lags() -> None:
         await eventually(lambda: primary.server.table.load().tally.jobs[0].holding.lag_s > 0)
         assert primary.server.table.load().tally.jobs[0].holding.lag_ops == 2
         hosted.replication.version -= 2
+
+
+async def test_a_load_that_is_counted_in_turns_is_the_same_and_lets_others_be_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(table_module, "COUNTED_AT_ONCE", 1)
+    async with Rig(servers=1) as rig:
+        (member,) = await rig.workers(1, COUNTED)
+        await bits_of_step([member], [0])
+        (server,) = rig.servers.values()
+        table = server.server.table
+        turns = 0
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            asyncio.get_running_loop().call_soon(turn)
+
+        turn()
+        in_turns, spent_s = await table.load_in_turns()
+        assert turns > in_turns.blocks
+        assert spent_s > 0
+        at_once = table.load()
+        assert (in_turns.blocks, in_turns.pushes) == (at_once.blocks, at_once.pushes)
+        assert in_turns.tally.jobs[0].holding == at_once.tally.jobs[0].holding

@@ -41,9 +41,9 @@ class Block:
         return gradient
 
     def push(self) -> bytes:
-        payload = self.encoder.payload(self.memory, Seq(self.seq), None)
-        assert payload is not None
-        return bytes(payload)
+        update = self.memory.outgoing(None)
+        assert update is not None
+        return bytes(self.encoder.payload(self.memory, Seq(self.seq), update))
 
 
 def decoded(codec: JobCodec, payload: bytes) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_step_without_gradient_pushes_nothing_and_keeps_the_residual() -> None:
     before = block.residual
     assert bool(before.any())
     block.parameter.grad = None
-    assert block.encoder.payload(block.memory, Seq(2), None) is None
+    assert block.memory.outgoing(None) is None
     block.encoder.settle(counted=True)
     assert torch.equal(block.residual, before)
 
@@ -123,7 +123,9 @@ def test_gradients_of_other_dtypes_are_coded_as_float32(dtype: torch.dtype) -> N
 def test_without_a_codec_the_gradient_goes_in_place() -> None:
     block = Block("none")
     gradient = block.give(0)
-    payload = block.encoder.payload(block.memory, Seq(1), None)
+    update = block.memory.outgoing(None)
+    assert update is not None
+    payload = block.encoder.payload(block.memory, Seq(1), update)
     gradient.fill_(0.5)
-    assert bytes(payload or b"") == gradient.numpy().tobytes()
+    assert bytes(payload) == gradient.numpy().tobytes()
     assert block.encoder.pushed_bytes == block.encoder.gradient_bytes == 4000
