@@ -18,6 +18,7 @@ import msgspec
 import torch
 import uvloop
 
+from elasticps.api.lazy_compiler import leave_compiler_unloaded
 from elasticps.core.ids import NodeId, ServerId, server_of
 from elasticps.core.records import ServerRecord
 from elasticps.errors import AccessDenied, ElasticError, PeerUnavailable, WireError
@@ -225,13 +226,6 @@ def stop_on_signals(stopped: asyncio.Event) -> None:
         loop.add_signal_handler(number, stopped.set)
 
 
-def warm_up() -> None:
-    """Take one optimizer step: torch loads much of itself at the first, for seconds."""
-    value = torch.zeros(1)
-    value.grad = torch.zeros(1)
-    torch.optim.SGD([value]).step()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="elasticps.server", description=__doc__)
     for name in ("control", "cluster", "node", "tcp", "unix"):
@@ -243,7 +237,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     if options.cores:  # before memory is taken, which then is near
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
-    warm_up()
+    leave_compiler_unloaded()
     # One loop, one thread: several servers a machine share its cores, not each all of them.
     torch.set_num_threads(1)
     uvloop.run(serve(options))
