@@ -19,6 +19,7 @@ import msgspec
 import torch
 import uvloop
 
+from elasticps.api.lazy_compiler import leave_compiler_unloaded
 from elasticps.core.ids import NodeId, ServerId, server_of
 from elasticps.core.records import ServerRecord
 from elasticps.errors import AccessDenied, ElasticError, PeerUnavailable, WireError
@@ -233,13 +234,6 @@ def stop_on_signals(stopped: asyncio.Event) -> None:
         loop.add_signal_handler(number, stopped.set)
 
 
-def warm_up() -> None:
-    """Take one optimizer step: torch loads much of itself at the first, for seconds."""
-    value = torch.zeros(1)
-    value.grad = torch.zeros(1)
-    torch.optim.SGD([value]).step()
-
-
 def rest_from_garbage() -> None:
     """Have what is loaded never looked through for garbage again, and what is made more seldom:
     reference counts free what a round leaves, and looking was a tenth of a step's time."""
@@ -259,7 +253,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     if options.cores:  # before memory is taken, which then is near
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
-    warm_up()
+    leave_compiler_unloaded()
     rest_from_garbage()
     # One loop, one thread: several servers a machine share its cores, not each all of them.
     torch.set_num_threads(1)

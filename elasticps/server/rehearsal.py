@@ -16,6 +16,7 @@ import torch
 from elasticps.api.choice import load_choice
 from elasticps.api.data_policy import DataPolicy
 from elasticps.api.job_codec import load_codec
+from elasticps.api.lazy_compiler import leave_compiler_unloaded
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.placement import Placement
 from elasticps.api.plugins import CODECS, DATA_POLICIES, OPTIMIZERS, PLACEMENTS, STRATEGIES, load
@@ -27,7 +28,6 @@ from elasticps.core.ids import WorkerId
 from elasticps.core.lending import Lending, settled
 from elasticps.core.ranges import Range, Supply
 from elasticps.errors import ElasticError, PluginError
-from elasticps.server.main import warm_up
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.messages import StateMeta, decode, encode
 
@@ -130,7 +130,7 @@ REHEARSALS = {
 def main(group: str, choice: str) -> None:
     with telling() as say:
         try:
-            warm_up()
+            leave_compiler_unloaded()
             REHEARSALS[group](choice, say)
         except ElasticError as error:
             say(Row(broken=str(error)))

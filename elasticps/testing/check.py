@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 
+from elasticps.api.lazy_compiler import leave_compiler_unloaded
 from elasticps.api.trial import Row, telling
 from elasticps.errors import ElasticError
-from elasticps.server.main import warm_up
 from elasticps.testing.kit import cases_of, subject_of
 
 
@@ -20,7 +20,7 @@ def main(group: str, text: str) -> None:
         try:
             subject = subject_of(text, group)
             cases = cases_of(subject.group)
-            warm_up()
+            leave_compiler_unloaded()
             for case in cases:
                 if case.quick:
                     say(Row(begins=case.name))

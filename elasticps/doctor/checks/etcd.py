@@ -18,8 +18,10 @@ from elasticps.store.operations import ServerStatus
 
 OLDEST = (3, 4, 0)
 """What the store speaks with."""
+LOSING = ((3, 5, 0), (3, 5, 3))
+"""From the first to before the second: killed, it may have lost what it had acknowledged."""
 SOUND = (3, 5, 6)
-"""Earlier ones of 3.5 could lose at a crash what they had acknowledged."""
+"""Earlier ones may be damaged by a crash while they defragment."""
 FULL = 0.8
 SLOW_S = 0.1
 _START = "`systemctl status etcd` there; etcd.endpoints (--etcd) and the firewall here"
@@ -61,7 +63,7 @@ async def _endpoint(config: StoreConfig, cluster: str) -> list[Finding]:
             return [await _silent(target, error)]
         except StoreError as error:
             return [fault(f"{target}: {error.what}", fix=_let_in(config))]
-        findings = [_version(target, status, took_s, config), *_alarms(target, status)]
+        findings = [of_version(target, status, took_s, config), *_alarms(target, status)]
         try:
             await store.get(Keys(cluster).meta)
         except StoreUnavailable as error:
@@ -94,13 +96,17 @@ async def _silent(target: str, error: StoreUnavailable) -> Finding:
     return fault(f"{target}: {why}", fix=fix)
 
 
-def _version(target: str, status: ServerStatus, took_s: float, config: StoreConfig) -> Finding:
+def of_version(target: str, status: ServerStatus, took_s: float, config: StoreConfig) -> Finding:
+    """What the endpoint's version and its latency, in seconds, say of it."""
     kind = "TLS" if config.tls else "no TLS"
     user = f", user {config.username}" if config.username else ""
     saw = f"{target}: etcd {status.version}, {took_s * 1e3:.1f} ms, {kind}{user}"
     version = tuple(int(part) for part in re.findall(r"\d+", status.version)[:3])
     if version < OLDEST:
         return fault(saw, fix="upgrade etcd to 3.5.6 or newer; it must be 3.4 or newer")
+    if LOSING[0] <= version < LOSING[1]:
+        why = "etcd 3.5.0 to 3.5.2, when killed, can lose writes that it has acknowledged"
+        return warning(saw, fix=f"upgrade etcd to 3.5.6 or newer: {why}")
     if took_s > SLOW_S:
         return warning(saw, fix="a slow disk or network of etcd; leases want less than 100 ms")
     if version < SOUND and not is_loopback(target.rpartition(":")[0].strip("[]")):

@@ -229,7 +229,8 @@ async def test_a_watch_begun_while_etcd_is_away_begins_when_it_is_back(
 ) -> None:
     async with Store(etcd_server.config(request_timeout_s=0.2)) as store:
         await store.put("/n/a", b"1")
-        etcd_server.kill()
+        # Not killed, for the write must be there again: etcd 3.5.1 may lose it then.
+        await asyncio.to_thread(etcd_server.terminate)
         batches = watch_prefix(store, "/n/")
         first = asyncio.ensure_future(anext(batches))
         await asyncio.wait({first}, timeout=0.5)
