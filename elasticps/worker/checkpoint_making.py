@@ -9,6 +9,7 @@ block is copied at a moment of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,7 +41,7 @@ from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import Round
-from elasticps.errors import CheckpointError
+from elasticps.errors import BlockUnavailable, CheckpointError
 from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.messages import EarlierFile, PullMeta, SavedMeta
 from elasticps.worker.block_calls import SaveOrder
@@ -55,17 +56,28 @@ TakeOwn = Callable[[], WorkerState]
 
 
 class Making:
-    """``begin`` one on the script's thread, ``end`` it on the data loop."""
+    """``begin`` one on the script's thread, ``end`` it on the data loop.
+
+    ``awaited``: a user has asked for it, and waits.
+    """
 
     def __init__(
-        self, model: Model, job: JobInfo, round_: Round, take_own: TakeOwn | None = None
+        self,
+        model: Model,
+        job: JobInfo,
+        round_: Round,
+        take_own: TakeOwn | None = None,
+        *,
+        awaited: bool = False,
     ) -> None:
         self.job = job
         self.round = round_
         self.draft = Draft(place_of(job.checkpoint_dir), round_)
         self._model = model
         self._exact = job.consistency is Consistency.SYNC and not job.backup_workers
-        self._order = SaveOrder(draft=self.draft.directory.name, exact=self._exact, earlier={})
+        self._order = SaveOrder(
+            draft=self.draft.directory.name, exact=self._exact, awaited=awaited, earlier={}
+        )
         self._proof = PullMeta()
         self._cut: Cut | None = None
         self._take_own = take_own
@@ -136,6 +148,12 @@ class Making:
                 where="the job's ledger",
             )
         return proof, cut
+
+    async def hurry(self, exchange: Exchange) -> None:
+        """Have what is yet to be written not wait for the training any more."""
+        # Whoever waits for the files hears of what is wrong with one.
+        with contextlib.suppress(BlockUnavailable, CheckpointError):
+            await exchange.hurry_save(self._proof, replace(self._order, awaited=True))
 
     async def end(self, exchange: Exchange) -> None:
         """Wait until all is written, and commit it. Raises BlockUnavailable and CheckpointError."""
