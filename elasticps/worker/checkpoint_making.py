@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import msgspec
 import torch
@@ -58,7 +59,8 @@ TakeOwn = Callable[[], WorkerState]
 class Making:
     """``begin`` one on the script's thread, ``end`` it on the data loop.
 
-    ``awaited``: a user has asked for it, and waits.
+    ``check`` raises CheckpointError where the place is another job's. ``awaited``: a user has asked
+    for it, and waits.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Making:
         round_: Round,
         take_own: TakeOwn | None = None,
         *,
+        check: Callable[[], None],
         awaited: bool = False,
     ) -> None:
         self.job = job
@@ -81,6 +84,7 @@ class Making:
         self._proof = PullMeta()
         self._cut: Cut | None = None
         self._take_own = take_own
+        self._check = check
         self._own: WorkerState | None = None
         self._earlier_frozen: Earlier | None = None
 
@@ -123,7 +127,9 @@ class Making:
         there = complete(place_of(self.job.checkpoint_dir))
         if not there:
             return
-        _, newest = there[0]
+        number, newest = there[0]
+        if number > self.round:
+            raise self._not_alone(number, newest)
         try:
             manifest = read_manifest(newest)
         except CheckpointError as error:
@@ -139,6 +145,21 @@ class Making:
         self._order = replace(self._order, earlier=earlier)
         if manifest.frozen is not None:
             self._earlier_frozen = Earlier(newest / manifest.frozen.name, manifest.frozen.sha256)
+
+    def _not_alone(self, number: Round, place: Path) -> CheckpointError:
+        """What to raise where a checkpoint of a later round is: it would be taken for the newest,
+        and this job's for the old ones."""
+        try:
+            whose = f"job {read_manifest(place).job}"
+        except CheckpointError:
+            whose = "an unknown job"
+        return CheckpointError(
+            f"there is a checkpoint of round {number} of {whose}, and this job is at {self.round}",
+            where=str(place),
+            field="checkpoint_dir",
+            limit="one job at a time",
+            hint="move it away, or choose another directory",
+        )
 
     async def _told(self, exchange: Exchange) -> tuple[PullMeta, Cut]:
         proof, cut = await exchange.begin_save(self._order)
@@ -166,13 +187,15 @@ class Making:
             self.draft.drop()
 
     def _commit(self, saved: Sequence[tuple[BlockMemory, SavedMeta]]) -> None:
+        # It may have been taken over while the blocks were written.
+        self._check()
         blocks = tuple(self._entry(memory, meta) for memory, meta in saved)
         self.draft.check([row.file for row in blocks])
         manifest = self._manifest(blocks)
         if self._own is not None:
             manifest = self._with_own(manifest, self._own)
         self.draft.commit(manifest)
-        prune(place_of(self.job.checkpoint_dir), self.job.checkpoint_keep)
+        prune(place_of(self.job.checkpoint_dir), self.job.checkpoint_keep, made=self.round)
 
     def _with_own(self, manifest: Manifest, own: WorkerState) -> Manifest:
         directory = self.draft.directory

@@ -114,9 +114,10 @@ class Checkpoints:
         awaited = job.checkpoint_request > self._answering
         self._answering = job.checkpoint_request
         try:
-            self._owned(job).check()
+            check = self._owned(job).check
+            check()
             round_ = exchange.commit.round if exchange.commit else Round(0)
-            making = Making(self._model, job, round_, self.take_own, awaited=awaited)
+            making = Making(self._model, job, round_, self.take_own, check=check, awaited=awaited)
             if making.is_made():
                 self._made(making)
             else:

@@ -22,6 +22,7 @@ from elasticps.checkpoint.directory import complete, newest
 from elasticps.checkpoint.manifest import read_manifest
 from elasticps.checkpoint.snapshot import read
 from elasticps.cli import answers
+from elasticps.errors import ElasticError
 from tests.integration.cluster.acts import Cluster, Job, kill
 from tests.integration.cluster.scripts.train import network, numbers, trained_alone
 
@@ -206,13 +207,16 @@ class Hdfs(BaseHTTPRequestHandler):
 async def test_a_checkpoint_whose_destination_is_gone_is_refused_with_field_and_hint(
     shared_cluster: Cluster, script: Callable[[str], Path]
 ) -> None:
-    """The job was taken while its store answered."""
+    """The job was taken while its store answered. Nobody else may have the place meanwhile."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Hdfs) as store:
         thread = Thread(target=store.serve_forever)
         thread.start()
         url = f"webhdfs://127.0.0.1:{store.server_port}/jobs"
         idle = script("import signal\nsignal.pause()\n")
         gone = await shared_cluster.submit(idle, checkpoint_dir=url)
+        with pytest.raises(ElasticError, match=f"job {gone.name} has its checkpoints in") as taken:
+            await shared_cluster.submit(idle, checkpoint_dir=f"{url}/")
+        assert (taken.value.field, taken.value.limit) == ("checkpoint_dir", "one job at a time")
         store.shutdown()
         thread.join()
     nowhere = await shared_cluster.submit(idle)
