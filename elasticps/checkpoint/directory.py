@@ -180,14 +180,15 @@ def _remove_unfinished(root: Path, newest_number: Round, disk: Disk) -> None:
             disk.remove_tree(path)
 
 
-def prune(root: Path, keep: int, *, disk: Disk = STORAGE) -> None:
+def prune(root: Path, keep: int, *, made: Round | None = None, disk: Disk = STORAGE) -> None:
     """Remove all complete checkpoints but the ``keep`` newest. Raises CheckpointError.
 
-    Each leaves its name first: one that is half removed is never taken for a checkpoint.
+    ``made`` is the round of the job's newest: later ones are another's, and do not count. Each that
+    is removed leaves its name first: one that is half removed is never taken for a checkpoint.
     """
     assert keep >= 1
     try:
-        there = complete(root, disk=disk)
+        there = [row for row in complete(root, disk=disk) if made is None or row[0] <= made]
         for number, path in there[keep:]:
             if isinstance(root, Url):
                 disk.remove_tree(path / MANIFEST)

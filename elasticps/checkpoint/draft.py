@@ -43,12 +43,15 @@ class Draft:
         and CheckpointError where there is such a checkpoint."""
         make_root(self._root, disk=self._disk)
         remove_leftovers(self._root, disk=self._disk)
+        self._check_free()
+        self._disk.make_directory(self.directory)
+
+    def _check_free(self) -> None:
         there = self.place / MANIFEST if self.directory == self.place else self.place
         if self._disk.exists(there):
             raise CheckpointError(
                 "there is one already", where=str(self.place), field="checkpoint_dir"
             )
-        self._disk.make_directory(self.directory)
 
     def check(self, entries: list[FileEntry]) -> None:
         """Raise CheckpointError where a file is not here as whoever wrote it says.
@@ -91,8 +94,11 @@ class Draft:
         )
 
     def commit(self, manifest: Manifest) -> None:
-        """Make all that is in the directory a checkpoint, durably. Raises OSError."""
+        """Make all that is in the directory a checkpoint, durably. Raises OSError, and
+        CheckpointError where another has been made at that URL meanwhile."""
         disk = self._disk
+        if self.directory == self.place:
+            self._check_free()
         disk.create(self.directory / MANIFEST, [encoded(manifest)])
         if self.directory == self.place:
             return

@@ -123,12 +123,18 @@ def require_same(found: Owner | None, owner: Owner, root: Path) -> None:
     """Raise CheckpointError where the directory is another job's."""
     if found is None or found.identity != owner.identity:
         raise CheckpointError(
-            f"job {found.job if found else 'unknown'} has its checkpoints here",
+            f"{_who(found, owner)} has its checkpoints here",
             where=str(root),
             field="checkpoint_dir",
             limit="one job at a time",
             hint="choose another directory, or wait until that job has ended",
         )
+
+
+def _who(found: Owner | None, owner: Owner) -> str:
+    if found is None:
+        return "an unknown job"
+    return f"job {found.job}" if found.job != owner.job else f"another job named {found.job}"
 
 
 def unusable(error: OSError, root: Path) -> CheckpointError:

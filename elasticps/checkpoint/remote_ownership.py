@@ -46,6 +46,12 @@ class RemoteOwnership:
                 if path.parent == self._root:
                     log.warning("%s is now %s", path, set_aside(path))
             check_unused(self._root, start)
+            before = self._found()
+            if before is not None and before.identity != self._owner.identity:
+                log.warning(
+                    "%s was job %s's: that job gets no more checkpoints into it",
+                    *(self._root, before.job),
+                )
             self._write()
         except OSError as error:
             raise unusable(error, self._root) from error
@@ -56,22 +62,23 @@ class RemoteOwnership:
         One that nobody has is taken.
         """
         try:
-            with STORAGE.open(self._root / OWNER) as file:
-                found = owner_in(file.read(MAX_OWNER_BYTES))
-        except FileNotFoundError:
-            found = None
+            found = self._found()
+            if found is None:
+                self._write()
         except OSError as error:
             raise unusable(error, self._root) from error
         if found is not None:
             require_same(found, self._owner, self._root)
-            return
-        try:
-            self._write()
-        except OSError as error:
-            raise unusable(error, self._root) from error
 
     def close(self) -> None:
         """There is no lock to let go of."""
+
+    def _found(self) -> Owner | None:
+        try:
+            with STORAGE.open(self._root / OWNER) as file:
+                return owner_in(file.read(MAX_OWNER_BYTES))
+        except FileNotFoundError:
+            return None
 
     def _write(self) -> None:
         STORAGE.create(self._root / OWNER, [msgspec.json.encode(self._owner)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.manifest import BUFFER, UNKNOWN_OPTIMIZER, FileEntry, Manifest
 from elasticps.checkpoint.storage import STORAGE
 from elasticps.checkpoint.tensor_file import Earlier, read_tensors, write_tensors
+from elasticps.checkpoint.url import Url
 
 WORKER = "worker.safetensors"
 FROZEN = "frozen.safetensors"
@@ -36,7 +38,7 @@ def write_worker(directory: Path, state: WorkerState, *, disk: Disk = STORAGE) -
     """Write it beside the blocks, durably. Raises OSError, and CheckpointError for a dtype."""
     tensors = {BUFFER + name: item for name, item in state.buffers.items()}
     tensors |= {RANDOM + name: item for name, item in state.random.items()}
-    return write_tensors(directory / WORKER, tensors, disk=disk)
+    return write_tensors(_path_of(directory, WORKER), tensors, disk=disk)
 
 
 def write_frozen(
@@ -46,7 +48,14 @@ def write_frozen(
     same, it gets a second name. None where there are none."""
     if not state.frozen:
         return None
-    return write_tensors(directory / FROZEN, state.frozen, disk=disk, earlier=earlier)
+    path = _path_of(directory, FROZEN)
+    return write_tensors(path, state.frozen, disk=disk, earlier=earlier)
+
+
+def _path_of(directory: Path, name: str) -> Path:
+    """At a URL a name of its own: a main worker that was declared dead may be writing there too."""
+    path = directory / name
+    return path.with_stem(f"{path.stem}-{secrets.token_hex(4)}") if isinstance(path, Url) else path
 
 
 def read_worker(directory: Path, manifest: Manifest) -> WorkerState | None:

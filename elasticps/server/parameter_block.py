@@ -192,6 +192,8 @@ class ParameterBlock(ReplicatedBlock):
                 return
             self._begin_save(meta, replica.round if exact else None)
         assert self._save is not None
+        if meta.awaited:
+            self._saver.pace.hurry()
         if meta.written:
             self._save.ask(request)
         else:

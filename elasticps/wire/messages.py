@@ -108,7 +108,8 @@ class SaveMeta(msgspec.Struct, frozen=True, array_like=True):
 
     ``exact``: as it is after the round that ``proof`` proves, and after no later one; what asks for
     a later one waits until it is copied. ``written``: to be answered when it is, else at once.
-    A block that is as in the ``earlier`` file is not written again.
+    A block that is as in the ``earlier`` file is not written again. ``awaited``: somebody waits for
+    the checkpoint, which is then not paced.
     """
 
     proof: PullMeta
@@ -116,6 +117,7 @@ class SaveMeta(msgspec.Struct, frozen=True, array_like=True):
     exact: bool
     written: bool
     earlier: EarlierFile | None = None
+    awaited: bool = False
 
 
 class SavedMeta(msgspec.Struct, frozen=True, array_like=True):

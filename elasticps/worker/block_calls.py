@@ -46,11 +46,13 @@ Targets = Mapping[int, torch.Tensor]
 class SaveOrder:
     """Write the blocks into the directory named ``draft``; what is as in ``earlier`` is there.
 
-    ``exact``: as after the round that the worker's proof proves.
+    ``exact``: as after the round that the worker's proof proves. ``awaited``: as fast as the disk
+    takes it.
     """
 
     draft: str
     exact: bool
+    awaited: bool
     earlier: Mapping[BlockId, EarlierFile]
 
 
@@ -214,7 +216,9 @@ class BlockCalls:
         async def one(memory: BlockMemory) -> tuple[BlockMemory, SavedMeta] | None:
             its_proof = _proof_of(proof, at_once=memory.at_once)
             earlier = order.earlier.get(memory.block.id)
-            meta = SaveMeta(its_proof, order.draft, order.exact, written, earlier)
+            meta = SaveMeta(
+                its_proof, order.draft, order.exact, written, earlier, awaited=order.awaited
+            )
             call = Call(
                 kind=Kind.SAVE,
                 block=memory.block.id,

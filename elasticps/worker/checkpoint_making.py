@@ -9,11 +9,13 @@ block is copied at a moment of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import msgspec
 import torch
@@ -40,7 +42,7 @@ from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import Round
-from elasticps.errors import CheckpointError
+from elasticps.errors import BlockUnavailable, CheckpointError
 from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.messages import EarlierFile, PullMeta, SavedMeta
 from elasticps.worker.block_calls import SaveOrder
@@ -55,20 +57,34 @@ TakeOwn = Callable[[], WorkerState]
 
 
 class Making:
-    """``begin`` one on the script's thread, ``end`` it on the data loop."""
+    """``begin`` one on the script's thread, ``end`` it on the data loop.
+
+    ``check`` raises CheckpointError where the place is another job's. ``awaited``: a user has asked
+    for it, and waits.
+    """
 
     def __init__(
-        self, model: Model, job: JobInfo, round_: Round, take_own: TakeOwn | None = None
+        self,
+        model: Model,
+        job: JobInfo,
+        round_: Round,
+        take_own: TakeOwn | None = None,
+        *,
+        check: Callable[[], None],
+        awaited: bool = False,
     ) -> None:
         self.job = job
         self.round = round_
         self.draft = Draft(place_of(job.checkpoint_dir), round_)
         self._model = model
         self._exact = job.consistency is Consistency.SYNC and not job.backup_workers
-        self._order = SaveOrder(draft=self.draft.directory.name, exact=self._exact, earlier={})
+        self._order = SaveOrder(
+            draft=self.draft.directory.name, exact=self._exact, awaited=awaited, earlier={}
+        )
         self._proof = PullMeta()
         self._cut: Cut | None = None
         self._take_own = take_own
+        self._check = check
         self._own: WorkerState | None = None
         self._earlier_frozen: Earlier | None = None
 
@@ -111,7 +127,9 @@ class Making:
         there = complete(place_of(self.job.checkpoint_dir))
         if not there:
             return
-        _, newest = there[0]
+        number, newest = there[0]
+        if number > self.round:
+            raise self._not_alone(number, newest)
         try:
             manifest = read_manifest(newest)
         except CheckpointError as error:
@@ -128,6 +146,21 @@ class Making:
         if manifest.frozen is not None:
             self._earlier_frozen = Earlier(newest / manifest.frozen.name, manifest.frozen.sha256)
 
+    def _not_alone(self, number: Round, place: Path) -> CheckpointError:
+        """What to raise where a checkpoint of a later round is: it would be taken for the newest,
+        and this job's for the old ones."""
+        try:
+            whose = f"job {read_manifest(place).job}"
+        except CheckpointError:
+            whose = "an unknown job"
+        return CheckpointError(
+            f"there is a checkpoint of round {number} of {whose}, and this job is at {self.round}",
+            where=str(place),
+            field="checkpoint_dir",
+            limit="one job at a time",
+            hint="move it away, or choose another directory",
+        )
+
     async def _told(self, exchange: Exchange) -> tuple[PullMeta, Cut]:
         proof, cut = await exchange.begin_save(self._order)
         if self._exact and cut.round != self.round:
@@ -136,6 +169,12 @@ class Making:
                 where="the job's ledger",
             )
         return proof, cut
+
+    async def hurry(self, exchange: Exchange) -> None:
+        """Have what is yet to be written not wait for the training any more."""
+        # Whoever waits for the files hears of what is wrong with one.
+        with contextlib.suppress(BlockUnavailable, CheckpointError):
+            await exchange.hurry_save(self._proof, replace(self._order, awaited=True))
 
     async def end(self, exchange: Exchange) -> None:
         """Wait until all is written, and commit it. Raises BlockUnavailable and CheckpointError."""
@@ -148,13 +187,15 @@ class Making:
             self.draft.drop()
 
     def _commit(self, saved: Sequence[tuple[BlockMemory, SavedMeta]]) -> None:
+        # It may have been taken over while the blocks were written.
+        self._check()
         blocks = tuple(self._entry(memory, meta) for memory, meta in saved)
         self.draft.check([row.file for row in blocks])
         manifest = self._manifest(blocks)
         if self._own is not None:
             manifest = self._with_own(manifest, self._own)
         self.draft.commit(manifest)
-        prune(place_of(self.job.checkpoint_dir), self.job.checkpoint_keep)
+        prune(place_of(self.job.checkpoint_dir), self.job.checkpoint_keep, made=self.round)
 
     def _with_own(self, manifest: Manifest, own: WorkerState) -> Manifest:
         directory = self.draft.directory

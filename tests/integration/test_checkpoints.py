@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, product
@@ -22,12 +23,16 @@ from torch.utils.data import TensorDataset
 import elasticps
 from elasticps.checkpoint.directory import complete
 from elasticps.checkpoint.manifest import CutKind, read_manifest
+from elasticps.checkpoint.ownership import OWNER, Owner
 from elasticps.checkpoint.snapshot import read, write
+from elasticps.checkpoint.storage import STORAGE
+from elasticps.checkpoint.url import place_of
 from elasticps.checkpoint.weights_file import import_weights
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import WorkerId
 from elasticps.errors import BlockUnavailable, CheckpointError, JobFailed
 from elasticps.server import saving
+from elasticps.server.pace import Pace
 from elasticps.testing.rig import Rig
 from elasticps.wire.control_messages import JobInfo, Welcome
 from elasticps.worker.checkpoints import Checkpoints
@@ -610,6 +615,104 @@ async def test_another_jobs_checkpoint_of_the_same_round_is_not_taken_for_ones_o
         assert await as_worker(rig, script) == 8
     assert "one of another job, another" in caplog.text
     assert [read(path).owner for _, path in complete(tmp_path)] == ["1", "2"]
+
+
+class NeverQuiet(Pace):
+    """That of a server whose workers leave it no time."""
+
+    def wait_s(self) -> float:
+        return 0.0 if self._hurries else 0.005
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for", "periodic"])
+async def test_a_checkpoint_that_somebody_waits_for_is_not_paced(
+    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "Pace", NeverQuiet)
+    rig = CheckpointRig(checkpoint_dir=str(tmp_path), checkpoint_every=0 if asked else 2)
+    loop = asyncio.get_running_loop()
+
+    def script(run: elasticps.Run) -> list[int]:
+        model = network()
+        optimizer = run.optimizer(model, "adam", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
+            if run.round == 1 and asked:
+                loop.call_soon_threadsafe(rig.ask, 42)
+                wait_until(lambda: run._job.checkpoint_request == 42)
+            if run.round == 3:
+                break
+            backward(model, batch)
+            optimizer.step()
+        if asked:
+            wait_until(lambda: rounds_in(tmp_path) == [2])
+        return rounds_in(tmp_path)
+
+    async with rig:
+        assert await as_worker(rig, script) == ([2] if asked else [])
+    assert rounds_in(tmp_path) == [2]  # a job that ends waits for its last one
+
+
+@pytest.fixture(params=["directory", "URL"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where checkpoints can be."""
+    root = str(tmp_path) if request.param == "directory" else f"memory:/{tmp_path}"
+    yield root
+    STORAGE.remove_tree(place_of(root), ignore_errors=True)
+
+
+async def test_a_job_makes_none_where_another_has_later_ones(place: str) -> None:
+    root = place_of(place)
+
+    def script(run: elasticps.Run) -> int:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
+            if run.round == 5:
+                wait_until(lambda: rounds_in(root) == [4])
+                write(root, replace(snapshot(9), owner="2", job="another"), version="0.0.test")
+            backward(model, batch)
+            optimizer.step()
+        return run.round
+
+    wishes: dict[str, Any] = {"checkpoint_dir": place, "checkpoint_every": 2}
+    async with CheckpointRig(identity="1", checkpoint_keep=1, **wishes) as rig:
+        assert await as_worker(rig, script) == 8
+        report = rig.progress["w1"].checkpoint
+    assert report is not None
+    assert "a checkpoint of round 9 of job another, and this job is at 8" in report.error
+    assert "field checkpoint_dir" in report.error
+    assert rounds_in(root) == [9, 4]
+    assert [read(path).owner for _, path in complete(root)] == ["2", "1"]
+
+
+async def test_a_job_that_loses_its_place_while_it_writes_leaves_it_alone(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, root = SlowDisk(monkeypatch), place_of(place)
+    theirs = msgspec.json.encode(Owner("2", "another"))
+
+    def script(run: elasticps.Run) -> int:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
+            if run.round == 5:
+                wait_until(lambda: disk.waiting)
+                STORAGE.remove_tree(root / OWNER)
+                STORAGE.create(root / OWNER, [theirs])
+                disk.go_on.set()
+            backward(model, batch)
+            optimizer.step()
+        return run.round
+
+    wishes: dict[str, Any] = {"checkpoint_dir": place, "checkpoint_every": 5}
+    async with CheckpointRig(identity="1", **wishes) as rig:
+        assert await as_worker(rig, script) == 8
+        report = rig.progress["w1"].checkpoint
+    assert report is not None
+    assert "job another has its checkpoints here" in report.error
+    assert rounds_in(root) == []
+    with STORAGE.open(root / OWNER) as file:
+        assert file.read() == theirs
 
 
 # -- workers that are not in step ---------------------------------------------------------------

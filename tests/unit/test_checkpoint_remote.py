@@ -16,7 +16,7 @@ from elasticps.checkpoint.directory import complete, path_of, prune
 from elasticps.checkpoint.draft import Draft, is_draft
 from elasticps.checkpoint.export import export
 from elasticps.checkpoint.listing import list_checkpoints
-from elasticps.checkpoint.manifest import FileEntry
+from elasticps.checkpoint.manifest import FileEntry, read_manifest
 from elasticps.checkpoint.ownership import Owner
 from elasticps.checkpoint.rehearsal import Rehearsal
 from elasticps.checkpoint.remote_ownership import RemoteOwnership, ownership_of
@@ -120,6 +120,18 @@ def test_the_newest_is_kept_and_what_is_under_way_is_left_alone(root: Path) -> N
     names = sorted(path.name for path in REMOTE.entries(root))
     assert names == ["round-00000020", "round-00000030", "round-00000040"]
     assert [number for number, _ in complete(root)] == [30, 20]
+    prune(root, 1, made=Round(20))  # a later one is another job's
+    assert [number for number, _ in complete(root)] == [30, 20]
+
+
+def test_of_two_that_make_the_same_round_one_gets_it(root: Path) -> None:
+    drafts = [Draft(root, Round(10)) for _ in range(2)]
+    for draft in drafts:
+        draft.begin()
+    manifest = read_manifest(write_round(root, 9))
+    drafts[0].commit(manifest)
+    with pytest.raises(CheckpointError, match="there is one already"):
+        drafts[1].commit(manifest)
 
 
 def test_a_store_is_asked_once_whether_all_blocks_are_there(
@@ -156,14 +168,20 @@ def test_a_damaged_newest_one_is_passed_over_and_set_aside(root: Path) -> None:
     assert REMOTE.exists(newest.with_name(f"damaged-{newest.name}"))
 
 
-def test_the_job_that_came_last_has_the_place(root: Path) -> None:
+def test_the_job_that_came_last_has_the_place_and_says_whose_it_was(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first, last = (RemoteOwnership(root, Owner(name, name)) for name in ("first", "last"))
     first.begin(Round(0))
     first.check()
+    assert not caplog.records
     last.begin(Round(0))
+    assert f"{root} was job first's: that job gets no more checkpoints into it" in caplog.text
     last.check()
     with pytest.raises(CheckpointError, match="job last has its checkpoints here"):
         first.check()
+    with pytest.raises(CheckpointError, match="another job named last has its checkpoints here"):
+        RemoteOwnership(root, Owner("of another cluster", "last")).check()
     write_round(root, 10)
     with pytest.raises(CheckpointError, match="there is a checkpoint of round 10 here"):
         first.begin(Round(5))

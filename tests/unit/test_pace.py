@@ -52,3 +52,17 @@ def test_all_is_done_before_the_next_one_is_due_however_busy_the_server_is() -> 
         clock.now_s += 1.0
     assert done_s[-1] <= SCHEDULE * PERIOD_S
     assert done_s == sorted(set(done_s))  # not all of them at the end
+
+
+def test_nothing_waits_where_somebody_waits_for_the_checkpoint_and_the_next_one_is_paced() -> None:
+    clock = Clock()
+    pace = begun(clock)
+    pace.hurry()
+    for _ in range(PIECES):
+        pace.asked()
+        assert pace.wait_s() == 0
+    clock.now_s += PERIOD_S
+    pace.begin()
+    pace.add()
+    pace.asked()
+    assert [pace.wait_s() == 0 for _ in range(2)] == [True, False]

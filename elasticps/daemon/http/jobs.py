@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from elasticps.checkpoint.url import Url, place_of
 from elasticps.core.ids import JobName
 from elasticps.core.records import JobSpec, NodeRecord, encode
 from elasticps.daemon.access import asking
@@ -95,11 +96,26 @@ class JobRoutes:
             body = await body_of(request, JobBody)
             check_submission(body)
             await self._node.making.check(body)
+            self._check_free(body.checkpoint_dir)
             await check_reachable({"checkpoint_dir": body.checkpoint_dir, "resume": body.resume})
             done = await self._create(request, body)
         # Whoever asks for the job next asks here.
         await self._node.until(lambda: self._view.revision >= done.revision)
         return done.response(201)
+
+    def _check_free(self, directory: str) -> None:
+        """Raise UsageError for a URL that an active job has: no store locks it, as a disk does."""
+        place = place_of(directory)
+        if not isinstance(place, Url):
+            return
+        for job in self._view.active_jobs:
+            if job.spec is not None and place_of(job.spec.checkpoint_dir) == place:
+                raise UsageError(
+                    f"job {job.name} has its checkpoints in {directory}",
+                    field="checkpoint_dir",
+                    limit="one job at a time",
+                    hint="choose another place, or wait until that job has ended",
+                )
 
     async def _create(self, request: web.Request, body: JobBody) -> Done:
         """Write the spec under the asked name, or under the script's with the next free number."""

@@ -6,9 +6,13 @@ import asyncio
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import aiohttp
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +22,7 @@ from elasticps.checkpoint.directory import complete, newest
 from elasticps.checkpoint.manifest import read_manifest
 from elasticps.checkpoint.snapshot import read
 from elasticps.cli import answers
+from elasticps.errors import ElasticError
 from tests.integration.cluster.acts import Cluster, Job, kill
 from tests.integration.cluster.scripts.train import network, numbers, trained_alone
 
@@ -182,6 +187,56 @@ async def test_a_checkpoint_that_cannot_be_is_refused(
     assert state.split()[-1] in error
     await job.cancel()
     await job.ended()
+
+
+class Hdfs(BaseHTTPRequestHandler):
+    """A store in which every path is a directory."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"FileStatus": {"type": "DIRECTORY", "length": 0}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.bad_input
+async def test_a_checkpoint_whose_destination_is_gone_is_refused_with_field_and_hint(
+    shared_cluster: Cluster, script: Callable[[str], Path]
+) -> None:
+    """The job was taken while its store answered. Nobody else may have the place meanwhile."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hdfs) as store:
+        thread = Thread(target=store.serve_forever)
+        thread.start()
+        url = f"webhdfs://127.0.0.1:{store.server_port}/jobs"
+        idle = script("import signal\nsignal.pause()\n")
+        gone = await shared_cluster.submit(idle, checkpoint_dir=url)
+        with pytest.raises(ElasticError, match=f"job {gone.name} has its checkpoints in") as taken:
+            await shared_cluster.submit(idle, checkpoint_dir=f"{url}/")
+        assert (taken.value.field, taken.value.limit) == ("checkpoint_dir", "one job at a time")
+        store.shutdown()
+        thread.join()
+    nowhere = await shared_cluster.submit(idle)
+    expected = {
+        gone: ("a place that all machines reach", "each machine's daemon needs the credentials"),
+        nowhere: (None, "submit it with --checkpoint-dir"),
+    }
+    async with aiohttp.ClientSession(shared_cluster.url) as api:
+        for job, (limit, hint) in expected.items():
+            async with api.post(f"/api/v1/jobs/{job.name}/checkpoint") as answer:
+                error = (await answer.json())["error"]
+            assert answer.status == 400
+            assert (error["field"], error["limit"]) == ("checkpoint_dir", limit)
+            assert hint in error["hint"]
+            assert url in error["what"] or job is nowhere
+            asked = shared_cluster.local.keys.job_checkpoint(job.name)
+            assert await shared_cluster.local.store.get(asked) is None
+    for job in expected:
+        await job.cancel()
+        await job.ended()
 
 
 async def test_resuming_from_nothing_fails_the_job_and_says_so(
