@@ -270,7 +270,7 @@ def _write(keys: Keys, job: JobView, status: JobStatus, changed: Sequence[Entry]
     """The status and up to a few changed plan parts, as one transaction."""
     name = job.name
     operations: list[Put | Delete] = []
-    compares: list[Compare] = []
+    compares = [keys.same_job(name, job.key)]
     why = []
     touched = sorted({part_of(entry.block) for entry in changed})
     by_part = parts(_following(job, changed))
