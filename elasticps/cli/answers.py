@@ -68,6 +68,19 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         return not self.replicas and not self.workers
 
 
+class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that the cluster knows no more, and where its checkpoints stay, if it wrote any."""
+
+    job: str
+    checkpoint_dir: str
+
+
+class ForgottenJobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Those of one command, in its order."""
+
+    jobs: tuple[Forgotten, ...]
+
+
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """What a node that was asked something is now."""
 

@@ -24,6 +24,7 @@ from elasticps.cli.answers import (
     ErrorAnswer,
     ErrorBody,
     Events,
+    Forgotten,
     Job,
     JobsPage,
     Line,
@@ -147,6 +148,9 @@ class Api:
 
     async def cancel(self, job: str) -> Job:
         return await self._call("POST", f"jobs/{_part(job)}/cancel", Job)
+
+    async def forget(self, job: str) -> Forgotten:
+        return await self._call("DELETE", f"jobs/{_part(job)}", Forgotten)
 
     async def checkpoints(self, job: str) -> StoredCheckpoints:
         return await self._ask(f"jobs/{_part(job)}/checkpoints", StoredCheckpoints)

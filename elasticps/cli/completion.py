@@ -54,6 +54,15 @@ def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -
     return _asked(ctx, names, incomplete)
 
 
+def complete_ended_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The names of jobs that have ended, likewise."""
+
+    async def names(api: Api) -> Iterable[str]:
+        return [job.job for job in await api.jobs() if job.final]
+
+    return _asked(ctx, names, incomplete)
+
+
 def complete_node(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """The names of nodes, likewise."""
 

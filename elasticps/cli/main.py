@@ -19,7 +19,7 @@ from elasticps.cli.completion import completion
 from elasticps.cli.daemon import config, daemon
 from elasticps.cli.doctor import doctor
 from elasticps.cli.inspect import jobs, logs, nodes, status
-from elasticps.cli.operate import cancel, drain, rebalance, submit, undrain
+from elasticps.cli.operate import cancel, drain, forget, rebalance, submit, undrain
 from elasticps.cli.options import DEFAULT_API, Settings, api_url
 from elasticps.cli.plan import plan
 from elasticps.cli.plugins import plugins
@@ -101,6 +101,7 @@ for command in (
     events,
     profile,
     cancel,
+    forget,
     scale,
     checkpoint,
     drain,

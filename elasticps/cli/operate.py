@@ -1,4 +1,4 @@
-"""Commands that change the cluster: drain, undrain, rebalance, submit, cancel."""
+"""Commands that change the cluster: drain, undrain, rebalance, submit, cancel, forget."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elasticps.cli.answers import Node, NodeState, Submission
-from elasticps.cli.completion import complete_job, complete_node
+from elasticps.cli.answers import Forgotten, ForgottenJobs, Node, NodeState, Submission
+from elasticps.cli.completion import complete_ended_job, complete_job, complete_node
 from elasticps.cli.options import (
     MAX_WORKERS,
     Settings,
@@ -22,7 +22,7 @@ from elasticps.cli.options import (
     script_argument,
     seconds,
 )
-from elasticps.cli.output import count, print_answer, print_json
+from elasticps.cli.output import count, print_answer, print_json, printable
 from elasticps.cli.progress import Progress
 from elasticps.cli.trial import decided, is_auto
 from elasticps.errors import ElasticError
@@ -275,3 +275,52 @@ def cancel(settings: Settings, job: str, as_json: bool) -> None:
         print_json(answer) if as_json else click.echo(f"{answer.job}: {said}")
 
     run_async(stop())
+
+
+@click.command()
+@click.argument(
+    "jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=complete_ended_job
+)
+@json_option
+@click.pass_obj
+def forget(settings: Settings, jobs: tuple[str, ...], as_json: bool) -> None:
+    """Take each JOB, which has ended, out of what the cluster remembers.
+
+    Its name may be given again. Its checkpoints stay where they are, and so do the nodes' log
+    files. The oldest ended jobs are forgotten without this, by the daemons' setting kept_jobs.
+
+    \b
+    Example:
+      elasticps forget mnist
+      elasticps jobs --state FAILED --json | jq -r '.jobs[].job' |
+          xargs elasticps forget
+
+    \b
+    Exit codes:
+      0    forgotten
+      1    the cluster cannot be reached
+      2    no such job, or one that has not ended: those before it are forgotten
+    """
+    done: list[Forgotten] = []
+
+    async def take_out() -> None:
+        async with settings.connect() as api:
+            known = await api.job_names()
+            for job in jobs:
+                require_known("job", job, known)
+            for job in dict.fromkeys(jobs):
+                forgotten = await api.forget(job)
+                done.append(forgotten)
+                if not as_json:
+                    click.echo(printable(_told(forgotten)))
+
+    try:
+        run_async(take_out())
+    finally:
+        if as_json and done:
+            print_json(ForgottenJobs(jobs=tuple(done)))
+
+
+def _told(forgotten: Forgotten) -> str:
+    where = forgotten.checkpoint_dir
+    return f"{forgotten.job}: forgotten{f'; its checkpoints stay in {where}' if where else ''}"

@@ -26,6 +26,8 @@ MAX_DRAIN_TIMEOUT_S = 86_400.0
 MAX_WEIGHT = 1_000_000.0
 MAX_WORKER_SLOTS = 1024
 MAX_LABELS = 64
+DEFAULT_KEPT_JOBS = 200
+MAX_KEPT_JOBS = 100_000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _NODE = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
@@ -96,10 +98,10 @@ class DaemonConfig:
     ``shard_servers`` it runs; the second listens one port above ``data``, and so on.
     ``worker_slots`` is how many workers of one job it runs. ``lease_ttl_s`` is in whole seconds, as
     etcd counts; after ``drain_timeout_s`` a stopping daemon leaves although it still holds blocks;
-    as leader it gives a job up when blocks have had no living replica for ``lost_after_s``. The
-    folders are made by the daemon; daemons that share a machine need folders of their own.
-    ``shared_memory``: workers give the shard servers of this machine their gradients and parameters
-    to read and write.
+    as leader it gives a job up when blocks have had no living replica for ``lost_after_s``, and
+    forgets all ended jobs but the newest ``kept_jobs``. The folders are made by the daemon; daemons
+    that share a machine need folders of their own. ``shared_memory``: workers give the shard
+    servers of this machine their gradients and parameters to read and write.
     """
 
     etcd: StoreConfig
@@ -114,6 +116,7 @@ class DaemonConfig:
     lease_ttl_s: int = 5
     drain_timeout_s: float = 30.0
     lost_after_s: float = 30.0
+    kept_jobs: int = DEFAULT_KEPT_JOBS
     threads_per_worker: int = field(default_factory=default_threads_per_worker)
     shard_servers: int = 1
     state_dir: Path = field(default_factory=default_state_dir)
@@ -137,6 +140,7 @@ class DaemonConfig:
         _check_range("lease_ttl_s", self.lease_ttl_s, 1, MAX_LEASE_TTL_S)
         _check_range("drain_timeout_s", self.drain_timeout_s, 0, MAX_DRAIN_TIMEOUT_S)
         _check_range("lost_after_s", self.lost_after_s, 0, MAX_DRAIN_TIMEOUT_S)
+        _check_range("kept_jobs", self.kept_jobs, 0, MAX_KEPT_JOBS)
         _check_range("shard_servers", self.shard_servers, 1, MAX_SERVERS)
         _check_range("threads_per_worker", self.threads_per_worker, 1, MAX_WORKER_SLOTS)
         if self.log_level not in LOG_LEVELS:

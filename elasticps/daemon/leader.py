@@ -24,8 +24,10 @@ from elasticps.core.proposal import Placed, wanted
 from elasticps.core.reasons import dated
 from elasticps.core.records import JobSpec, JobState, JobStatus, Movement, encode
 from elasticps.daemon.access import NodeAccess
+from elasticps.daemon.config import DEFAULT_KEPT_JOBS
 from elasticps.daemon.placements import Placements, alive, has_own_placement, sites_of
 from elasticps.daemon.process_group import makes_own_group
+from elasticps.daemon.retention import forgetting, outdated
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable
 from elasticps.store import Compare, Delete, Fence, Keys, Put, Store
@@ -57,11 +59,16 @@ class Now:
 
 
 def decide(
-    view: ClusterView, now: Now, orphans: Orphans, placed: Mapping[JobName, Placed] = NONE_PLACED
+    view: ClusterView,
+    now: Now,
+    orphans: Orphans,
+    placed: Mapping[JobName, Placed] = NONE_PLACED,
+    kept_jobs: int = DEFAULT_KEPT_JOBS,
 ) -> list[Write]:
-    """One write at most for each job that is not as it should be.
+    """One write at most for each job that is not as it should be, then for some of the old ones.
 
-    A job whose status cannot be read is left alone: it may have ended.
+    A job whose status cannot be read is left alone: it may have ended. Of those that have, the
+    newest ``kept_jobs`` stay.
     """
     writes = []
     for job in view.jobs.values():
@@ -74,7 +81,8 @@ def decide(
         )
         if write is not None:
             writes.append(write)
-    return writes
+    jobs = view.jobs.values()
+    return writes + [_forgotten(view.keys, job, kept_jobs) for job in outdated(jobs, kept_jobs)]
 
 
 class Orphans:
@@ -262,7 +270,7 @@ def _write(keys: Keys, job: JobView, status: JobStatus, changed: Sequence[Entry]
     """The status and up to a few changed plan parts, as one transaction."""
     name = job.name
     operations: list[Put | Delete] = []
-    compares: list[Compare] = []
+    compares = [keys.same_job(name, job.key)]
     why = []
     touched = sorted({part_of(entry.block) for entry in changed})
     by_part = parts(_following(job, changed))
@@ -288,7 +296,7 @@ def _write(keys: Keys, job: JobView, status: JobStatus, changed: Sequence[Entry]
 
 def _cleared(keys: Keys, job: JobView) -> Write | None:
     """After a job's end its plan, reports and workers go; spec, model and status stay."""
-    if not (job.parts or job.reports or job.workers or job.scale):
+    if job.cleared:
         return None
     operations = (
         Delete(keys.plan(job.name), prefix=True),
@@ -296,11 +304,21 @@ def _cleared(keys: Keys, job: JobView) -> Write | None:
         Delete(keys.workers(job.name), prefix=True),
         Delete(keys.job_scale(job.name)),
     )
-    return Write(job=job.name, operations=operations, compares=(), why="cleared after its end")
+    # A late one must not clear what has been given the name since.
+    unchanged = Compare.modified(keys.job_status(job.name), job.status_revision)
+    return Write(
+        job=job.name, operations=operations, compares=(unchanged,), why="cleared after its end"
+    )
+
+
+def _forgotten(keys: Keys, job: JobView, kept: int) -> Write:
+    delete, unchanged = forgetting(keys, job)
+    why = f"forgotten: {kept} that ended later are kept"
+    return Write(job=job.name, operations=(delete,), compares=(unchanged,), why=why)
 
 
 class Leader:
-    """Leads while its fence holds."""
+    """Leads while its fence holds. ``kept_jobs`` may be changed meanwhile."""
 
     def __init__(
         self,
@@ -309,7 +327,9 @@ class Leader:
         changed: asyncio.Condition,
         lost_after_s: float,
         access: NodeAccess | None = None,
+        kept_jobs: int = DEFAULT_KEPT_JOBS,
     ) -> None:
+        self.kept_jobs = kept_jobs
         self._store = store
         self._view = view
         self._changed = changed
@@ -330,7 +350,7 @@ class Leader:
         orphans = Orphans(self._lost_after_s)
         while True:
             now = Now(unix=time.time(), monotonic=time.monotonic())
-            writes = decide(self._view, now, orphans, self.placements.placed)
+            writes = decide(self._view, now, orphans, self.placements.placed, self.kept_jobs)
             for write in writes:
                 await self._carry_out(fence, write)
             if not writes:

@@ -105,7 +105,9 @@ class Node:
         self.recordings = Recordings(self._links.tell_worker, self._links.tell_servers)
         self.making = Making(self._links.tell_servers)
         self._reports = Reports(store, self.view, self.name, self._links.tell_worker)
-        self._leader = Leader(store, self.view, self._changed, config.lost_after_s, self.access)
+        self._leader = Leader(
+            store, self.view, self._changed, config.lost_after_s, self.access, config.kept_jobs
+        )
         self.membership = Membership(
             config,
             store,
@@ -272,6 +274,7 @@ class Node:
         self.config = config
         self.workers.reconfigured(config)
         self.departure.drain_timeout_s = config.drain_timeout_s
+        self._leader.kept_jobs = config.kept_jobs
         logging.getLogger().setLevel(config.log_level.upper())
         self.membership.rewritten.set()
 

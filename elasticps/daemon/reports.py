@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 
 from elasticps.core.affinity import Span, joined
-from elasticps.core.ids import JobKey, JobName, NodeId
+from elasticps.core.ids import JobKey, NodeId
 from elasticps.core.records import CaughtUpRow, MainNote, ReportRecord, encode
 from elasticps.core.sound import check_described
 from elasticps.daemon.life import Life
 from elasticps.daemon.view import ClusterView
 from elasticps.errors import StoreError, StoreRolledBack, StoreUnavailable, UsageError
-from elasticps.store import Lease, Store
+from elasticps.store import Lease, Put, Store
 from elasticps.wire.control_messages import Describe, Prefer, Promises, Rejected
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Reports:
         self._noted_at: dict[JobKey, float] = {}
         self._wishes: dict[JobKey, dict[str, tuple[Span, ...]]] = {}
         self._unwritten: set[JobKey] = set()
-        self._models: dict[str, tuple[JobName, Describe]] = {}
+        self._models: dict[str, tuple[Life, Describe]] = {}
         self._news = asyncio.Event()
 
     def promised(self, child: str, promises: Promises) -> None:
@@ -90,7 +90,7 @@ class Reports:
             del self._wishes[life.job]
 
     def described(self, life: Life, describe: Describe) -> None:
-        self._models[life.uid] = (life.job_name, describe)
+        self._models[life.uid] = (life, describe)
         self._news.set()
 
     def under(self, lease: Lease | None) -> None:
@@ -113,10 +113,12 @@ class Reports:
 
     async def _write_models(self) -> None:
         """The first description of a job counts: an existing one is never replaced."""
-        for uid, (job, describe) in list(self._models.items()):
+        keys = self._view.keys
+        for uid, (life, describe) in list(self._models.items()):
+            path, same = keys.job_model(life.job_name), keys.same_job(life.job_name, life.job)
             try:
                 check_described(describe.model)
-                await self._store.create(self._view.keys.job_model(job), encode(describe.model))
+                await self._store.create(path, encode(describe.model), given=(same,))
             except (StoreUnavailable, StoreRolledBack):
                 raise
             except UsageError as error:
@@ -148,8 +150,9 @@ class Reports:
             return
         record = ReportRecord(self._promised_for(key), self._wishes_for(key), self._mains.get(key))
         if record.rows or record.wishes or record.main or self._node in job.reports:
-            path = self._view.keys.report(job.name, self._node)
-            await self._store.put(path, encode(record), lease.id)
+            put = Put(self._view.keys.report(job.name, self._node), encode(record), lease.id)
+            # Where the job is gone meanwhile the view is about to say so.
+            await self._store.put_given(put, (self._view.keys.same_job(job.name, key),))
 
     def _promised_for(self, key: JobKey) -> tuple[CaughtUpRow, ...]:
         """Those of all shard servers here."""

@@ -232,6 +232,12 @@ SETTINGS = (
         help="Seconds that a job waits for lost blocks to come back, while this node leads.",
     ),
     Setting(
+        key="kept_jobs",
+        kind=Kind.WHOLE,
+        reload=True,
+        help="How many ended jobs are remembered, the newest, while this node leads.",
+    ),
+    Setting(
         key="state_dir",
         kind=Kind.PATH,
         default_text="/var/lib/elasticps for root and under systemd",

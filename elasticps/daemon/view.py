@@ -73,6 +73,16 @@ class JobView:
         return self.spec is not None and not (self.status and self.status.state.final)
 
     @property
+    def ended(self) -> bool:
+        """Submitted, and known to have ended."""
+        return self.spec is not None and self.status is not None and self.status.state.final
+
+    @property
+    def cleared(self) -> bool:
+        """Nothing is left of what only a job that runs has."""
+        return not (self.parts or self.reports or self.workers or self.scale)
+
+    @property
     def damaged(self) -> list[str]:
         """Which of status, model and plan cannot be read, or were deleted: not to be made anew."""
         parts = -(-len(self.sizes) // PART_BLOCKS)

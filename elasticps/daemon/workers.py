@@ -163,7 +163,11 @@ class Workers:
         return again_s
 
     async def _start(self, job: JobView, spec: JobSpec, lease: Lease) -> None:
-        """Record the life in etcd, which names it, then start the process."""
+        """Record the life in etcd, which names it, then start the process.
+
+        Nothing is started where the job has ended meanwhile and is forgotten.
+        """
+        of_job = job.key
         while True:
             number = self._next_number
             uid = f"{self._me}.{number}"
@@ -171,19 +175,22 @@ class Workers:
             key = self._view.keys.worker(job.name, uid)
             # The number is used up only by an answer: else a lost one would leave a life behind
             # that no process lives, and that the job waits for.
-            created = await self._store.create(key, record, lease.id)
+            same = self._view.keys.same_job(job.name, of_job)
+            created = await self._store.create(key, record, lease.id, given=(same,))
             self._next_number += 1
             if created is not None:
                 break
+            if all(each.key != of_job for each in self._view.active_jobs):
+                return
         life = Life(
             uid=uid,
             worker=WorkerId(created),
-            job=job.key,
+            job=of_job,
             job_name=job.name,
             child=f"{job.name}.{number}",
             block_bytes=spec.block_bytes,
             audit=spec.audit,
-            place=self._place(job.key),
+            place=self._place(of_job),
             own_group=makes_own_group(spec),
         )
         self.lives[uid] = life

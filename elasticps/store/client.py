@@ -110,14 +110,22 @@ class Store:
         request = txn_request(tuple(compares), tuple(then), tuple(otherwise))
         return txn_result(await self.endpoints.call(lambda link: link.kv.Txn, request))
 
-    async def create(self, key: str, value: bytes, lease: int | None = None) -> int | None:
+    async def create(
+        self,
+        key: str,
+        value: bytes,
+        lease: int | None = None,
+        *,
+        given: Sequence[Compare] = (),
+    ) -> int | None:
         """Write a key that is absent; its create revision, or None when it exists already.
 
-        A lost answer is asked for again: a key with our value and lease is our own. Under a lease,
-        which no one else can write with, that holds for earlier calls of this method too.
+        None too when a condition of ``given`` does not hold. A lost answer is asked for again: a
+        key with our value and lease is our own. Under a lease, which no one else can write with,
+        that holds for earlier calls of this method too.
         """
-        compare = Compare.absent(key)
-        return await self._write_if(compare, Put(key, value, lease), trust_lease=bool(lease))
+        compares = (Compare.absent(key), *given)
+        return await self._write_if(compares, Put(key, value, lease), trust_lease=bool(lease))
 
     async def replace(
         self, key: str, value: bytes, expected_mod_revision: int, lease: int | None = None
@@ -128,7 +136,15 @@ class Store:
         asked for again, as in ``create``.
         """
         compare = Compare.modified(key, expected_mod_revision)
-        return await self._write_if(compare, Put(key, value, lease), trust_lease=False)
+        return await self._write_if((compare,), Put(key, value, lease), trust_lease=False)
+
+    async def put_given(self, put: Put, given: Sequence[Compare]) -> int | None:
+        """Write a key where all of ``given`` hold; the revision of the write, else None.
+
+        Raises as ``put``.
+        """
+        result = await self.txn(given, [put])
+        return result.revision if result.succeeded else None
 
     async def fenced(
         self,
@@ -201,17 +217,19 @@ class Store:
         deleted: int = answer.deleted
         return deleted
 
-    async def _write_if(self, compare: Compare, put: Put, *, trust_lease: bool) -> int | None:
-        """Put when ``compare`` holds; the revision that wrote our value, or None.
+    async def _write_if(
+        self, compares: Sequence[Compare], put: Put, *, trust_lease: bool
+    ) -> int | None:
+        """Put when all ``compares`` hold; the revision that wrote our value, or None.
 
-        Sending it twice is safe: the compare fails once the first has taken effect.
+        Sending it twice is safe: the first one, of the key, fails once the first has taken effect.
         """
         recognise = trust_lease
         try:
-            result = await self.txn([compare], [put], [Get(put.key)])
+            result = await self.txn(compares, [put], [Get(put.key)])
         except StoreUnavailable:
             recognise = True
-            result = await self.txn([compare], [put], [Get(put.key)])
+            result = await self.txn(compares, [put], [Get(put.key)])
         if result.succeeded:
             return result.revision
         found = result.responses[0]
@@ -219,4 +237,5 @@ class Store:
             return None
         if (found.value, found.lease) != (put.value, put.lease or 0):
             return None
-        return found.create_revision if compare.target is Target.CREATED else found.mod_revision
+        created = compares[0].target is Target.CREATED
+        return found.create_revision if created else found.mod_revision

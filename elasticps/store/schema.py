@@ -11,6 +11,7 @@ import msgspec
 from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import StoreError, UsageError
 from elasticps.store.client import Store
+from elasticps.store.operations import Compare
 
 FORMAT = 1
 """The version of everything that is kept in etcd."""
@@ -82,6 +83,13 @@ class Keys:
     def job(self, job: str) -> str:
         """The prefix of all keys of a job."""
         return f"{self.jobs}{_checked('job', job)}/"
+
+    def same_job(self, job: str, created: int) -> Compare:
+        """Holds while the job of this name is the one whose spec was created at that revision.
+
+        A name may come again: whoever writes of a job compares this, lest it writes of a later one.
+        """
+        return Compare.created(self.job_spec(job), created)
 
     def job_spec(self, job: str) -> str:
         return f"{self.job(job)}spec"

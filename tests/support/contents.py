@@ -49,7 +49,7 @@ class Contents:
 
     def write(self, write: Write) -> None:
         """Carry out a leader's write as one transaction; what it compares must hold."""
-        assert all(self._holds(compare) for compare in write.compares), write
+        assert all(self.holds(compare) for compare in write.compares), write
         self.revision += 1
         events: list[Event] = []
         for operation in write.operations:
@@ -82,7 +82,8 @@ class Contents:
             del self.items[key]
         return [Event(key=key, revision=self.revision, kv=None) for key in gone]
 
-    def _holds(self, compare: Compare) -> bool:
+    def holds(self, compare: Compare) -> bool:
+        """Whether a transaction with this condition would be carried out."""
         known = self.items.get(compare.key)
         if known is None:
             return compare.revision == 0

@@ -166,6 +166,7 @@ class FakeApi:
         app.router.add_post("/api/v1/jobs/{job}/cancel", self._cancel)
         app.router.add_get("/api/v1/jobs", self._jobs)
         app.router.add_get("/api/v1/jobs/{job}", self._job)
+        app.router.add_delete("/api/v1/jobs/{job}", self._forget)
         app.router.add_post("/api/v1/jobs/{job}/checkpoint", self._checkpoint)
         app.router.add_get("/api/v1/jobs/{job}/checkpoints", self._checkpoints)
         app.router.add_post("/api/v1/jobs/{job}/scale", self._scale)
@@ -268,6 +269,12 @@ class FakeApi:
         found = self.jobs[request.match_info["job"]]
         found |= {"state": "CANCELLED", "reason": "cancelled by request"}
         return web.json_response(found, status=202)
+
+    async def _forget(self, request: web.Request) -> web.Response:
+        name = request.match_info["job"]
+        del self.jobs[name]
+        directory = self.checkpoints.get("directory", "")
+        return web.json_response({"job": name, "checkpoint_dir": directory})
 
     async def _job(self, request: web.Request) -> web.Response:
         if self.career:

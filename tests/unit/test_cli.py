@@ -483,6 +483,40 @@ def test_a_cancelled_job_that_has_not_ended_yet_is_told_as_such(api, elasticps, 
     assert elasticps("cancel", "mnist")[:2] == (0, said)
 
 
+def test_forget_takes_jobs_out_and_says_where_their_checkpoints_stay(api, elasticps):
+    for name in ("a", "b", "c"):
+        api.jobs[name] = job(name, state="FAILED")
+    said = "a: forgotten; its checkpoints stay in /ckpt\n"
+    assert elasticps("forget", "a")[:2] == (0, said)
+    api.checkpoints["directory"] = ""
+    code, out, _ = elasticps("forget", "--json", "b", "c", "b")
+    assert code == 0
+    rows = [{"job": name, "checkpoint_dir": ""} for name in ("b", "c")]
+    assert json.loads(out) == {"jobs": rows}
+    assert api.jobs == {}
+
+
+def test_forget_begins_with_none_where_one_is_unknown(api, elasticps):
+    api.jobs["mnist"] = job("mnist", state="FAILED")
+    code, _, err = elasticps("forget", "mnist", "mnits")
+    assert code == 2
+    assert "did you mean mnist?" in err
+    assert elasticps("forget")[0] == 2
+    assert api.asked("DELETE") == []
+
+
+def test_forget_ends_at_the_first_that_is_refused_and_tells_what_is_done(api, elasticps):
+    for name in ("a", "b", "c"):
+        api.jobs[name] = job(name)
+    said = {"what": "job b has not ended", "where": None, "field": "job", "limit": "l", "hint": "h"}
+    api.errors["/api/v1/jobs/b"] = (400, {"error": said})
+    code, out, err = elasticps("forget", "--json", "a", "b", "c")
+    assert code == 2
+    assert json.loads(out)["jobs"] == [{"job": "a", "checkpoint_dir": "/ckpt"}]
+    assert err == "error: job b has not ended (field job) (limit: l)\n  h\n"
+    assert [path for path, _ in api.asked("DELETE")] == ["/api/v1/jobs/a", "/api/v1/jobs/b"]
+
+
 def test_several_strategies_are_sent_as_one_and_shown(api, elasticps, script):
     texts = ["encoder.*=all-reduce", "*=local-sgd:h=4,outer=sgd"]
     options = [item for text in texts for item in ("--strategy", text)]

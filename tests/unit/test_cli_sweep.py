@@ -372,6 +372,7 @@ def test_tab_completes_commands_jobs_and_nodes_and_is_silent_where_nobody_answer
     assert completed(api, "elasticps sca") == ["scale"]
     assert completed(api, "elasticps cancel ") == [LONG_JOB]
     assert completed(api, "elasticps checkpoint save a-j") == [LONG_JOB]
+    assert completed(api, "elasticps forget ") == []  # it has not ended
     assert completed(api, "elasticps drain n") == ["n2", LONG_NODE]
     assert completed(api, "elasticps drain x") == []
     api.close()

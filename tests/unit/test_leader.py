@@ -114,7 +114,8 @@ def test_new_job_waits_for_its_workers_then_runs(etcd: Led) -> None:
 
     (write,) = etcd.decided()
     assert [(compare.key, compare.revision) for compare in write.compares] == [
-        (etcd.keys.job_status("job"), 0)
+        (etcd.keys.job_spec("job"), job.key),
+        (etcd.keys.job_status("job"), 0),
     ]
     etcd.settle()
     assert job.status is not None
@@ -434,9 +435,20 @@ def test_write_is_refused_by_etcd_when_the_view_was_old(etcd: Led, job: JobView)
     (write,) = etcd.decided()
     etcd.settle()
     compared = {compare.key: compare.revision for compare in write.compares}
+    assert compared.pop(etcd.keys.job_spec("job")) == job.key
     current = {key: etcd.items[key].mod_revision for key in compared}
     assert set(compared) == {etcd.keys.plan_part("job", 0), etcd.keys.job_status("job")}
     assert all(compared[key] < current[key] for key in compared)
+
+
+def test_write_of_a_job_is_none_of_a_later_one_of_its_name(etcd: Led) -> None:
+    etcd.node("a")
+    etcd.job()
+    (first,) = etcd.decided()  # its answer is lost, and it comes late
+    etcd.delete(etcd.keys.job_spec("job"))
+    etcd.job()
+    assert not all(map(etcd.holds, first.compares))
+    assert all(map(etcd.holds, etcd.decided()[0].compares))
 
 
 # -- two copies of each block ---------------------------------------------------------------------

@@ -88,6 +88,7 @@ def test_show_prints_what_it_found_before_it_says_what_is_wrong(file, capsys):
         ("workers = true", "workers", "a whole number"),
         ("workers = 1.5", "workers", "a whole number"),
         ("weight = nan", "weight", "more than 0"),
+        ("kept_jobs = -1", "kept_jobs", "0 to 100000"),
         ("allow_insecure_network = 1", "allow_insecure_network", "true or false"),
         ("http = 7400", "http", "host:port"),
         ("http = '127.0.0.1:70000'", "http", "0 to 65535"),

@@ -207,6 +207,13 @@ class CheckpointAsked(msgspec.Struct, frozen=True, kw_only=True):
     request: int
 
 
+class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that is no more. What it wrote to ``checkpoint_dir`` stays; empty: it had none."""
+
+    job: JobName
+    checkpoint_dir: str
+
+
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     """One line that a worker wrote; no ``worker``: the node's word about lines left out.
 

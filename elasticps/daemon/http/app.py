@@ -19,6 +19,7 @@ from elasticps.daemon.http.checkpoints import CheckpointRoutes
 from elasticps.daemon.http.dashboard import DashboardRoutes
 from elasticps.daemon.http.doctor import DoctorRoutes
 from elasticps.daemon.http.events import EventRoutes
+from elasticps.daemon.http.forget import ForgetRoutes
 from elasticps.daemon.http.guard import guard
 from elasticps.daemon.http.jobs import JobRoutes
 from elasticps.daemon.http.metrics import MetricRoutes
@@ -100,6 +101,7 @@ def application(node: Node, client: aiohttp.ClientSession) -> web.Application:
         NodeRoutes(node, status, repeats),
         JobRoutes(node, status, repeats, client),
         ScaleRoutes(node, status),
+        ForgetRoutes(node),
         CheckpointRoutes(node, repeats, client),
         ProfileRoutes(node, client),
         EventRoutes(node, block_map),

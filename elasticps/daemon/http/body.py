@@ -48,6 +48,11 @@ def job_called(view: ClusterView, name: JobName) -> JobView:
     return job
 
 
+def gone(name: JobName) -> NotFound:
+    """What to raise where a job was forgotten while something was asked of it."""
+    return NotFound(f"job {name} is forgotten", field="job", limit="a job that etcd holds")
+
+
 def node_named(view: ClusterView, request: web.Request) -> NodeId:
     name = NodeId(request.match_info["node"])
     if name not in view.nodes and name not in view.drains:

@@ -16,7 +16,7 @@ from elasticps.core.ids import JobName
 from elasticps.core.records import JobSpec, NodeRecord
 from elasticps.daemon.access import asking
 from elasticps.daemon.http.answers import CheckpointAsked, CheckpointList
-from elasticps.daemon.http.body import as_json, job_named, query_of
+from elasticps.daemon.http.body import as_json, gone, job_named, query_of
 from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.http.guard import require_own
 from elasticps.daemon.http.repeats import Repeats
@@ -105,17 +105,22 @@ class CheckpointRoutes:
         """The job's main worker writes it. A submitter may ask it of its own jobs alone."""
         job = job_named(self._node.view, request)
         require_own(request, job)
+        name, key = job.name, job.key
         done = await self._repeats.earlier(request)
         if done is None:
-            assert job.spec is not None
-            _check(job, job.spec)
-            await check_reachable({"checkpoint_dir": job.spec.checkpoint_dir})
-            put = Put(self._node.keys.job_checkpoint(job.name), b"{}")
+            spec = job.spec
+            if spec is None:
+                raise gone(name)
+            _check(job, spec)
+            await check_reachable({"checkpoint_dir": spec.checkpoint_dir})
+            put = Put(self._node.keys.job_checkpoint(name), b"{}")
             # Which request it is, the revision tells that the write is going to have.
-            unnumbered = CheckpointAsked(job=job.name, request=0)
-            done = await self._repeats.write(request, put, unnumbered)
-            assert done is not None
-        return done.response(202, CheckpointAsked(job=job.name, request=done.revision))
+            unnumbered = CheckpointAsked(job=name, request=0)
+            same = self._node.keys.same_job(name, key)
+            done = await self._repeats.write(request, put, unnumbered, given=(same,))
+            if done is None:
+                raise gone(name)
+        return done.response(202, CheckpointAsked(job=name, request=done.revision))
 
 
 def _check(job: JobView, spec: JobSpec) -> None:

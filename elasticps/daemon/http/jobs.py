@@ -20,7 +20,7 @@ from elasticps.core.ids import JobName
 from elasticps.core.records import JobSpec, NodeRecord, encode
 from elasticps.daemon.access import asking
 from elasticps.daemon.http.answers import JobRow, JobsPage, LogLine
-from elasticps.daemon.http.body import as_json, body_of, job_named, query_of
+from elasticps.daemon.http.body import as_json, body_of, gone, job_named, query_of
 from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.http.guard import owner, require_own
 from elasticps.daemon.http.line_stream import write_lines
@@ -42,6 +42,8 @@ NDJSON = "application/x-ndjson"
 PENDING_LINES = 1000
 FOLLOW_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 RECHECK_S = 0.3
+NUMBER = re.compile(r"[1-9][0-9]{0,6}")
+"""Of a job without a name: with the longest stem it is still a name that may be asked for."""
 
 
 class LogsQuery(Query, frozen=True):
@@ -118,10 +120,11 @@ class JobRoutes:
                 )
 
     async def _create(self, request: web.Request, body: JobBody) -> Done:
-        """Write the spec under the asked name, or under the script's with the next free number."""
+        """Write the spec under the asked name, or under the script's with the next number."""
         stem = re.sub(r"[^a-z0-9]+", "-", Path(body.argv[0]).stem.lower()).strip("-")[:32] or "job"
+        first = next_number(stem, self._view.jobs)
         taken = [job.spec.identity for job in self._view.active_jobs if job.spec is not None]
-        for number in itertools.count(1):
+        for number in itertools.count(first):
             name = JobName(body.name or f"{stem}-{number}")
             spec = _spec(name, body, owner(request), taken)
             put = Put(self._node.keys.job_spec(name), encode(spec))
@@ -147,7 +150,10 @@ class JobRoutes:
         """A submitter may cancel its own jobs alone. Asking twice does no harm."""
         job = job_named(self._view, request)
         require_own(request, job)
-        await self._node.store.put(self._node.keys.job_cancel(job.name), b"{}")
+        keys, name = self._node.keys, job.name
+        put = Put(keys.job_cancel(name), b"{}")
+        if await self._node.store.put_given(put, (keys.same_job(name, job.key),)) is None:
+            raise gone(name)
         return as_json(await self._status.job(job), status=202)
 
     @operation(
@@ -231,6 +237,12 @@ class JobRoutes:
                     await lines.put(line)
         except (aiohttp.ClientError, TimeoutError) as error:
             log.info("node=%s its lines end here: %s", record.node, error)
+
+
+def next_number(stem: str, names: Iterable[str]) -> int:
+    """One more than the highest of the jobs that are called ``<stem>-<number>``; 1 of none."""
+    numbers = (name.removeprefix(f"{stem}-") for name in names if name.startswith(f"{stem}-"))
+    return max((int(text) for text in numbers if NUMBER.fullmatch(text)), default=0) + 1
 
 
 def _spec(name: JobName, body: JobBody, owned_by: str, taken: Collection[str]) -> JobSpec:

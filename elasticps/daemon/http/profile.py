@@ -107,6 +107,8 @@ class ProfileRoutes:
             self._under_way.discard(job.key)
 
     async def _profile(self, job: JobView, body: ProfileBody) -> web.Response:
+        spec = job.spec
+        assert spec is not None
         records = list(self._node.view.nodes.values())
         missing: dict[str, str] = {}
         processes = len(self._node.view.servers) + len(job.running)
@@ -120,8 +122,7 @@ class ProfileRoutes:
                 *(self._ask(each, job, part, wait_s, missing) for each in records)
             )
             found += [each for answer in answers for each in answer.processes]
-        assert job.spec is not None
-        document = await asyncio.to_thread(_document, found, ahead, missing, job.spec)
+        document = await asyncio.to_thread(_document, found, ahead, missing, spec)
         return web.Response(body=document, content_type=JSON)
 
     async def _clock(self, record: NodeRecord, missing: dict[str, str]) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -78,22 +79,29 @@ class Repeats:
         return _judged(found, await _fingerprint(request)) if found else None
 
     async def write(
-        self, request: web.Request, put: Put, answer: msgspec.Struct, *, fresh: bool = False
+        self,
+        request: web.Request,
+        put: Put,
+        answer: msgspec.Struct,
+        *,
+        fresh: bool = False,
+        given: Sequence[Compare] = (),
     ) -> Done | None:
         """Put, and keep ``answer`` under the request's key; an earlier one's is given instead.
 
-        None: there is such a key in etcd already, where it has to be ``fresh``. Raises as
-        ``earlier``.
+        None: there is such a key in etcd already, where it has to be ``fresh``, or a condition of
+        ``given`` does not hold. Raises as ``earlier``.
         """
         encoded = msgspec.Raw(encode(answer))
         path = self._path(request)
         if path is None:
-            revision = await self._put(put, fresh)
+            revision = await self._put(put, fresh, given)
             return Done(answer=encoded, revision=revision, repeated=False) if revision else None
         fingerprint = await _fingerprint(request)
         lease = await grant_unkept(self._store, KEPT_S)
         record = Put(path, encode(Kept(request=fingerprint, answer=encoded)), lease)
-        result = await self._write_both(record, put, fresh)
+        compares = [*([Compare.absent(put.key)] if fresh else []), *given]
+        result = await self._write_both(record, put, compares)
         if result.succeeded:
             return Done(answer=encoded, revision=result.revision, repeated=False)
         found = result.responses[0]
@@ -101,14 +109,14 @@ class Repeats:
             await revoke(self._store, lease)
         return _judged(found, fingerprint) if isinstance(found, KeyValue) else None
 
-    async def _put(self, put: Put, fresh: bool) -> int | None:
+    async def _put(self, put: Put, fresh: bool, given: Sequence[Compare]) -> int | None:
         if fresh:
-            return await self._store.create(put.key, put.value)
-        return await self._store.put(put.key, put.value)
+            return await self._store.create(put.key, put.value, given=given)
+        return await self._store.put_given(put, given)
 
-    async def _write_both(self, record: Put, put: Put, fresh: bool) -> TxnResult:
+    async def _write_both(self, record: Put, put: Put, given: Sequence[Compare]) -> TxnResult:
         """A lost answer is asked for again: if the first has taken effect, its record is found."""
-        compares = [Compare.absent(record.key), *([Compare.absent(put.key)] if fresh else [])]
+        compares = [Compare.absent(record.key), *given]
         then, otherwise = [put, record], [Get(record.key)]
         try:
             return await self._store.txn(compares, then, otherwise)

@@ -21,6 +21,7 @@ from elasticps.daemon.node import Node
 from elasticps.daemon.view import JobView
 from elasticps.errors import StoreError, UsageError
 from elasticps.security.tokens import Role
+from elasticps.store import Compare
 
 
 class ScaleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,16 +55,16 @@ class ScaleRoutes:
         """
         job = job_named(self._node.view, request)
         require_own(request, job)
+        same = self._node.keys.same_job(job.name, job.key)
         body = await body_of(request, ScaleBody)
         spec = job.spec
-        assert spec is not None
-        if not job.active:
+        if spec is None or not job.active:
             raise UsageError(f"job {job.name} has ended", field="job", limit="a job that runs")
         in_range("workers", body.workers, 1, spec.max_workers)
         before = await self._node.store.get(self._node.keys.job_scale(job.name))
         ranks = await self._ranks(job, spec, body.workers)
         record = encode(ScaleRecord(workers=body.workers, ranks=ranks))
-        await self._write(job, record, before.mod_revision if before else 0)
+        await self._write(job, record, before.mod_revision if before else 0, same)
         return as_json(await self._status.job(job), status=202)
 
     async def _ranks(self, job: JobView, spec: JobSpec, workers: int) -> tuple[WorkerId, ...]:
@@ -80,12 +81,12 @@ class ScaleRoutes:
         in_order = sorted(known, key=lambda uid: (progress[uid].rank, job.workers[uid].worker))
         return tuple(job.workers[uid].worker for uid in in_order)
 
-    async def _write(self, job: JobView, record: bytes, revision: int) -> None:
+    async def _write(self, job: JobView, record: bytes, revision: int, same: Compare) -> None:
         store, key = self._node.store, self._node.keys.job_scale(job.name)
         if revision:
             written = await store.replace(key, record, revision)
         else:
-            written = await store.create(key, record)
+            written = await store.create(key, record, given=(same,))
         if written is None:
             raise StoreError(
                 "another number of workers was asked for at the same moment",

@@ -41,6 +41,7 @@ from elasticps.daemon.http.answers import (
     VerdictRow,
     WorkerRow,
 )
+from elasticps.daemon.http.body import gone
 from elasticps.daemon.http.checkpoints import newest_report
 from elasticps.daemon.http.pages import JobsQuery, NodesQuery, page, without_old
 from elasticps.daemon.node import Node
@@ -140,8 +141,11 @@ class ClusterStatus:
         return self._node_row(record, await self._locals([record]))
 
     async def job(self, job: JobView) -> JobRow:
-        assert job.spec is not None
-        return self._job_row(job, job.spec, await self._locals(self._node.view.nodes.values()))
+        """Raises NotFound where it is forgotten meanwhile."""
+        locals_ = await self._locals(self._node.view.nodes.values())
+        if job.spec is None:
+            raise gone(job.name)
+        return self._job_row(job, job.spec, locals_)
 
     def _submitted(self) -> list[JobView]:
         return [job for job in self._node.view.jobs.values() if job.spec is not None]

@@ -31,11 +31,13 @@ PATHS = [
     ("POST", "/api/v1/nodes/n1/drain"),
     ("POST", "/api/v1/nodes/none/drain"),
     ("DELETE", "/api/v1/jobs"),
+    ("DELETE", "/api/v1/jobs/{job}"),
     ("GET", "/api/v1/status?nonsense=1"),
     ("GET", "/api/v1/openapi.json"),
     ("GET", "/api/v1/none"),
     ("PUT", "/none"),
 ]
+WRITES = [each for each in PATHS if each[0] == "POST"] + [("DELETE", "/api/v1/jobs/{job}")]
 
 
 class Guarded:
@@ -133,7 +135,7 @@ async def test_a_token_that_is_none_opens_nothing_and_is_not_repeated(
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize(("method", "path"), [each for each in PATHS if each[0] == "POST"])
+@pytest.mark.parametrize(("method", "path"), WRITES)
 async def test_too_small_a_role_learns_not_what_there_is(
     guarded: Guarded, method: str, path: str
 ) -> None:
@@ -149,10 +151,13 @@ async def test_too_small_a_role_learns_not_what_there_is(
 @pytest.mark.bad_input
 async def test_a_submitter_cannot_change_anothers_job(guarded: Guarded) -> None:
     before = await keys(guarded)
-    for act in ("cancel", "checkpoint"):
-        status, text = await guarded.ask("POST", f"/api/v1/jobs/{{job}}/{act}", "bob")
+    job = "/api/v1/jobs/{job}"
+    for method, path in (("POST", f"{job}/cancel"), ("POST", f"{job}/checkpoint"), ("DELETE", job)):
+        status, text = await guarded.ask(method, path, "bob")
         assert status == 403
         assert json.loads(text)["error"]["field"] == "job"
+    status, text = await guarded.ask("DELETE", job, "alice")
+    assert status == 400  # it has not ended
     assert (await guarded.ask("GET", "/api/v1/jobs/{job}", "bob"))[0] == 200  # who reads reads all
     assert await keys(guarded) == before
 
