@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from elasticps.api.lazy_compiler import leave_compiler_unloaded
 from elasticps.errors import UsageError
 from elasticps.wire.address import Address
 from elasticps.wire.control_messages import Welcome
@@ -55,7 +54,6 @@ def join(environment: Mapping[str, str] | None = None) -> Run:
             field=AGENT_VARIABLE,
             hint="start the script with: elasticps run SCRIPT",
         )
-    leave_compiler_unloaded()
     if environment is None:
         forget_torchrun()
     place = Address.parse(address)
