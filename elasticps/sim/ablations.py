@@ -123,7 +123,10 @@ def _no_generation_check() -> list[Place]:
         return original(self, msgspec.structs.replace(vote, generation=self.generation))
 
     def push_any(self: Replica, pushed: Push) -> PushOutcome:
-        return push(self, replace(pushed, generation=max(pushed.generation, self.generation)))
+        return push(
+            self,
+            msgspec.structs.replace(pushed, generation=max(pushed.generation, self.generation)),
+        )
 
     return [(Ledger, "_vote", vote), (Replica, "push", push_any)]
 
