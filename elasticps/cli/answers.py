@@ -176,13 +176,15 @@ class StoredCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job and how it is going. A metric that is not a number arrives as None.
 
-    ``reason`` says why its state is what it is, since ``since_unix``. ``workers_asked`` is what a
-    scale asked for, ``workers_planned`` how many there will be on the nodes that there are.
-    ``under_replicated`` counts the blocks with fewer copies than ``replicas``. Workers have pushed
-    ``pushed_bytes`` for gradients that have ``gradient_bytes`` without the job's codec.
+    ``key`` is its own alone: its name may be given again once it is forgotten. ``reason`` says why
+    its state is what it is, since ``since_unix``. ``workers_asked`` is what a scale asked for,
+    ``workers_planned`` how many there will be on the nodes that there are. ``under_replicated``
+    counts the blocks with fewer copies than ``replicas``. Workers have pushed ``pushed_bytes`` for
+    gradients that have ``gradient_bytes`` without the job's codec.
     """
 
     job: str
+    key: int = 0
     state: str
     reason: str
     since_unix: float = 0.0

@@ -66,16 +66,16 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
 def rates(before: Status, after: Status, over_s: float) -> Rates:
     """What became of the cluster within ``over_s``."""
     nodes = {node.node: node for node in before.nodes}
-    jobs = {job.job: job for job in before.jobs}
+    jobs = {(job.job, job.key): job for job in before.jobs}
     return Rates(
         cluster=after.cluster,
         leader=after.leader,
         over_s=over_s,
         nodes=tuple(_node(nodes.get(node.node), node) for node in after.nodes),
         jobs=tuple(
-            _job(jobs.get(job.job, job), job, over_s)
+            _job(jobs.get((job.job, job.key), job), job, over_s)
             for job in after.jobs
-            if not (job.final and jobs.get(job.job, job).final)
+            if not (job.final and jobs.get((job.job, job.key), job).final)
         ),
     )
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from elasticps.core.ids import JobName, NodeId, ServerId, node_of
+from elasticps.core.ids import JobKey, JobName, NodeId, ServerId, node_of
 from elasticps.core.plan import Entry
 from elasticps.core.records import JobState, NodeRecord, WorkerState
 from elasticps.daemon.picture import JobPicture, Picture
@@ -37,12 +37,16 @@ class Kind(StrEnum):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that has happened. ``node`` and ``job``: whom it is about, if anyone."""
+    """One thing that has happened. ``node`` and ``job``: whom it is about, if anyone.
+
+    ``job_key`` is the job's alone, where its name is a later job's too.
+    """
 
     kind: Kind
     what: str
     node: NodeId | None = None
     job: JobName | None = None
+    job_key: JobKey | None = None
     severity: Severity = "info"
 
 
@@ -54,17 +58,13 @@ NOBODY: FoundDead = MappingProxyType({})
 def changes(before: Picture, after: Picture, found_dead: FoundDead = NOBODY) -> list[Change]:
     """What has happened from ``before`` to ``after``; nothing where they say the same."""
     happened = [*_left(before, after, found_dead), *_elected(before, after)]
-    happened += [*_joined(before, after), *_drained(before, after)]
+    happened += [*_joined(before, after), *_drained(before, after), *_forgotten(before, after)]
     servers = after.servers()
     for name, job in after.jobs.items():
         known = before.jobs.get(name)
-        if known is not None and known.key == job.key:
-            happened += _job_changes(name, known, job, servers)
-        else:
-            happened.append(
-                Change(kind=Kind.JOB, job=name, what=f"{name} submitted: {job.spec.argv[0]}")
-            )
-            happened += _state(name, None, job)
+        same = known is not None and known.key == job.key
+        told = _job_changes(name, known, job, servers) if known and same else _begun(name, job)
+        happened += [msgspec.structs.replace(change, job_key=job.key) for change in told]
     return happened
 
 
@@ -155,6 +155,19 @@ def _server_ids(record: NodeRecord) -> set[ServerId]:
 
 
 # -- jobs ---------------------------------------------------------------------------------------
+
+
+def _forgotten(before: Picture, after: Picture) -> Iterator[Change]:
+    """An ended job that is not there any more; its name may be another's at once."""
+    for name, job in before.jobs.items():
+        now = after.jobs.get(name)
+        if not job.active and (now is None or now.key != job.key):
+            yield Change(kind=Kind.JOB, job=name, job_key=job.key, what=f"{name} is forgotten")
+
+
+def _begun(name: JobName, job: JobPicture) -> Iterator[Change]:
+    yield Change(kind=Kind.JOB, job=name, what=f"{name} submitted: {job.spec.argv[0]}")
+    yield from _state(name, None, job)
 
 
 def _job_changes(

@@ -36,8 +36,9 @@ LIKELY_CAUSES = {
 class ChildSpec:
     """What to run. ``env`` is the whole environment: nothing of the daemon's own leaks in.
 
-    ``name`` is unique in a supervisor and names the log file. Raises UsageError on values that no
-    process can have.
+    ``name`` is unique in a supervisor and names the log file. ``source`` is whose its lines are in
+    the log buffer; its name's where that is empty. Raises UsageError on values that no process can
+    have.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ChildSpec:
     cwd: str | None = None
     restart: RestartPolicy
     stop_grace_s: float = 5.0
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -190,7 +192,7 @@ class Child:
 
     async def _live(self, life: _Life) -> Exit:
         try:
-            output = Output(self.spec.name, self.log_buffer, self.log_file)
+            output = Output(self.spec.source or self.spec.name, self.log_buffer, self.log_file)
             async with contextlib.aclosing(output):
                 ending = await self._take_output(life, output)
                 await output.write([ending.reason], "daemon")

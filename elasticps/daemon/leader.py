@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import msgspec
 
-from elasticps.core.ids import JobName, NodeId, ServerId, node_of
+from elasticps.core.ids import JobKey, JobName, NodeId, ServerId, node_of
 from elasticps.core.jobs import lost, next_status, with_copies
 from elasticps.core.placement import Site, least_bytes, spread
 from elasticps.core.plan import Entry, encode_part, part_of, parts
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 PARTS_A_WRITE = 8
 """Parts of a plan in one transaction: their values together stay below etcd's request limit."""
 RETRY_S = 0.2
-NONE_PLACED: Mapping[JobName, Placed] = MappingProxyType({})
+NONE_PLACED: Mapping[JobKey, Placed] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def decide(
     view: ClusterView,
     now: Now,
     orphans: Orphans,
-    placed: Mapping[JobName, Placed] = NONE_PLACED,
+    placed: Mapping[JobKey, Placed] = NONE_PLACED,
     kept_jobs: int = DEFAULT_KEPT_JOBS,
 ) -> list[Write]:
     """One write at most for each job that is not as it should be, then for some of the old ones.
@@ -70,6 +70,7 @@ def decide(
     A job whose status cannot be read is left alone: it may have ended. Of those that have, the
     newest ``kept_jobs`` stay.
     """
+    orphans.keep_only({job.key for job in view.active_jobs})
     writes = []
     for job in view.jobs.values():
         if job.spec is None or "status" in job.damaged:
@@ -77,7 +78,7 @@ def decide(
         write = (
             _cleared(view.keys, job)
             if not job.active
-            else _advanced(view, job, job.spec, now, orphans, placed.get(job.name, Placed()))
+            else _advanced(view, job, job.spec, now, orphans, placed.get(job.key, Placed()))
         )
         if write is not None:
             writes.append(write)
@@ -93,9 +94,13 @@ class Orphans:
 
     def __init__(self, lost_after_s: float) -> None:
         self.lost_after_s = lost_after_s
-        self._since: dict[JobName, float] = {}
+        self._since: dict[JobKey, float] = {}
 
-    def overdue(self, job: JobName, orphaned: bool, now: Now) -> bool:
+    def keep_only(self, jobs: Collection[JobKey]) -> None:
+        """The others have ended."""
+        self._since = {job: since for job, since in self._since.items() if job in jobs}
+
+    def overdue(self, job: JobKey, orphaned: bool, now: Now) -> bool:
         if not orphaned:
             self._since.pop(job, None)
             return False
@@ -231,7 +236,7 @@ def _with_orphans(
 
     The job is given up when none has in time, and at once where the servers are known to be dead.
     """
-    overdue = orphans.overdue(job.name, bool(orphaned), now)
+    overdue = orphans.overdue(job.key, bool(orphaned), now)
     if not orphaned:
         return status
     rows = {(row.block, row.learner, row.epoch) for row in job.caught_up}

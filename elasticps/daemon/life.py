@@ -54,6 +54,11 @@ class Life:
     retiring: asyncio.Task[None] | None = None
     stepped_at: float = field(default_factory=time.monotonic)
 
+    @property
+    def source(self) -> str:
+        """Whose its lines are. By the job's key: its name may be a later job's too."""
+        return f"{self.job}.{self.uid}"
+
     def progressed(self, progress: Progress) -> None:
         """What it says of itself; it says the same again while it waits."""
         before = self.progress

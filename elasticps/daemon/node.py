@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from importlib.metadata import version
 
-from elasticps.core.ids import JobName, NodeId
+from elasticps.core.ids import JobKey, NodeId
 from elasticps.core.proposal import Placed
 from elasticps.core.records import NodeRecord, ServerRecord
 from elasticps.daemon.access import NodeAccess, is_of_child, is_of_unit
@@ -297,7 +297,7 @@ class Node:
             self._changed.notify_all()
 
     @property
-    def placed(self) -> Mapping[JobName, Placed]:
+    def placed(self) -> Mapping[JobKey, Placed]:
         """What the placements of jobs said last; known while this node leads."""
         return self._leader.placements.placed
 
@@ -406,7 +406,7 @@ class Node:
         life = self.workers.lives.get(uid)
         if life is not None:
             life.progressed(progress)
-            self.measured.tallies.trained(life.job_name, uid, progress)
+            self.measured.tallies.trained(life.job_name, life.job, uid, progress)
             self._reports.progressed(life)
 
     def preferred(self, uid: str, prefer: Prefer) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 
 from elasticps.core.chosen import BALANCED
-from elasticps.core.ids import JobName, ServerId
+from elasticps.core.ids import JobKey, ServerId
 from elasticps.core.placement import Site
 from elasticps.core.proposal import Placed, Situation, situation_of
 from elasticps.daemon.access import NodeAccess
@@ -61,7 +61,7 @@ class Placements:
         ask: Ask = ask,
         access: NodeAccess | None = None,
     ) -> None:
-        self.placed: dict[JobName, Placed] = {}
+        self.placed: dict[JobKey, Placed] = {}
         self._view = view
         self._changed = changed
         self._ask = ask
@@ -70,17 +70,17 @@ class Placements:
 
     async def run(self) -> None:
         """Ask for each job that has a placement of its own, until cancelled."""
-        asking: dict[JobName, asyncio.Task[None]] = {}
+        asking: dict[JobKey, asyncio.Task[None]] = {}
         async with aiohttp.ClientSession() as client:
             reports = LoadReports(client, self._access)
             try:
                 while True:
-                    jobs = {job.name for job in self._view.active_jobs if has_own_placement(job)}
-                    for name in asking.keys() - jobs:
-                        asking.pop(name).cancel()
-                        self.placed.pop(name, None)
-                    for name in jobs - asking.keys():
-                        asking[name] = asyncio.create_task(self._keep_asking(name, reports))
+                    jobs = {job.key for job in self._view.active_jobs if has_own_placement(job)}
+                    for key in asking.keys() - jobs:
+                        asking.pop(key).cancel()
+                        self.placed.pop(key, None)
+                    for key in jobs - asking.keys():
+                        asking[key] = asyncio.create_task(self._keep_asking(key, reports))
                     async with self._changed:
                         await self._changed.wait()
             finally:
@@ -89,15 +89,15 @@ class Placements:
                 await asyncio.gather(*asking.values(), return_exceptions=True)
                 self.placed.clear()
 
-    async def _keep_asking(self, name: JobName, reports: LoadReports) -> None:
+    async def _keep_asking(self, key: JobKey, reports: LoadReports) -> None:
         while True:
             sites = sites_of(self._view)
             try:
-                await self._consult(name, reports)
+                await self._consult(key, reports)
             except Exception as error:
-                log.exception("job=%s its placement was not asked", name)
-                self.placed[name] = Placed(refusal=f"it was not asked: {type(error).__name__}")
-            refused = name in self.placed and self.placed[name].refusal
+                log.exception("job=%s its placement was not asked", key)
+                self.placed[key] = Placed(refusal=f"it was not asked: {type(error).__name__}")
+            refused = key in self.placed and self.placed[key].refusal
             async with self._changed:
                 self._changed.notify_all()
                 try:
@@ -106,14 +106,16 @@ class Placements:
                 except TimeoutError:
                     continue
 
-    async def _consult(self, name: JobName, reports: LoadReports) -> None:
+    async def _consult(self, key: JobKey, reports: LoadReports) -> None:
         """Ask once; where no server tells its load what was said before stays."""
         await reports.look(list(self._view.nodes.values()))
-        job, sites, totals = self._view.jobs.get(name), sites_of(self._view), reports.totals()
+        job = next((job for job in self._view.active_jobs if job.key == key), None)
+        sites, totals = sites_of(self._view), reports.totals()
         if job is None or job.spec is None or not has_own_placement(job):
             return
         if not sites or not any(site.server in totals for site in sites):
             return
+        name, placement = job.name, job.spec.placement
         situation = situation_of(
             name,
             job.sizes,
@@ -126,7 +128,7 @@ class Placements:
             job.wishes,
         )
         async with self._window:
-            placed = await self._ask(job.spec.placement, situation)
+            placed = await self._ask(placement, situation)
         if placed.refusal:
-            log.warning("job=%s placement %s: %s", name, job.spec.placement, placed.refusal)
-        self.placed[name] = placed
+            log.warning("job=%s placement %s: %s", name, placement, placed.refusal)
+        self.placed[key] = placed

@@ -131,6 +131,7 @@ class Reports:
         lease = self._lease
         if lease is None:
             return
+        self._let_go()
         for key in sorted(self._unwritten):
             # Taken off first: what is promised during the write is news again.
             self._unwritten.discard(key)
@@ -140,14 +141,18 @@ class Reports:
                 self._unwritten.add(key)
                 raise
 
+    def _let_go(self) -> None:
+        """Of all that was said of jobs that have ended."""
+        active = {job.key for job in self._view.active_jobs}
+        for kept in (self._promises, self._wishes, self._mains, self._noted_at):
+            for key in kept.keys() - active:
+                del kept[key]
+        self._unwritten &= active
+
     async def _write_report(self, key: JobKey, lease: Lease) -> None:
         job = next((job for job in self._view.active_jobs if job.key == key), None)
         if job is None:
-            self._promises.pop(key, None)
-            self._wishes.pop(key, None)
-            self._mains.pop(key, None)
-            self._noted_at.pop(key, None)
-            return
+            return  # it has ended meanwhile
         record = ReportRecord(self._promised_for(key), self._wishes_for(key), self._mains.get(key))
         if record.rows or record.wishes or record.main or self._node in job.reports:
             put = Put(self._view.keys.report(job.name, self._node), encode(record), lease.id)

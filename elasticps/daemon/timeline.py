@@ -95,11 +95,16 @@ class Timeline:
     ) -> EventPage:
         """The events after one, oldest first, at most ``limit``; without ``after``, the newest.
 
-        An ``after`` of another life counts as one before all that is kept. Raises UsageError for
+        Those of a ``job`` are none of an earlier one of its name, while there is a job of it. An
+        ``after`` of another life counts as one before all that is kept. Raises UsageError for
         what is no id.
         """
 
+        present = self.picture.jobs.get(job) if job is not None else None
+
         def wanted(event: Event) -> bool:
+            if present is not None and event.job_key != present.key:
+                return False
             return (job is None or event.job == job) and (node is None or event.node == node)
 
         if after is None:

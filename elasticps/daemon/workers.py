@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -226,15 +226,16 @@ class Workers:
         if self._config.worker_units:
             launch = Launch(argv=spec.argv, env=env, cwd=spec.cwd)
             failure_file = self._failure_file(life)
-            return unit_child(
-                life.child, life.worker, launch, self._config.runtime_dir, failure_file
-            )
+            directory = self._config.runtime_dir
+            child = unit_child(life.child, life.worker, launch, directory, failure_file)
+            return replace(child, source=life.source)
         return ChildSpec(
             name=life.child,
             argv=(sys.executable, "-P", "-m", "elasticps.worker", *spec.argv),
             env={**os.environ, **env},
             cwd=spec.cwd,
             restart=RestartPolicy(when=RestartWhen.NEVER),
+            source=life.source,
         )
 
     def _failure_file(self, life: Life) -> Path:
@@ -322,7 +323,7 @@ class Workers:
         """What a process that ended by itself, and by no exception, wrote to stderr last."""
         words: list[str] = []
         for line in reversed(self._logs.since()):
-            if isinstance(line, LogLine) and (line.source, line.stream) == (life.child, "stderr"):
+            if isinstance(line, LogLine) and (line.source, line.stream) == (life.source, "stderr"):
                 words.append(line.text)
                 if len(words) == LAST_LINES:
                     break

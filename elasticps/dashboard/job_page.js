@@ -12,7 +12,7 @@ import { BlockMap } from "./map.js";
 import { card, Changes, Facts, placesOf, repeat } from "./parts.js";
 import { toNode } from "./route.js";
 import { Series } from "./series.js";
-import { final, jobNamed, mayCancel, state } from "./store.js";
+import { eventsOf, final, jobNamed, mayCancel, state } from "./store.js";
 import { Table } from "./table.js";
 import { EventList } from "./timeline.js";
 
@@ -57,7 +57,8 @@ export class JobPage {
     const job = jobNamed(this.name) ?? this.old;
     this.job = job;
     if (!job && status.ended_left_out && !this.sought) this.seek();
-    this.about = events.filter((event) => !event.job || event.job === this.name);
+    if (job && job.key !== this.key) this.begin(job.key);
+    this.about = eventsOf(events, this.name, job);
     this.events.update(this.about);
     this.cancel.hidden = !job || final(job) || !mayCancel(job);
     put(this.state, job ? job.state.toLowerCase() : "unknown");
@@ -74,6 +75,14 @@ export class JobPage {
       this.logs.read();
       this.refresh().catch(() => {}); // what fails is tried again in a second
     }
+  }
+
+  /** The job, or a later one of its name: what was drawn of the earlier one is none of its. */
+  begin(key) {
+    if (this.key !== undefined) this.logs.clear();
+    this.key = key;
+    this.series = new Series(this.name);
+    this.logsAreRead = false;
   }
 
   /** A job that ended so long ago that the status leaves it out. */

@@ -24,6 +24,15 @@ export class Logs {
     this.reading?.abort();
   }
 
+  /** Another job has the name: its lines are others. */
+  clear() {
+    this.close();
+    this.worker.replaceChildren(el("option", { value: "" }, "all workers"));
+    this.rows = [];
+    this.fresh = [];
+    this.redraw();
+  }
+
   async read() {
     this.close();
     this.reading = new AbortController();

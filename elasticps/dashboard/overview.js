@@ -9,7 +9,7 @@ import { nodesTable } from "./nodes.js";
 import { card, Changes, Facts, placesOf, repeat } from "./parts.js";
 import { toNode } from "./route.js";
 import { Series } from "./series.js";
-import { final, jobNamed, state } from "./store.js";
+import { eventsOf, final, jobNamed, state } from "./store.js";
 import { EventList } from "./timeline.js";
 import { Verdict } from "./verdict.js";
 
@@ -72,7 +72,7 @@ export class Overview {
   offer(jobs) {
     const before = this.job.value;
     keyed(this.job, jobs.slice(0, 100), (job) => job.job, (job) => el("option", { value: job.job }, job.job), () => {});
-    if (before) this.job.value = before;
+    if (before && jobNamed(before)) this.job.value = before; // one that is forgotten is not offered
     set(this.job, "hidden", jobs.length < 2);
   }
 
@@ -92,8 +92,11 @@ export class Overview {
     if (!state.status) return;
     const wanted = state.status.jobs.filter((job) => !final(job)).slice(0, MOST_CURVES).map((job) => job.job);
     if (this.job.value) wanted.push(this.job.value);
+    for (const name of this.series.keys()) if (!jobNamed(name)) this.series.delete(name);
     for (const name of new Set(wanted)) {
-      if (!this.series.has(name)) this.series.set(name, new Series(name));
+      const { key } = jobNamed(name) ?? {};
+      const known = this.series.get(name);
+      if (!known || known.key !== key) this.series.set(name, new Series(name, key));
     }
     await Promise.all([...new Set(wanted)].map((name) => this.series.get(name).refresh()));
     this.jobs.show();
@@ -103,7 +106,7 @@ export class Overview {
   drawCurves() {
     const job = jobNamed(this.job.value);
     const series = this.series.get(this.job.value);
-    const events = state.events.filter((event) => !event.job || event.job === this.job.value);
+    const events = eventsOf(state.events, this.job.value, job);
     this.curves.update({ points: series?.points ?? [], metrics: series?.metrics ?? [], events, goesOn: Boolean(job && !final(job)) });
   }
 }

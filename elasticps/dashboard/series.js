@@ -5,8 +5,9 @@ import { get, path, query } from "./api.js";
 const MOST_POINTS = 4000;
 
 export class Series {
-  constructor(job) {
+  constructor(job, key) {
     this.job = job;
+    this.key = key; // of the job that has the name
     this.points = [];
     this.asking = false;
   }

@@ -42,6 +42,10 @@ export const may = (role) => RANK[state.role] >= RANK[role];
 export const mayCancel = (job) =>
   may("admin") || (may("submit") && job.owner === state.name);
 
+/** The events that are of no job, or of this one: an earlier job may have had its name. */
+export const eventsOf = (events, name, job) =>
+  events.filter((event) => !event.job || (event.job === name && (!job || event.job_key === job.key)));
+
 export const jobNamed = (name) => state.status?.jobs.find((job) => job.job === name);
 export const nodeNamed = (name) => state.status?.nodes.find((node) => node.node === name);
 export const final = (job) => ["SUCCEEDED", "FAILED", "CANCELLED"].includes(job.state);

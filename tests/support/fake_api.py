@@ -42,6 +42,7 @@ def node(name: str, **changes: Any) -> Json:
 def job(name: str, **changes: Any) -> Json:
     return {
         "job": name,
+        "key": 7,
         "state": "RUNNING",
         "reason": "2 workers",
         "since_unix": 0.0,

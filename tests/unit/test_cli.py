@@ -513,7 +513,7 @@ def test_forget_ends_at_the_first_that_is_refused_and_tells_what_is_done(api, el
     code, out, err = elasticps("forget", "--json", "a", "b", "c")
     assert code == 2
     assert json.loads(out)["jobs"] == [{"job": "a", "checkpoint_dir": "/ckpt"}]
-    assert err == "error: job b has not ended (field job) (limit: l)\n  h\n"
+    assert err == "error: job b has not ended (field job) (limit: l)\n  hint: h\n"
     assert [path for path, _ in api.asked("DELETE")] == ["/api/v1/jobs/a", "/api/v1/jobs/b"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from elasticps.core.ids import BlockId, JobName, node_of
+from elasticps.core.ids import BlockId, JobKey, node_of
 from elasticps.core.plan import PART_BLOCKS
 from elasticps.core.proposal import Placed
 from elasticps.core.records import JobState, ScaleRecord, WorkerState
@@ -25,7 +25,7 @@ class Led(Contents):
     def __init__(self) -> None:
         super().__init__()
         self.orphans = Orphans(LOST_AFTER_S)
-        self.placed: dict[JobName, Placed] = {}
+        self.placed: dict[JobKey, Placed] = {}
         self.unix = 1_000_000.0
         self.monotonic = 100.0
 
@@ -624,7 +624,7 @@ def test_a_proposal_is_planned_and_balanced_does_not_undo_it(etcd: Led) -> None:
     job = running(etcd, "ab", 7, replicas=1, placement="acme")
     a, b = (record.servers[0].server for record in etcd.view.nodes.values())
     assert leads(job) == {a: 4, b: 4}
-    etcd.placed[job.name] = Placed(proposal={BlockId(block): (b,) for block in range(8)})
+    etcd.placed[job.key] = Placed(proposal={BlockId(block): (b,) for block in range(8)})
     etcd.move_all(job)
     assert leads(job) == {b: 8}
     etcd.placed.clear()  # another leader, which has not asked yet
@@ -634,10 +634,10 @@ def test_a_proposal_is_planned_and_balanced_does_not_undo_it(etcd: Led) -> None:
 def test_a_refusal_is_told_once_and_the_blocks_are_balanced(etcd: Led) -> None:
     job = running(etcd, "ab", 7, replicas=1, placement="acme:x=1")
     (_, b) = (record.servers[0].server for record in etcd.view.nodes.values())
-    etcd.placed[job.name] = Placed(proposal={BlockId(block): (b,) for block in range(8)})
+    etcd.placed[job.key] = Placed(proposal={BlockId(block): (b,) for block in range(8)})
     etcd.move_all(job)
 
-    etcd.placed[job.name] = Placed(refusal="RuntimeError: no idea")
+    etcd.placed[job.key] = Placed(refusal="RuntimeError: no idea")
     etcd.move_all(job)
 
     assert sorted(leads(job).values()) == [4, 4]
@@ -645,7 +645,7 @@ def test_a_refusal_is_told_once_and_the_blocks_are_balanced(etcd: Led) -> None:
     assert job.status is not None
     assert told in job.status.reason
     assert etcd.decided() == []
-    etcd.placed[job.name] = Placed()
+    etcd.placed[job.key] = Placed()
     etcd.settle()
     assert "acme" not in job.status.reason
 

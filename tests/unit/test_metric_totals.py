@@ -20,7 +20,7 @@ from elasticps.wire.traffic import PeerTraffic
 from tests.support.processes import until
 
 ONE, OTHER = ServerId("n1/a"), ServerId("n1/b")
-JOB = JobName("j")
+JOB, KEY = JobName("j"), JobKey(7)
 
 
 @given(
@@ -96,11 +96,16 @@ def test_a_job_that_a_server_let_go_of_and_took_up_again_counts_on() -> None:
     assert tallies.jobs[JOB].served.of("pushes") == 9
 
 
-def test_another_job_of_the_same_name_counts_on() -> None:
+def test_a_later_job_of_the_same_name_begins_at_nothing() -> None:
     tallies = Tallies()
     tallies.served(ONE, load(JobCounts(pushes=5), job=7))
+    tallies.trained(JOB, KEY, "n1.1", progress(1, 1))
     tallies.served(ONE, load(JobCounts(pushes=4), job=8))
-    assert tallies.jobs[JOB].served.of("pushes") == 9
+    tallies.served(OTHER, load(JobCounts(pushes=6), job=7))  # a late word of the earlier one
+    tallies.trained(JOB, KEY, "n1.1", progress(2, 9))
+    job = tallies.jobs[JOB]
+    assert (job.key, job.served.of("pushes"), job.holding.primary) == (8, 4, 3)
+    assert (job.lives, job.trained.sums) == ({}, {})
 
 
 def progress(round_: int, pushed: int) -> Progress:
@@ -111,12 +116,12 @@ def progress(round_: int, pushed: int) -> Progress:
 
 def test_rounds_of_a_worker_that_joined_late_begin_where_it_joined() -> None:
     tallies = Tallies()
-    tallies.trained(JOB, "n1.1", progress(500, 10))
-    tallies.trained(JOB, "n1.1", progress(510, 30))
+    tallies.trained(JOB, KEY, "n1.1", progress(500, 10))
+    tallies.trained(JOB, KEY, "n1.1", progress(510, 30))
     tallies.worker_ended("n1.1")
     assert tallies.jobs[JOB].lives == {}
-    tallies.trained(JOB, "n1.2", progress(700, 5))
-    tallies.trained(JOB, "n1.2", progress(701, 8))
+    tallies.trained(JOB, KEY, "n1.2", progress(700, 5))
+    tallies.trained(JOB, KEY, "n1.2", progress(701, 8))
     trained = tallies.jobs[JOB].trained
     assert (trained.of("rounds"), trained.of("pushed_bytes")) == (11, 38)
 
@@ -126,7 +131,7 @@ def test_bytes_between_workers_are_summed_by_transport_over_all_lives() -> None:
     for uid in ("n1.1", "n1.2"):
         for nbytes in (10, 30):
             said = replace(progress(1, 0), peer_sent={"tls": nbytes}, peer_received={"gloo": 7})
-            tallies.trained(JOB, uid, said)
+            tallies.trained(JOB, KEY, uid, said)
         tallies.worker_ended(uid)
     assert tallies.jobs[JOB].peer_sent.sums == {"tls": 60}
     assert tallies.jobs[JOB].peer_received.sums == {"gloo": 14}
@@ -142,14 +147,24 @@ def test_a_sum_is_counted_as_a_ring_moves_it(world: int, moved: int) -> None:
 def test_jobs_that_ended_long_ago_are_forgotten_and_no_others() -> None:
     tallies = Tallies()
     other = JobName("other")
-    tallies.trained(JOB, "n1.1", progress(1, 1))
-    tallies.trained(other, "n1.2", progress(1, 1))
-    tallies.forget_ended({JOB, other}, 0.0)
-    tallies.forget_ended({JOB}, 10.0)
-    tallies.forget_ended({JOB}, 10.0 + FORGOTTEN_AFTER_S)
+    tallies.trained(JOB, KEY, "n1.1", progress(1, 1))
+    tallies.trained(other, JobKey(8), "n1.2", progress(1, 1))
+    known = {JOB: KEY, other: JobKey(8)}
+    tallies.forget_ended(known, {KEY, JobKey(8)}, 0.0)
+    tallies.forget_ended(known, {KEY}, 10.0)
+    tallies.forget_ended(known, {KEY}, 10.0 + FORGOTTEN_AFTER_S)
     assert set(tallies.jobs) == {JOB, other}
-    tallies.forget_ended({JOB}, 10.1 + FORGOTTEN_AFTER_S)
+    tallies.forget_ended(known, {KEY}, 10.1 + FORGOTTEN_AFTER_S)
     assert set(tallies.jobs) == {JOB}
+
+
+def test_a_job_whose_name_another_has_is_forgotten_at_once() -> None:
+    tallies = Tallies()
+    tallies.trained(JOB, KEY, "n1.1", progress(1, 1))
+    tallies.forget_ended({}, (), 0.0)
+    assert set(tallies.jobs) == {JOB}  # it may still be scraped
+    tallies.forget_ended({JOB: JobKey(9)}, {JobKey(9)}, 1.0)
+    assert tallies.jobs == {}
 
 
 def test_the_longest_lag_is_remembered_for_a_minute() -> None:

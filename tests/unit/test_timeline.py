@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elasticps.core.ids import JobName, NodeId
+from elasticps.core.records import JobState, JobStatus
 from elasticps.daemon.timeline import Event, Timeline
 from elasticps.errors import UsageError
 from tests.support.contents import Contents
@@ -70,6 +71,28 @@ def test_a_filter_skips_and_the_next_page_does_not_look_at_it_again() -> None:
     page = seen.timeline.page(start, job=JobName("j"))
     assert [event.what for event in page.events] == ["j submitted: train.py"]
     assert seen.timeline.page(page.next, job=JobName("j")).events == ()
+
+
+def test_a_job_is_not_told_what_happened_to_an_earlier_one_of_its_name() -> None:
+    seen = Seen()
+    start = seen.timeline.newest
+    key, name = seen.keys.job_status("j"), JobName("j")
+    first = seen.job("j").key
+    seen.timeline.look()
+    seen.put(key, JobStatus(state=JobState.FAILED, reason="no idea"))
+    seen.timeline.look()
+    seen.delete(key)
+    seen.delete(seen.keys.job_spec("j"))
+    seen.timeline.look()
+    told = seen.timeline.page(start, job=name).events
+    whats = ["j submitted: train.py", "j failed: no idea", "j is forgotten"]
+    assert [(event.what, event.job_key) for event in told] == [(what, first) for what in whats]
+
+    second = seen.job("j").key
+    seen.timeline.look()
+    (only,) = seen.timeline.page(start, job=name).events
+    assert (only.what, only.job_key) == ("j submitted: train.py", second)
+    assert len(seen.timeline.page(start).events) == 4
 
 
 def test_ring_forgets_the_oldest_and_says_so() -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from elasticps.checkpoint.listing import Listed
-from elasticps.core.ids import BlockId, JobName, NodeId, Round
+from elasticps.core.ids import BlockId, JobKey, JobName, NodeId, Round
 from elasticps.core.records import Attempts, Failure, Movement
 from elasticps.daemon.block_map import BlockRow, NodeBlocks
 from elasticps.daemon.series import Point
@@ -116,13 +116,15 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):
 class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     """A job and how it is going.
 
-    ``workers`` are those that live and the 8 that ended last. A metric that is not a finite number
-    is null. ``under_replicated`` counts the blocks with fewer
-    copies than ``replicas``. Workers have pushed ``pushed_bytes`` for gradients that have
-    ``gradient_bytes`` without the job's codec. Times are seconds, ``_unix`` ones since 1970.
+    ``key`` is its own alone: its name may be given again once it is forgotten. ``workers`` are
+    those that live and the 8 that ended last. A metric that is not a finite number is null.
+    ``under_replicated`` counts the blocks with fewer copies than ``replicas``. Workers have pushed
+    ``pushed_bytes`` for gradients that have ``gradient_bytes`` without the job's codec. Times are
+    seconds, ``_unix`` ones since 1970.
     """
 
     job: JobName
+    key: JobKey
     state: str
     reason: str
     since_unix: float

@@ -12,13 +12,14 @@ from aiohttp import web
 
 from elasticps.checkpoint.listing import list_checkpoints
 from elasticps.checkpoint.url import place_of
-from elasticps.core.ids import JobName
+from elasticps.core.ids import JobKey, JobName
 from elasticps.core.records import JobSpec, NodeRecord
 from elasticps.daemon.access import asking
 from elasticps.daemon.http.answers import CheckpointAsked, CheckpointList
 from elasticps.daemon.http.body import as_json, gone, job_named, query_of
 from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.http.guard import require_own
+from elasticps.daemon.http.meant import job_meant, meaning
 from elasticps.daemon.http.repeats import Repeats
 from elasticps.daemon.node import Node
 from elasticps.daemon.reachable import check_reachable
@@ -62,14 +63,15 @@ class CheckpointRoutes:
 
         The directory is the main worker's machine's, where no file system is shared.
         """
-        job = job_named(self._node.view, request)
+        job = await job_meant(self._node, request)
+        name, key = job.name, job.key
         assert job.spec is not None
         _check_directory(job, job.spec)
-        found = await self._look(job.name, job.spec.checkpoint_dir)
+        found = await self._look(name, job.spec.checkpoint_dir)
         if not found.checkpoints and not query_of(request, CheckpointsQuery).local:
             others = [node for node in self._node.view.nodes if node != self._node.name]
             records = [self._node.view.nodes[node] for node in sorted(others)]
-            answers = await asyncio.gather(*(self._ask(record, job.name) for record in records))
+            answers = await asyncio.gather(*(self._ask(record, name, key) for record in records))
             found = next((each for each in answers if each and each.checkpoints), found)
         return as_json(found)
 
@@ -82,11 +84,13 @@ class CheckpointRoutes:
             return msgspec.structs.replace(found, problem=error.what)
         return msgspec.structs.replace(found, checkpoints=tuple(rows))
 
-    async def _ask(self, record: NodeRecord, job: JobName) -> CheckpointList | None:
+    async def _ask(self, record: NodeRecord, job: JobName, key: JobKey) -> CheckpointList | None:
         url = f"{record.http}/api/v1/jobs/{job}/checkpoints?local=true"
         try:
             proof = asking(self._node.access, record)
-            async with self._client.get(url, timeout=LOCAL_TIMEOUT, **proof) as response:
+            async with self._client.get(
+                url, timeout=LOCAL_TIMEOUT, headers=meaning(key), **proof
+            ) as response:
                 return msgspec.json.decode(await response.read(), type=CheckpointList)
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             log.info("node=%s does not list checkpoints: %s", record.node, error)

@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from elasticps.checkpoint.url import Url, place_of
-from elasticps.core.ids import JobName
+from elasticps.core.ids import JobKey, JobName
 from elasticps.core.records import JobSpec, NodeRecord, encode
 from elasticps.daemon.access import asking
 from elasticps.daemon.http.answers import JobRow, JobsPage, LogLine
@@ -24,6 +24,7 @@ from elasticps.daemon.http.body import as_json, body_of, gone, job_named, query_
 from elasticps.daemon.http.contract import Query, operation, routes_of
 from elasticps.daemon.http.guard import owner, require_own
 from elasticps.daemon.http.line_stream import write_lines
+from elasticps.daemon.http.meant import job_meant, meaning
 from elasticps.daemon.http.pages import JobsQuery
 from elasticps.daemon.http.repeats import Done, Repeats
 from elasticps.daemon.http.status import ClusterStatus
@@ -103,7 +104,8 @@ class JobRoutes:
             done = await self._create(request, body)
         # Whoever asks for the job next asks here.
         await self._node.until(lambda: self._view.revision >= done.revision)
-        return done.response(201)
+        # Its key is the revision of the write, which its answer was kept with.
+        return done.response(201, msgspec.json.decode(done.answer) | {"key": done.revision})
 
     def _check_free(self, directory: str) -> None:
         """Raise UsageError for a URL that an active job has: no store locks it, as a disk does."""
@@ -166,30 +168,37 @@ class JobRoutes:
         content_type=NDJSON,
     )
     async def logs(self, request: web.Request) -> web.StreamResponse:
-        job = job_named(self._view, request)
+        job = await job_meant(self._node, request)
+        name, key = job.name, job.key
         asked = query_of(request, LogsQuery)
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
         await response.prepare(request)
         lines: asyncio.Queue[bytes] = asyncio.Queue(PENDING_LINES)
         gather = self._local_lines if asked.local else self._all_lines
-        source = asyncio.create_task(gather(job.name, asked.follow, lines))
+        source = asyncio.create_task(gather(name, key, asked.follow, lines))
         await write_lines(request, response, lines, source)
         return response
 
-    async def _local_lines(self, job: JobName, follow: bool, lines: asyncio.Queue[bytes]) -> None:
+    def _is_active(self, name: JobName, key: JobKey) -> bool:
+        """Whether that job, and no later one of its name, goes on."""
+        job = self._view.jobs.get(name)
+        return job is not None and job.key == key and job.active
+
+    async def _local_lines(
+        self, name: JobName, key: JobKey, follow: bool, lines: asyncio.Queue[bytes]
+    ) -> None:
         """This node's workers' lines, oldest first."""
         seen = 0
         while True:
-            active = job in self._view.jobs and self._view.jobs[job].active
-            busy = active or any(life.job_name == job for life in self._node.workers.lives.values())
+            living = any(life.job == key for life in self._node.workers.lives.values())
+            busy = living or self._is_active(name, key)
             for line in self._node.logs.since(seen):
                 if isinstance(line, LinesMissed):
                     await lines.put(self._left_out(line.count))
                     continue
                 seen = line.sequence
-                source, _, number = line.source.partition(".")
-                if source == job and line.stream != "daemon":
-                    worker = f"{self._node.name}.{number}"
+                job, _, worker = line.source.partition(".")
+                if job == str(key) and line.stream != "daemon":
                     row = LogLine(
                         node=self._node.name,
                         worker=worker,
@@ -209,7 +218,9 @@ class JobRoutes:
         row = LogLine(node=self._node.name, worker="", stream="stderr", text=text)
         return msgspec.json.encode(row) + b"\n"
 
-    async def _all_lines(self, job: JobName, follow: bool, lines: asyncio.Queue[bytes]) -> None:
+    async def _all_lines(
+        self, name: JobName, key: JobKey, follow: bool, lines: asyncio.Queue[bytes]
+    ) -> None:
         """Every node's lines, of nodes that join later too."""
         followed: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
@@ -217,22 +228,29 @@ class JobRoutes:
                 for record in self._view.nodes.values():
                     if record.http not in followed:
                         followed[record.http] = tasks.create_task(
-                            self._node_lines(record, job, follow, lines)
+                            self._node_lines(record, name, key, follow, lines)
                         )
-                if not follow or not self._view.jobs[job].active:
+                if not follow or not self._is_active(name, key):
                     return
                 await asyncio.sleep(RECHECK_S)
 
     async def _node_lines(
-        self, record: NodeRecord, job: JobName, follow: bool, lines: asyncio.Queue[bytes]
+        self,
+        record: NodeRecord,
+        name: JobName,
+        key: JobKey,
+        follow: bool,
+        lines: asyncio.Queue[bytes],
     ) -> None:
         if record.node == self._node.name:
-            await self._local_lines(job, follow, lines)
+            await self._local_lines(name, key, follow, lines)
             return
-        url = f"{record.http}/api/v1/jobs/{job}/logs?local=1&follow={int(follow)}"
+        url = f"{record.http}/api/v1/jobs/{name}/logs?local=1&follow={int(follow)}"
         try:
             proof = asking(self._node.access, record)
-            async with self._client.get(url, timeout=FOLLOW_TIMEOUT, **proof) as response:
+            async with self._client.get(
+                url, timeout=FOLLOW_TIMEOUT, headers=meaning(key), raise_for_status=True, **proof
+            ) as response:
                 async for line in response.content:
                     await lines.put(line)
         except (aiohttp.ClientError, TimeoutError) as error:

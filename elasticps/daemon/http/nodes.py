@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 from aiohttp import web
 
-from elasticps.core.ids import JobName, node_of
+from elasticps.core.ids import JobKey, node_of
 from elasticps.core.placement import moves
 from elasticps.core.proposal import Placed
 from elasticps.core.records import DrainRecord, encode
@@ -169,9 +169,7 @@ class NodeRoutes:
         return rebalance_plan(self._view, self._node.placed)
 
 
-def rebalance_plan(
-    view: ClusterView, placed: Mapping[JobName, Placed] = NONE_PLACED
-) -> MovesAnswer:
+def rebalance_plan(view: ClusterView, placed: Mapping[JobKey, Placed] = NONE_PLACED) -> MovesAnswer:
     """The copies that the present state calls for, those under way included.
 
     What the placements of jobs said (``placed``) is known to the leader alone.
@@ -181,7 +179,7 @@ def rebalance_plan(
         entries = job.entries
         if job.spec is None or not entries or len(entries) < len(job.sizes):
             continue
-        wanted = homes_wanted(view, job, job.spec, placed.get(job.name, Placed()))
+        wanted = homes_wanted(view, job, job.spec, placed.get(job.key, Placed()))
         holders = [entry.holders for entry in entries]
         rows += [
             MoveRow(

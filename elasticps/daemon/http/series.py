@@ -23,8 +23,9 @@ from elasticps.core.records import NodeRecord
 from elasticps.daemon.access import asking
 from elasticps.daemon.http.answers import SeriesAnswer
 from elasticps.daemon.http.background import running
-from elasticps.daemon.http.body import as_json, job_named, query_of
+from elasticps.daemon.http.body import as_json, query_of
 from elasticps.daemon.http.contract import Query, operation, routes_of
+from elasticps.daemon.http.meant import job_meant, meaning
 from elasticps.daemon.life import Life
 from elasticps.daemon.node import Node
 from elasticps.daemon.series import Point, Series, merged
@@ -96,7 +97,7 @@ class SeriesRoutes:
         answer=SeriesAnswer,
     )
     async def series(self, request: web.Request) -> web.Response:
-        job = job_named(self._node.view, request)
+        job = await job_meant(self._node, request)
         asked = query_of(request, SeriesQuery)
         since = asked.since
         own = self._series.get(job.key, Series()).points(since)
@@ -209,7 +210,9 @@ class SeriesRoutes:
             proof = asking(self._node.access, record)
             async with (
                 self._window,
-                self._client.get(url, timeout=ASK_TIMEOUT, **proof) as response,
+                self._client.get(
+                    url, timeout=ASK_TIMEOUT, headers=meaning(job.key), **proof
+                ) as response,
             ):
                 if response.status != web.HTTPOk.status_code:
                     return []

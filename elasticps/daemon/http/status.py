@@ -151,7 +151,7 @@ class ClusterStatus:
         return [job for job in self._node.view.jobs.values() if job.spec is not None]
 
     def submitted(self, spec: JobSpec) -> JobRow:
-        """A job in the moment of its submission."""
+        """A job in the moment of its submission; it has no key yet."""
         return self._job_row(JobView(spec.name, spec=spec), spec, {})
 
     async def progress_of(self, job: JobView) -> dict[str, Progress]:
@@ -237,6 +237,7 @@ class ClusterStatus:
         tallies = _tallies(job, progress)
         return JobRow(
             job=job.name,
+            key=job.key,
             state=_state(job).value,
             reason=_reason(job, progress, locals_),
             since_unix=(status and status.since_unix) or spec.submitted_unix,

@@ -47,7 +47,9 @@ class Measured:
     def served(self, server: ServerId, load: ServerLoad, view: ClusterView) -> None:
         """The shard server's word, once a second; what has ended long ago is let go of as often."""
         self.tallies.served(server, load)
-        self.tallies.forget_ended({job.name for job in view.active_jobs}, time.monotonic())
+        known = {job.name: job.key for job in view.jobs.values()}
+        active = {job.key for job in view.active_jobs}
+        self.tallies.forget_ended(known, active, time.monotonic())
 
     def view_changed(self, view: ClusterView) -> None:
         for event in self.failovers.look(view, time.monotonic()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,11 +20,11 @@ FORGOTTEN_AFTER_S = 3600.0
 class OfJob:
     """One job on this node. ``lives`` are the workers that train now and their last word.
 
-    ``holdings`` are those of the shard servers that count for it now, by the server's life, with
-    the job's key.
+    ``holdings`` are those of the shard servers that count for it now, by the server's life.
     """
 
-    holdings: dict[ServerId, tuple[JobKey, JobHolding]] = field(default_factory=dict)
+    key: JobKey
+    holdings: dict[ServerId, JobHolding] = field(default_factory=dict)
     served: Totals[str] = field(default_factory=Totals)
     trained: Totals[str] = field(default_factory=Totals)
     peer_sent: Totals[str] = field(default_factory=Totals)
@@ -36,11 +36,14 @@ class OfJob:
     @property
     def holding(self) -> JobHolding:
         """What all servers of the node hold of it."""
-        return together([holding for _, holding in self.holdings.values()])
+        return together(list(self.holdings.values()))
 
 
 class Tallies:
-    """Sums that never fall while this daemon lives, however often its children die."""
+    """Sums that never fall while this daemon lives, however often its children die.
+
+    ``jobs`` are by name. Once one is forgotten and a later job has its name, that one's begin at 0.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[JobName, OfJob] = {}
@@ -56,11 +59,12 @@ class Tallies:
         """What a shard server's present life has said."""
         tally = load.tally
         for row in tally.jobs:
-            job = self.jobs.setdefault(row.name, OfJob())
-            job.holdings[server] = (row.job, row.holding)
-            job.served.heard((server, row.job), msgspec.structs.asdict(row.counts))
-        told = {row.name for row in tally.jobs}
-        self._let_go(server, (job for name, job in self.jobs.items() if name not in told))
+            job = self._of(row.name, row.job)
+            if job is not None:
+                job.holdings[server] = row.holding
+                job.served.heard(server, msgspec.structs.asdict(row.counts))
+        told = {row.job for row in tally.jobs}
+        self._let_go(server, (job for job in self.jobs.values() if job.key not in told))
         traffic = tally.traffic
         self.received.heard(server, {name: each.received for name, each in traffic.items()})
         self.sent.heard(server, {name: each.sent for name, each in traffic.items()})
@@ -81,15 +85,16 @@ class Tallies:
 
     def _let_go(self, server: ServerId, jobs: Iterable[OfJob]) -> None:
         for job in jobs:
-            held = job.holdings.pop(server, None)
-            if held is not None:
-                job.served.gone((server, held[0]))
+            if job.holdings.pop(server, None) is not None:
+                job.served.gone(server)
 
     # -- workers --------------------------------------------------------------------------------
 
-    def trained(self, name: JobName, uid: str, progress: Progress) -> None:
+    def trained(self, name: JobName, key: JobKey, uid: str, progress: Progress) -> None:
         """A worker's word; the round that it tells first is where it began."""
-        job = self.jobs.setdefault(name, OfJob())
+        job = self._of(name, key)
+        if job is None:
+            return
         began = job.began.setdefault(uid, progress.round)
         counts = {
             "rounds": progress.round - began,
@@ -108,12 +113,26 @@ class Tallies:
             job.lives.pop(uid, None)
             job.began.pop(uid, None)
 
-    # -- forgetting -----------------------------------------------------------------------------
+    # -- jobs -----------------------------------------------------------------------------------
 
-    def forget_ended(self, active: Collection[JobName], now_s: float) -> None:
-        """Let go of jobs that ended a while ago: labels must not pile up."""
+    def _of(self, name: JobName, key: JobKey) -> OfJob | None:
+        """Its row; None: a later job has its name, and this is a late word of an earlier one."""
+        job = self.jobs.get(name)
+        if job is None or job.key < key:
+            job = self.jobs[name] = OfJob(key)
+        return job if job.key == key else None
+
+    def forget_ended(
+        self, known: Mapping[JobName, JobKey], active: Collection[JobKey], now_s: float
+    ) -> None:
+        """Let go of jobs that ended a while ago, lest labels pile up, or whose name is another's.
+
+        ``known`` are all jobs that there are.
+        """
         for name, job in list(self.jobs.items()):
-            if name in active:
+            if job.key < known.get(name, 0):
+                del self.jobs[name]
+            elif job.key in active:
                 job.ended_s = None
             elif job.ended_s is None:
                 job.ended_s = now_s
