@@ -79,7 +79,7 @@ def test_every_option_arrives(tmp_path):
         "--label", "rack=12", "--label", "gpu=h100,fast=", "--zone", "a", "--weight", "2.5",
         "--workers", "0", "--lease-ttl", "3", "--drain-timeout", "0", "--state-dir", "s",
         "--log-dir", "/l", "--runtime-dir", "r", "--allow-insecure-network", "--log-level", "debug",
-        "--lost-after", "7", "--threads-per-worker", "3",
+        "--lost-after", "7", "--threads-per-worker", "3", "--threads-per-server", "5",
     )  # fmt: skip
     assert made == DaemonConfig(
         node="n1",
@@ -107,6 +107,7 @@ def test_every_option_arrives(tmp_path):
         log_level="debug",
         lost_after_s=7,
         threads_per_worker=3,
+        threads_per_server=5,
     )
     assert "s3cret" not in repr(made)
 
