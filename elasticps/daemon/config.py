@@ -95,7 +95,8 @@ class DaemonConfig:
     ``http`` and ``data`` are the host and port that the API and the data plane listen at; port 0
     takes any free one. Off loopback both need ``security``, or ``allow_insecure_network``.
     ``weight`` is this node's share of the blocks beside the others' (1.0), however many
-    ``shard_servers`` it runs; the second listens one port above ``data``, and so on.
+    ``shard_servers`` it runs; the second listens one port above ``data``, and so on. Each computes
+    with ``threads_per_server``, None: with its share of the cores, up to a few.
     ``worker_slots`` is how many workers of one job it runs. ``lease_ttl_s`` is in whole seconds, as
     etcd counts; after ``drain_timeout_s`` a stopping daemon leaves although it still holds blocks;
     as leader it gives a job up when blocks have had no living replica for ``lost_after_s``, and
@@ -119,6 +120,7 @@ class DaemonConfig:
     kept_jobs: int = DEFAULT_KEPT_JOBS
     threads_per_worker: int = field(default_factory=default_threads_per_worker)
     shard_servers: int = 1
+    threads_per_server: int | None = None
     state_dir: Path = field(default_factory=default_state_dir)
     log_dir: Path = field(default_factory=default_log_dir)
     runtime_dir: Path = field(default_factory=default_runtime_dir)
@@ -142,6 +144,8 @@ class DaemonConfig:
         _check_range("lost_after_s", self.lost_after_s, 0, MAX_DRAIN_TIMEOUT_S)
         _check_range("kept_jobs", self.kept_jobs, 0, MAX_KEPT_JOBS)
         _check_range("shard_servers", self.shard_servers, 1, MAX_SERVERS)
+        if self.threads_per_server is not None:
+            _check_range("threads_per_server", self.threads_per_server, 1, MAX_WORKER_SLOTS)
         _check_range("threads_per_worker", self.threads_per_worker, 1, MAX_WORKER_SLOTS)
         if self.log_level not in LOG_LEVELS:
             raise UsageError(

@@ -11,6 +11,8 @@ CORES_PER_SERVER = 8
 """A shard server computes on one core and its workers on the others: with more of them it is what
 they wait for."""
 MAX_SERVERS = 16
+MAX_THREADS = 4
+"""Of a shard server, unless it is told otherwise: more of them wait for memory, and for Python."""
 
 Cores = frozenset[int]
 
@@ -30,6 +32,11 @@ def servers_for(nodes: Collection[Cores]) -> int:
     """How many shard servers ``auto`` means on a machine of these NUMA nodes: one each at least."""
     cores = sum(map(len, nodes))
     return min(MAX_SERVERS, max(len(nodes), cores // CORES_PER_SERVER))
+
+
+def threads_for(servers: int, nodes: Collection[Cores]) -> int:
+    """How many threads each of ``servers`` computes with: its share of the cores, up to a few."""
+    return max(1, min(MAX_THREADS, sum(map(len, nodes)) // servers))
 
 
 def pinned(servers: int, nodes: list[Cores]) -> list[Cores | None]:

@@ -201,6 +201,12 @@ SETTINGS = (
         help="Shard servers of this node; auto: one for each NUMA node and for each 8 cores.",
     ),
     Setting(
+        key="threads_per_server",
+        kind=Kind.WHOLE,
+        default_text="the cores over shard_servers, at most 4",
+        help="Threads that a shard server computes with; they sleep until there is a round.",
+    ),
+    Setting(
         key="worker_units",
         kind=Kind.SWITCH,
         default_text="true under systemd",

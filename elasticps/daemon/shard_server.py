@@ -31,7 +31,8 @@ STUCK_AFTER_LOOKS = 20
 class ShardServerChild:
     """``record`` is the living server's, None between two lives. ``on_change`` is told of both.
 
-    ``number`` counts the node's servers from 0; ``cores`` are where it may run, None: anywhere.
+    ``number`` counts the node's servers from 0; ``cores`` are where it may run, None: anywhere;
+    ``threads`` how many it computes with.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ShardServerChild:
         on_change: Callable[[], None],
         number: int = 0,
         cores: Cores | None = None,
+        threads: int = 1,
     ) -> None:
         suffix = f"-{number + 1}" if number else ""
         self.name = f"shard-server{suffix}"
@@ -48,6 +50,7 @@ class ShardServerChild:
         host, port = config.data
         self._tcp = Address.tcp(host, port + number if port else 0)
         self._cores = cores
+        self._threads = threads
         self.record: ServerRecord | None = None
         self.load: ServerLoad | None = None
         self._first_hello = asyncio.Event()
@@ -64,6 +67,7 @@ class ShardServerChild:
             "node": self._config.node,
             "tcp": self._tcp,
             "unix": Address.unix(self._socket),
+            "threads": self._threads,
         }
         if self._config.security is not None:
             files = self._config.security.tls

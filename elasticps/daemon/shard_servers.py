@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from elasticps.core.records import ServerRecord
 from elasticps.daemon.config import DaemonConfig
-from elasticps.daemon.cores import numa_nodes, pinned
+from elasticps.daemon.cores import numa_nodes, pinned, threads_for
 from elasticps.daemon.shard_server import ShardServerChild
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.wire.address import Address
@@ -19,11 +19,12 @@ class ShardServers:
     def __init__(
         self, config: DaemonConfig, control: Address, on_change: Callable[[], None]
     ) -> None:
-        count = config.shard_servers
+        count, nodes = config.shard_servers, numa_nodes()
+        threads = config.threads_per_server or threads_for(count, nodes)
         self.children = {
             child.name: child
-            for number, cores in enumerate(pinned(count, numa_nodes()))
-            for child in (ShardServerChild(config, control, on_change, number, cores),)
+            for number, cores in enumerate(pinned(count, nodes))
+            for child in (ShardServerChild(config, control, on_change, number, cores, threads),)
         }
 
     @property

@@ -25,6 +25,7 @@ from elasticps.core.records import ServerRecord
 from elasticps.errors import AccessDenied, ElasticError, PeerUnavailable, WireError
 from elasticps.security.tls import NodeTls, TlsFiles
 from elasticps.server.admission import Admission, Open, Proven, ServerCredentials
+from elasticps.server.compute import ComputeThreads
 from elasticps.server.makes import made
 from elasticps.server.session import Lease, Session
 from elasticps.server.table import Table
@@ -65,7 +66,12 @@ class ShardServer:
     """Hosts what the daemon's messages say, until the daemon says Stop or is gone."""
 
     def __init__(
-        self, cluster: str, me: ServerId, tasks: asyncio.TaskGroup, tls: NodeTls | None = None
+        self,
+        cluster: str,
+        me: ServerId,
+        tasks: asyncio.TaskGroup,
+        tls: NodeTls | None = None,
+        threads: ComputeThreads | None = None,
     ) -> None:
         self.lease = Lease()
         self.stopped = asyncio.Event()
@@ -79,7 +85,7 @@ class ShardServer:
             lambda server: self._addresses.get(server),
             ServerCredentials(tls, cluster, me) if tls else None,
         )
-        self.table = Table(me, tasks, self.peers, self.promises)
+        self.table = Table(me, tasks, self.peers, self.promises, threads)
 
     def on_message(self, conn: Connection, message: Control) -> None:
         match message:
@@ -156,14 +162,17 @@ async def serve(options: argparse.Namespace) -> None:
     """Listen, say hello to the daemon, and serve until told to stop."""
     me = server_of(NodeId(options.node), secrets.token_hex(4))
     tls = _tls(options)
+    threads = ComputeThreads(options.threads)
     try:
         async with asyncio.TaskGroup() as tasks:
-            server = ShardServer(options.cluster, me, tasks, tls)
+            server = ShardServer(options.cluster, me, tasks, tls, threads)
             stop_on_signals(server.stopped)
             await _serve(options, me, server, tls)
             raise _Stopped
     except* _Stopped:
         log.info("stopped")
+    finally:
+        threads.close()
 
 
 class _Stopped(Exception):
@@ -249,12 +258,13 @@ def main() -> None:
     for name in ("tls-ca", "tls-cert", "tls-key", "cores"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--shared", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     if options.cores:  # before memory is taken, which then is near
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     leave_compiler_unloaded()
     rest_from_garbage()
-    # One loop, one thread: several servers a machine share its cores, not each all of them.
+    # A kernel runs on the thread that calls it: ComputeThreads says how many there are.
     torch.set_num_threads(1)
     uvloop.run(serve(options))

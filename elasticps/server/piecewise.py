@@ -1,20 +1,25 @@
 """A large block's step piece by piece: each is read, stepped and given out while it is in cache.
 
 An optimizer of several operations would carry a block of 4 MiB from and to memory in each. The
-pieces are stepped by the block's own optimizer, one after the other, as if each were a parameter;
-their states are views of the block's. Element-wise kernels give an element the same bits wherever a
-piece begins, as long as it begins at a multiple of what they take at a time.
+pieces are stepped by the block's own optimizer as if each were a parameter, by all of the server's
+threads (``ComputeThreads``); their states are views of the block's. Element-wise kernels give an
+element the same bits wherever a piece begins, as long as it begins at a multiple of what they take
+at a time: so the number of threads makes no difference either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
 
-PIECE_NUMEL = 1 << 17
-"""512 KiB of float32: value, two moments, a gradient and temporaries are about a core's cache."""
+from elasticps.server.compute import ComputeThreads
+
+PIECE_NUMEL = 1 << 18
+"""1 MiB of float32: some of them are about a core's cache, and what Python takes for each is little
+beside its arithmetic."""
 
 PIECEWISE: frozenset[type[torch.optim.Optimizer]] = frozenset(
     {
@@ -56,65 +61,72 @@ class PiecewiseStep:
     It is of no use any more once the value has other memory or the optimizer another state.
     """
 
-    def __init__(self, value: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, value: torch.Tensor, optimizer: torch.optim.Optimizer, threads: ComputeThreads
+    ) -> None:
         self._value = value
         self._optimizer = optimizer
-        self._pieces = value.split(PIECE_NUMEL)  # type: ignore[no-untyped-call]
+        self._threads = threads
+        self._pieces: list[tuple[torch.Tensor, slice]] = [
+            (piece, slice(number * PIECE_NUMEL, number * PIECE_NUMEL + piece.numel()))
+            for number, piece in enumerate(value.split(PIECE_NUMEL))  # type: ignore[no-untyped-call]
+        ]
+        # One for each thread, for a step takes the group's parameters: the state is the one's.
+        count = threads.count if len(self._pieces) > 1 else 1
+        self._optimizers = [copy(optimizer) for _ in range(count)]
         whole: dict[str, Any] = optimizer.state.get(value, {})
         if whole:
-            for piece, where in self._places():
+            for piece, where in self._pieces:
                 optimizer.state[piece] = {
                     key: _part_of(item, value, where) for key, item in whole.items()
                 }
 
     def step(
-        self, gradient: Callable[[slice], torch.Tensor], done: Callable[[slice], None]
+        self,
+        gradient: Callable[[slice, int], torch.Tensor],
+        done: Callable[[slice], None],
     ) -> None:
         """Step each piece by ``gradient`` there, which is only read, and say that it is ``done``.
 
-        Raises what the optimizer raises: value and state have no meaning then.
+        Both are called by whichever thread has the piece; ``gradient`` is told which. Raises what
+        the optimizer raises: value and state have no meaning then.
         """
-        optimizer = self._optimizer
-        group = optimizer.param_groups[0]
-        whole = group["params"]
-        try:
-            for piece, where in self._places():
-                group["params"] = [piece]
-                piece.grad = gradient(where)
-                optimizer.step()
-                piece.grad = None
-                done(where)
-        finally:
-            group["params"] = whole
-        self._gather()
+        group = self._optimizer.param_groups[0]
 
-    def _places(self) -> list[tuple[torch.Tensor, slice]]:
-        return [
-            (piece, slice(number * PIECE_NUMEL, number * PIECE_NUMEL + piece.numel()))
-            for number, piece in enumerate(self._pieces)
-        ]
+        def step(thread: int, number: int) -> None:
+            piece, where = self._pieces[number]
+            own = self._optimizers[thread]
+            own.param_groups = [{**group, "params": [piece]}]
+            piece.grad = gradient(where, thread)
+            own.step()
+            piece.grad = None
+            done(where)
+
+        self._threads.share_out(len(self._pieces), step)
+        self._gather()
 
     def _gather(self) -> None:
         """What the optimizer has put into other memory goes back to where the block's state is."""
         states = self._optimizer.state
-        first: dict[str, Any] = states.get(self._pieces[0], {})
+        a_piece, _ = self._pieces[0]
+        first: dict[str, Any] = states.get(a_piece, {})
         if not first:
             return
         whole = states[self._value]
         for key, item in first.items():
-            if not _is_by_element(item, self._pieces[0]):
+            if not _is_by_element(item, a_piece):
                 whole[key] = item
                 continue
             if key not in whole:
                 whole[key] = torch.empty(self._value.shape, dtype=item.dtype)
-            for piece, where in self._places():
+            for piece, where in self._pieces:
                 part, place = states[piece][key], whole[key][where]
                 if part.data_ptr() != place.data_ptr():
                     states[piece][key] = place.copy_(part)
 
     def close(self) -> None:
         """Let go of the pieces' states; the block's own has all that is in them."""
-        for piece in self._pieces:
+        for piece, _ in self._pieces:
             self._optimizer.state.pop(piece, None)
 
 

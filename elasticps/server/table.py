@@ -18,6 +18,7 @@ from elasticps.core.plan import Entry
 from elasticps.core.replication import Role
 from elasticps.errors import ElasticError
 from elasticps.server.block_rounds import Siblings
+from elasticps.server.compute import ComputeThreads
 from elasticps.server.finite import SpotCheck
 from elasticps.server.hosted import Hosted
 from elasticps.server.landing import Landing
@@ -71,7 +72,8 @@ class _Job:
 
 
 class Table:
-    """The hosted blocks and ledgers of one server. ``outbox`` takes promises for the daemon."""
+    """The hosted blocks and ledgers of one server. ``outbox`` takes promises for the daemon;
+    ``threads`` share out what is large."""
 
     def __init__(
         self,
@@ -79,10 +81,12 @@ class Table:
         tasks: asyncio.TaskGroup,
         peers: ConnectionPool[ServerId],
         outbox: asyncio.Queue[Promises],
+        threads: ComputeThreads | None = None,
     ) -> None:
         self.tallies = Tallies(peers.traffic)
         self.landing = Landing()
         self._spot_check = SpotCheck()
+        self._threads = threads or ComputeThreads()
         self._me = me
         self._outbox = outbox
         self._tasks = tasks
@@ -157,7 +161,7 @@ class Table:
         parameter = info.model.parameters[piece.parameter]
         in_rounds = info.consistency is Consistency.SYNC and not parameter.at_once
         coded = job.codec if in_rounds and are_coded(job.codec, piece) else None
-        tensor = TensorBlock(piece, parameter, info.model, job.plugin, coded)
+        tensor = TensorBlock(piece, parameter, info.model, job.plugin, coded, self._threads)
         return ParameterBlock(
             info,
             tensor,

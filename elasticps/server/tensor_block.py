@@ -16,10 +16,11 @@ from elasticps.checkpoint.snapshot import MASTER, VALUE
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter
 from elasticps.errors import PluginError, WireError
 from elasticps.server.coded_value import HELD, CodedValue, Difference
+from elasticps.server.compute import ComputeThreads
 from elasticps.server.gradient_mean import Mean
-from elasticps.server.piecewise import PIECE_NUMEL, PiecewiseStep, is_piecewise
+from elasticps.server.piecewise import PiecewiseStep, is_piecewise
 from elasticps.wire.messages import StateMeta, TensorMeta
-from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
+from elasticps.wire.tensors import bytes_of, copy_bytes, dtype_name, dtype_named
 
 MAX_STATE_FACTOR = 16
 """No optimizer here keeps more than a few tensors of its parameter's size."""
@@ -37,7 +38,8 @@ class TensorBlock:
     is the optimizer's state then, and every gradient once it is here; workers read it rounded to
     the parameter's dtype, to the nearest.
 
-    With a codec for values (``values_codec``) they read what that makes of the value.
+    With a codec for values (``values_codec``) they read what that makes of the value. ``threads``
+    share out what is large.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class TensorBlock:
         model: Model,
         plugin: Optimizer,
         values_codec: JobCodec | None = None,
+        threads: ComputeThreads | None = None,
     ) -> None:
         self.block = block
         self.group = parameter.group
@@ -62,6 +65,7 @@ class TensorBlock:
         self._hyper: Hyperparameters = {}
         self._readers: list[weakref.ref[object]] = []
         self._pieces: PiecewiseStep | None = None
+        self._threads = threads or ComputeThreads()
         self._coded = CodedValue(self._value, self._dtype, values_codec) if values_codec else None
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
@@ -142,7 +146,7 @@ class TensorBlock:
         if read.dtype != self._dtype:
             target.view(self._dtype).copy_(read.view(-1))
         else:  # as bytes: the processor copies them without reading what was in the target
-            bytes_of(target)[:] = bytes_of(read)
+            self._threads.copy(bytes_of(target), bytes_of(read))
 
     def difference_from(self, holds: int | None) -> Difference | None:
         """What a worker with the value of digest ``holds`` lacks; None: only all of it helps."""
@@ -211,23 +215,20 @@ class TensorBlock:
 
     def _step_pieces(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> None:
         if self._pieces is None:
-            self._pieces = PiecewiseStep(self._value, self._optimizer)
+            self._pieces = PiecewiseStep(self._value, self._optimizer, self._threads)
         width = self._value.element_size()
         value, target = bytes_of(self._value), None if into is None else bytes_of(into)
-        room = (
-            torch.empty(PIECE_NUMEL, dtype=gradient.dtype) if isinstance(gradient, Mean) else None
-        )
 
-        def part(where: slice) -> torch.Tensor:
+        def part(where: slice, thread: int) -> torch.Tensor:
             if isinstance(gradient, Mean):
-                assert room is not None
-                return gradient.piece(where, room[: where.stop - where.start])
+                room = self._threads.room(thread, where.stop - where.start, gradient.dtype)
+                return gradient.piece(where, room)
             return gradient[where]
 
         def done(where: slice) -> None:
             if target is not None:
                 stretch = slice(where.start * width, where.stop * width)
-                target[stretch] = value[stretch]
+                copy_bytes(target[stretch], value[stretch])
 
         self._pieces.step(part, done)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 _DTYPES = {
@@ -34,6 +35,11 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
         tensor = tensor.reshape(-1).view(torch.uint8)
     view = memoryview(tensor.numpy())  # type: ignore[arg-type]
     return view.cast("B")
+
+
+def copy_bytes(target: memoryview, source: memoryview) -> None:
+    """Copy flat bytes of one length; other threads go on meanwhile, as they do not at a slice's."""
+    np.copyto(np.asarray(target), np.asarray(source))
 
 
 def dtype_named(name: str) -> torch.dtype:

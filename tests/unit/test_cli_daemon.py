@@ -80,6 +80,7 @@ def test_every_option_arrives(tmp_path):
         "--workers", "0", "--lease-ttl", "3", "--drain-timeout", "0", "--state-dir", "s",
         "--log-dir", "/l", "--runtime-dir", "r", "--allow-insecure-network", "--log-level", "debug",
         "--lost-after", "7", "--kept-jobs", "5", "--threads-per-worker", "3",
+        "--threads-per-server", "5",
     )  # fmt: skip
     assert made == DaemonConfig(
         node="n1",
@@ -108,6 +109,7 @@ def test_every_option_arrives(tmp_path):
         lost_after_s=7,
         kept_jobs=5,
         threads_per_worker=3,
+        threads_per_server=5,
     )
     assert "s3cret" not in repr(made)
 

@@ -9,11 +9,13 @@ import pytest
 
 from elasticps.daemon.cores import (
     MAX_SERVERS,
+    MAX_THREADS,
     cores_text,
     numa_nodes,
     parse_cores,
     pinned,
     servers_for,
+    threads_for,
 )
 
 USABLE = frozenset(os.sched_getaffinity(0))
@@ -57,6 +59,23 @@ def test_auto_is_a_server_for_each_numa_node_and_for_each_eight_cores(
     nodes: list[frozenset[int]], servers: int
 ) -> None:
     assert servers_for(nodes) == servers
+
+
+@pytest.mark.parametrize(
+    ("servers", "nodes", "threads"),
+    [
+        (1, [cores(0, 1)], 1),
+        (1, [cores(0, 2)], 2),
+        (2, [cores(0, 2)], 1),
+        (3, [cores(0, 2)], 1),
+        (2, [cores(0, 4), cores(4, 4)], 4),
+        (1, [cores(0, 64)], MAX_THREADS),
+    ],
+)
+def test_a_server_computes_with_its_share_of_the_cores_up_to_a_few(
+    servers: int, nodes: list[frozenset[int]], threads: int
+) -> None:
+    assert threads_for(servers, nodes) == threads
 
 
 def test_servers_are_dealt_to_the_numa_nodes_in_turn() -> None:

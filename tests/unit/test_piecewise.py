@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import partition
+from elasticps.server.compute import ComputeThreads
 from elasticps.server.gradient_mean import Mean
 from elasticps.server.piecewise import PIECE_NUMEL, PIECEWISE
 from elasticps.server.staging import Staged, mean
@@ -18,7 +21,7 @@ from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.tensors import bytes_of
 from elasticps.worker.parameters import describe
 
-NUMEL = 2 * PIECE_NUMEL + 777
+NUMEL = PIECE_NUMEL + 777
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {"lr": 0.1}),
     ("sgd", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
@@ -42,7 +45,16 @@ def values(seed: int, numel: int = NUMEL) -> torch.Tensor:
     return torch.randn(numel, generator=torch.Generator().manual_seed(seed))
 
 
-def block_of(name: str, options: dict[str, Any]) -> tuple[TensorBlock, torch.optim.Optimizer]:
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[ComputeThreads]:
+    """One for all of a block's pieces, or more than there are."""
+    with closing(ComputeThreads(request.param)) as made:
+        yield made
+
+
+def block_of(
+    name: str, options: dict[str, Any], threads: ComputeThreads | None = None
+) -> tuple[TensorBlock, torch.optim.Optimizer]:
     """A block, and the optimizer that steps the same parameter as a whole."""
     plugin = load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
     parameter = nn.Parameter(values(1))
@@ -56,16 +68,16 @@ def block_of(name: str, options: dict[str, Any]) -> tuple[TensorBlock, torch.opt
         block_bytes=4 << 20,
     )
     (block,) = partition(model)
-    made = TensorBlock(block, model.parameters[0], model, plugin)
+    made = TensorBlock(block, model.parameters[0], model, plugin, threads=threads)
     made.value.copy_(parameter.detach())
     return made, local
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_step_in_pieces_is_that_of_the_whole_to_the_bit(
-    name: str, options: dict[str, Any]
+    name: str, options: dict[str, Any], threads: ComputeThreads
 ) -> None:
-    made, local = block_of(name, options)
+    made, local = block_of(name, options, threads)
     assert made.sums_pieces
     (parameter,) = local.param_groups[0]["params"]
     for step in range(4):
@@ -91,8 +103,10 @@ def test_every_optimizer_that_steps_in_pieces_is_held_against_the_whole() -> Non
     assert {type(block_of(*case)[1]) for case in CASES} == PIECEWISE
 
 
-def test_an_option_that_brings_a_state_later_brings_it_to_all_pieces() -> None:
-    made, local = block_of("sgd", {"lr": 0.1})
+def test_an_option_that_brings_a_state_later_brings_it_to_all_pieces(
+    threads: ComputeThreads,
+) -> None:
+    made, local = block_of("sgd", {"lr": 0.1}, threads)
     (parameter,) = local.param_groups[0]["params"]
     for step, momentum in enumerate((0.0, 0.9, 0.9)):
         local.param_groups[0]["momentum"] = momentum
@@ -105,9 +119,9 @@ def test_an_option_that_brings_a_state_later_brings_it_to_all_pieces() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_gradients_that_are_summed_where_they_are_applied_give_the_bits_of_their_mean(
-    scale: float,
+    scale: float, threads: ComputeThreads
 ) -> None:
-    made, local = block_of("adamw", {"lr": 1e-2})
+    made, local = block_of("adamw", {"lr": 1e-2}, threads)
     parts = [(values(2), 3.0), (values(3), 1.0), (values(4), 0.5)]
     (parameter,) = local.param_groups[0]["params"]
     staged = [Staged(gradient.clone(), weight, {}) for gradient, weight in parts]
@@ -118,6 +132,8 @@ def test_gradients_that_are_summed_where_they_are_applied_give_the_bits_of_their
     into = torch.zeros(made.nbytes, dtype=torch.uint8)
     assert made.step(Mean(parts, 4.5, scale), {}, into)
     assert torch.equal(made.value, parameter.detach())
+    assert bytes_of(into) == bytes_of(made.value)
+    made.write_value(into.fill_(0))
     assert bytes_of(into) == bytes_of(made.value)
     assert all(torch.equal(gradient, values(2 + at)) for at, (gradient, _) in enumerate(parts))
 
