@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -59,12 +60,13 @@ class RemoteDisk:
         """One part alone is there whole or not at all; of several a beginning may be there."""
         with _told(path):
             fs, inner = _at(path)
-            whole = list(parts)
-            if len(whole) == 1:
-                fs.pipe_file(inner, bytes(whole[0]))
+            rest = iter(parts)
+            first, second = next(rest, b""), next(rest, None)
+            if second is None:
+                fs.pipe_file(inner, bytes(first))
                 return
             with fs.open(inner, "wb") as file:
-                for part in whole:
+                for part in chain((first, second), rest):
                     file.write(part)
 
     def sync_file(self, path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -38,9 +39,16 @@ _NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 
-
+PIECE_BYTES = 4 << 20
+"""Of a tensor that is not on the CPU, or not contiguous, so much is copied at a time."""
 LINKED = "-same"
 """How the name of a file ends that was found to be as in the checkpoint before."""
 
@@ -57,25 +65,28 @@ def write_tensors(
     disk: Disk = STORAGE,
     earlier: Earlier | None = None,
 ) -> FileEntry:
-    """Write CPU ``tensors`` to a new file and fsync it, as ``write_rows`` does.
+    """Write ``tensors`` to a new file and fsync it, as ``write_rows`` does. They are not copied.
 
     Raises OSError, CheckpointError.
     """
     rows = [
-        Row(name, tensor.dtype, tuple(tensor.shape), bytes_of(tensor))
-        for name, tensor in tensors.items()
+        Row(name, tensor.dtype, tuple(tensor.shape), tensor) for name, tensor in tensors.items()
     ]
     return write_rows(path, rows, disk=disk, earlier=earlier)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A tensor to be written, and its bytes."""
+    """A tensor to be written: its bytes, or itself."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    part: memoryview
+    part: memoryview | torch.Tensor
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Its bytes, as they are now."""
+        return pieces_of(self.part) if isinstance(self.part, torch.Tensor) else iter([self.part])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,31 +110,46 @@ def write_rows(
     Where the ``earlier`` file holds the very same, that one gets a second name beside ``path``
     instead. Raises OSError, CheckpointError.
     """
-    parts = _parts(path, rows)
-    size = sum(map(len, parts))
-    digest = hashlib.sha256()
+    content = _Content.of(path, rows)
     if earlier is not None:
-        for part in parts:
+        digest = hashlib.sha256()
+        for part in content.parts():
             digest.update(part)
-        linked = _linked(earlier, path, size, digest.hexdigest(), disk)
-        if linked is None:
-            (disk.create if durable else disk.write)(path, parts)
-        return linked or FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
+        linked = _linked(earlier, path, content.size, digest.hexdigest(), disk)
+        if linked is not None:
+            return linked
+    digest = hashlib.sha256()
 
     def hashed() -> Iterator[bytes | memoryview]:
-        for part in parts:
+        for part in content.parts():
             digest.update(part)
             yield part
 
     (disk.create if durable else disk.write)(path, hashed())
-    return FileEntry(name=path.name, size=size, sha256=digest.hexdigest())
+    return FileEntry(name=path.name, size=content.size, sha256=digest.hexdigest())
 
 
-def _parts(path: Path, rows: Iterable[Row]) -> list[bytes | memoryview]:
-    """What is to be in the file."""
-    # Wider ones first: every tensor is then aligned for its dtype.
-    ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
-    return [_header(path, ordered), *(row.part for row in ordered)]
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What is to be in a file."""
+
+    header: bytes
+    rows: Sequence[Row]
+
+    @classmethod
+    def of(cls, path: Path, rows: Iterable[Row]) -> Self:
+        # Wider ones first: every tensor is then aligned for its dtype.
+        ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
+        return cls(_header(path, ordered), ordered)
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + sum(row.part.nbytes for row in self.rows)
+
+    def parts(self) -> Iterator[bytes | memoryview]:
+        yield self.header
+        for row in self.rows:
+            yield from row.pieces()
 
 
 def write_unhashed(path: Path, rows: Iterable[Row], *, disk: Disk = STORAGE) -> int:
@@ -131,9 +157,9 @@ def write_unhashed(path: Path, rows: Iterable[Row], *, disk: Disk = STORAGE) -> 
 
     Returns the file's size. Raises OSError, CheckpointError.
     """
-    parts = _parts(path, rows)
-    disk.write(path, parts)
-    return sum(map(len, parts))
+    content = _Content.of(path, rows)
+    disk.write(path, content.parts())
+    return content.size
 
 
 def settle_file(
@@ -195,7 +221,7 @@ def _header(path: Path, ordered: Sequence[Row]) -> bytes:
                 where=str(path),
                 field=row.name,
             )
-        end = offset + len(row.part)
+        end = offset + row.part.nbytes
         rows[row.name] = {
             "dtype": _NAMES[row.dtype],
             "shape": list(row.shape),
@@ -210,8 +236,24 @@ def _header(path: Path, ordered: Sequence[Row]) -> bytes:
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """A CPU tensor's bytes in the order of its elements."""
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.detach().resolve_conj().contiguous()
+    # One element alone may have any stride, and is contiguous all the same.
+    flat = flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)
     return memoryview(flat.numpy())  # type: ignore[arg-type]
+
+
+def pieces_of(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The same of any tensor, piece by piece: no more than one is copied, where it must be."""
+    rows = tensor.detach()
+    if rows.is_contiguous():
+        rows = rows.reshape(-1)
+    if rows.dim() == 0 or rows.nbytes <= PIECE_BYTES:
+        yield bytes_of(rows.cpu())
+        return
+    step = PIECE_BYTES * len(rows) // rows.nbytes
+    for start in range(0, len(rows), max(1, step)):
+        part = rows[start : start + step] if step else rows[start]
+        yield from pieces_of(part)
 
 
 def read_tensors(directory: Path, entry: FileEntry, field: str) -> dict[str, torch.Tensor]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import xxhash
 
 from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.manifest import BUFFER, UNKNOWN_OPTIMIZER, FileEntry, Manifest
 from elasticps.checkpoint.storage import STORAGE
-from elasticps.checkpoint.tensor_file import Earlier, read_tensors, write_tensors
+from elasticps.checkpoint.tensor_file import Earlier, pieces_of, read_tensors, write_tensors
 from elasticps.checkpoint.url import Url
+from elasticps.errors import CheckpointError
 
 WORKER = "worker.safetensors"
 FROZEN = "frozen.safetensors"
@@ -22,16 +24,28 @@ RANDOM = "random/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
-    """CPU tensors: ``buffers`` and ``frozen`` parameters by their names in the model's state_dict,
+    """Tensors: ``buffers`` and ``frozen`` parameters by their names in the model's state_dict,
     ``random`` (uint8) by the generator whose state they are.
 
-    ``tied``: further names there, each with the first one of the same tensor.
+    ``tied``: further names there, each with the first one of the same tensor. ``left_out``: the
+    names of what no file can have, with its dtype. ``prints``: what the ``frozen`` ones that are
+    not copied were at the cut.
     """
 
     buffers: Mapping[str, torch.Tensor]
     random: Mapping[str, torch.Tensor]
     frozen: Mapping[str, torch.Tensor]
     tied: Mapping[str, str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    prints: Mapping[str, int] = field(default_factory=dict)
+
+
+def print_of(tensor: torch.Tensor) -> int:
+    """What tells a tensor from what it was: xxh3 of its bytes. It is not copied."""
+    digest = xxhash.xxh3_128()
+    for piece in pieces_of(tensor):
+        digest.update(piece)
+    return digest.intdigest()
 
 
 def write_worker(directory: Path, state: WorkerState, *, disk: Disk = STORAGE) -> FileEntry:
@@ -45,11 +59,23 @@ def write_frozen(
     directory: Path, state: WorkerState, earlier: Earlier | None, *, disk: Disk = STORAGE
 ) -> FileEntry | None:
     """The same of the frozen parameters, by themselves: where the ``earlier`` file has the very
-    same, it gets a second name. None where there are none."""
+    same, it gets a second name. None where there are none.
+
+    Raises CheckpointError as well where one that was not copied has changed since the cut.
+    """
     if not state.frozen:
         return None
     path = _path_of(directory, FROZEN)
-    return write_tensors(path, state.frozen, disk=disk, earlier=earlier)
+    entry = write_tensors(path, state.frozen, disk=disk, earlier=earlier)
+    for name, print_ in state.prints.items():
+        if print_of(state.frozen[name]) != print_:
+            raise CheckpointError(
+                f"{name}, which the job does not train, was changed while it was written",
+                where=str(path),
+                field=name,
+                hint="the next checkpoint copies it first",
+            )
+    return entry
 
 
 def _path_of(directory: Path, name: str) -> Path:

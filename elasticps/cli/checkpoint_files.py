@@ -98,7 +98,8 @@ def export(checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
 
     CHECKPOINT is the directory of one, or of several: then the newest complete one is meant. All of
     it is checked first. The names are those of the model's state_dict: parameters, frozen ones too,
-    buffers, and tied weights under each of their names.
+    buffers, and tied weights under each of their names. What no safetensors file can have, such as
+    complex128, is named on stderr.
 
     \b
     Example:
@@ -127,6 +128,8 @@ def export(checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
         return
     size = human_bytes(made.nbytes)
     click.echo(f"{made.path}: {made.tensors} tensors, {size}, round {made.round} of {made.job}")
+    for name, dtype in made.left_out.items():
+        click.echo(f"{name} is not in it: no checkpoint has tensors of {dtype}", err=True)
 
 
 @click.command("import")

@@ -13,7 +13,7 @@ from elasticps.api.pipeline import has_room
 from elasticps.checkpoint.directory import candidates
 from elasticps.checkpoint.manifest import Manifest, read_manifest
 from elasticps.checkpoint.tensor_file import can_hold
-from elasticps.checkpoint.worker_file import WorkerState, read_worker
+from elasticps.checkpoint.worker_file import WorkerState, print_of, read_worker
 from elasticps.core.commands import Turn
 from elasticps.errors import CheckpointError, listed
 from elasticps.worker import random_states
@@ -36,15 +36,33 @@ class OwnState:
         self._turn = turn
         self._seed: int | None = None
         self._resumed: tuple[WorkerState, int] | None = None
+        self._prints: dict[str, int] = {}
+
+    def watch(self) -> None:
+        """There will be checkpoints: look what is frozen, and say what can be in none."""
+        own = self._own()
+        self._prints = {name: print_of(item) for name, item in own.frozen.items()}
+        if own.left_out:
+            left_out = [f"{name} ({dtype})" for name, dtype in sorted(own.left_out.items())]
+            log.warning("tensors that no checkpoint has: %s", listed(left_out))
 
     def take(self) -> WorkerState:
-        """As it is now, copied."""
+        """As it is now, copied; but for frozen parameters that are as they were before.
+
+        Those may be large, and mostly nobody changes them: they are written as they lie.
+        """
         own = self._own()
+        prints = {name: print_of(item) for name, item in own.frozen.items()}
+        still = {name: item for name, item in prints.items() if self._prints.get(name) == item}
+        self._prints = prints
+        changed = {name: item for name, item in own.frozen.items() if name not in still}
         return WorkerState(
             buffers=_copied(own.buffers),
-            frozen=_copied(own.frozen),
+            frozen={**own.frozen, **_copied(changed)},
             tied=own.tied,
             random=random_states.taken(),
+            left_out=own.left_out,
+            prints=still,
         )
 
     def resume(self, place: Path) -> None:
@@ -110,23 +128,28 @@ class OwnState:
     def _own(self) -> WorkerState:
         """The tensors themselves, each under the first of its names; no random states.
 
-        Without those of layers that are in other workers, and of complex numbers.
+        Without those of layers that are in other workers.
         """
         first = dict(self._trained)
         own: dict[str, torch.Tensor] = {}
         tied: dict[str, str] = {}
+        left_out: dict[str, str] = {}
         for name, item in self._model.state_dict(keep_vars=True).items():
             if not isinstance(item, torch.Tensor):
                 continue
             known = first.setdefault(id(item), name)
             if known != name and (id(item) in self._trained or known in own):
                 tied[name] = known
-            elif id(item) not in self._trained and has_room(item) and can_hold(item.dtype):
+            elif id(item) in self._trained or not has_room(item):
+                continue
+            elif can_hold(item.dtype):
                 own[name] = item
+            else:
+                left_out[name] = _dtype_name(item)
         parameters = {id(item) for item in self._model.parameters()}
         frozen = {name: item for name, item in own.items() if id(item) in parameters}
         buffers = {name: item for name, item in own.items() if name not in frozen}
-        return WorkerState(buffers=buffers, frozen=frozen, tied=tied, random={})
+        return WorkerState(buffers=buffers, frozen=frozen, tied=tied, random={}, left_out=left_out)
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -158,4 +181,8 @@ def _check_alike(name: str, there: torch.Tensor, here: torch.Tensor, place: Path
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{list(tensor.shape)} {_dtype_name(tensor)}"
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

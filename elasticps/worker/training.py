@@ -174,6 +174,8 @@ class Training:
         self.membership.checkpoints.take_own = self._own.take
         if self.job.resume:
             self._own.resume(place_of(self.job.resume))
+        if self.job.checkpoint_dir:
+            self._own.watch()
         staged.values_to_device()
         if pipeline is not None:
             pipeline.computed_by(self.forward_backward)

@@ -515,6 +515,45 @@ async def at_five(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"replicas": 2, "codec": "int8"},
+        {"strategy": "local-sgd"},
+        {"strategy": "all-reduce"},
+        {"codec": "ef+top-k:ratio=0.1", "consistency": Consistency.ASYNC},
+    ],
+    ids=["replicas and codec", "local-sgd", "all-reduce", "top-k, async"],
+)
+async def test_a_job_goes_on_with_other_replicas_codec_strategy_and_consistency(
+    other: dict[str, Any], at_five: Path
+) -> None:
+    place = at_five / "round-00000005"
+    begun: dict[str, torch.Tensor] = {}
+
+    def script(run: elasticps.Run) -> Training:
+        training = Training(model=network(seed=9))
+        optimizer = run.optimizer(training.model, "sgd", **OPTIMIZERS["sgd"])
+        training.began_at = run.round
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=3, seed=4):
+            if not begun:
+                begun.update(
+                    {key: item.clone() for key, item in training.model.state_dict().items()}
+                )
+            training.batches.append(batch[0])
+            optimizer.zero_grad()
+            backward(training.model, batch)
+            optimizer.step()
+        return training
+
+    async with Rig(2, resume=str(at_five), **other) as rig:
+        second = await as_worker(rig, script)
+    assert second.began_at == 5
+    values = read(place).values
+    assert all(torch.equal(begun[key], item) for key, item in values.items())
+    assert sum(map(len, second.batches)) == 3 * 60 - 5 * BATCH
+
+
 async def test_another_model_is_refused(at_five: Path) -> None:
     error = await refused(Training(model=nn.Linear(6, 1)), resume=str(at_five))
     assert error.field == "parameters"

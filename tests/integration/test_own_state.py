@@ -3,6 +3,9 @@ and an export has all that a plain model loads."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,18 @@ from elasticps.checkpoint.export import export
 from elasticps.checkpoint.manifest import MANIFEST, Manifest, encoded, read_manifest
 from elasticps.checkpoint.weights_file import import_weights
 from elasticps.checkpoint.worker_file import WORKER
+from elasticps.cli.main import main
+from elasticps.core.commands import Turn
+from elasticps.core.ids import Generation, Round
 from elasticps.errors import CheckpointError
 from elasticps.testing.rig import Rig
 from elasticps.wire.control_messages import JobInfo
+from elasticps.worker import checkpoints
+from elasticps.worker.checkpoint_making import Making
+from elasticps.worker.exchange import Exchange
+from elasticps.worker.own_state import OwnState
 from tests.support.scripts import BATCH, as_worker, backward
+from tests.support.wire import PATIENCE_S
 
 
 class CheckpointRig(Rig):
@@ -182,3 +193,116 @@ async def test_frozen_parameters_go_on_as_the_checkpoint_has_them(tmp_path: Path
     assert_same(resumed, model)
     assert resumed.beside is resumed.frozen
     assert not resumed.frozen.weight.requires_grad
+
+
+# -- frozen parameters are not copied, and what cannot be in a file is told ------------------------
+
+
+def averaged(run: elasticps.Run, *, rounds: int, move: Callable[[int, Tied], None]) -> Tied:
+    model = Tied(0)
+    optimizer = run.optimizer(model, "sgd", lr=0.1)
+    while run.round < rounds:
+        optimizer.zero_grad()
+        model(torch.randn(8, 6)).square().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            move(run.round, model)
+    return model
+
+
+def test_what_is_frozen_is_not_copied_unless_it_changes() -> None:
+    model = Tied(0)
+    trained = {name: item for name, item in model.named_parameters() if item.requires_grad}
+    turn = Turn(round=Round(1), generation=Generation(1), rank=0, world=1)
+    own = OwnState(model, trained, lambda: turn)
+    own.watch()
+    still = own.take().frozen["frozen.weight"]
+    assert still.data_ptr() == model.frozen.weight.data_ptr()
+    model.frozen.weight.data += 1  # which no version counter tells
+    taken = own.take()
+    assert taken.frozen["frozen.weight"].data_ptr() != model.frozen.weight.data_ptr()
+    assert taken.frozen["frozen.bias"].data_ptr() == model.frozen.bias.data_ptr()
+    assert taken.prints.keys() == {"frozen.bias"}
+
+
+async def test_a_moving_average_is_in_a_checkpoint_as_at_the_cut(tmp_path: Path) -> None:
+    def move(round_: int, model: Tied) -> None:
+        model.frozen.weight.fill_(float(round_))
+
+    async with CheckpointRig(checkpoint_dir=str(tmp_path), checkpoint_every=3) as rig:
+        await as_worker(rig, lambda run: averaged(run, rounds=7, move=move))
+        attempts = rig.progress["w1"].checkpoint_attempts
+    assert (attempts.made, attempts.failed) == (2, 0)
+    for number in (3, 6):
+        export(tmp_path / f"round-{number:08d}", tmp_path / f"{number}.safetensors")
+        found = load_file(tmp_path / f"{number}.safetensors")["frozen.weight"]
+        assert torch.equal(found, torch.full((6, 6), float(number - 1)))
+
+
+async def test_what_is_changed_while_it_is_written_costs_that_checkpoint_alone(
+    tmp_path: Path,
+) -> None:
+    changed = threading.Event()
+
+    class Late(Making):
+        async def end(self, exchange: Exchange) -> None:
+            await asyncio.to_thread(changed.wait, PATIENCE_S)
+            await super().end(exchange)
+
+    def move(round_: int, model: Tied) -> None:
+        if round_ == 4:
+            model.frozen.weight += 1
+            changed.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "Making", Late)
+        async with CheckpointRig(checkpoint_dir=str(tmp_path), checkpoint_every=3) as rig:
+            model = await as_worker(rig, lambda run: averaged(run, rounds=6, move=move))
+            attempts = rig.progress["w1"].checkpoint_attempts
+    assert (attempts.made, attempts.failed) == (1, 1)
+    assert "frozen.weight, which the job does not train, was changed" in attempts.error
+    made = export(tmp_path / "round-00000006", tmp_path / "6.safetensors")
+    assert made.tensors == len(model.state_dict())
+    assert torch.equal(load_file(tmp_path / "6.safetensors")["frozen.weight"], model.frozen.weight)
+
+
+class Turned(nn.Module):
+    """Turns pairs of numbers, as rotary embeddings do."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+        angles = torch.polar(torch.ones(2), torch.tensor([start, start + 1.0]))
+        self.register_buffer("turn", angles)
+        self.register_buffer("exact", angles.to(torch.complex128))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        turned = torch.view_as_complex(inputs.view(-1, 2, 2)) * self.turn
+        return self.head(torch.view_as_real(turned).reshape(-1, 4))
+
+
+async def test_complex_numbers_are_resumed_and_exported_and_what_cannot_be_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def script(run: elasticps.Run, start: float, rounds: int) -> Turned:
+        model = Turned(start)
+        optimizer = run.optimizer(model, "sgd", lr=0.1)
+        while run.round < rounds:
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+        return model
+
+    async with CheckpointRig(checkpoint_dir=str(tmp_path), checkpoint_every=2) as rig:
+        model = await as_worker(rig, lambda run: script(run, 0.5, 2))
+    assert "tensors that no checkpoint has: exact (complex128)" in caplog.text
+    async with CheckpointRig(resume=str(tmp_path)) as rig:
+        resumed = await as_worker(rig, lambda run: script(run, 0.0, 2))
+    assert torch.equal(resumed.turn, model.turn)
+    out = tmp_path / "out.safetensors"
+    assert main(["checkpoint", "export", str(tmp_path), str(out)]) == 0
+    assert "exact is not in it: no checkpoint has tensors of complex128" in capsys.readouterr().err
+    found = load_file(out)
+    assert found.keys() == model.state_dict().keys() - {"exact"}
+    assert torch.equal(found["turn"], model.turn)
+    assert export(tmp_path / "round-00000002", out, force=True).left_out == {"exact": "complex128"}
