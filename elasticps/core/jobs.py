@@ -8,8 +8,8 @@ from functools import reduce
 
 import msgspec
 
-from elasticps.core.audit import Verdict
 from elasticps.core.ids import NodeId, ServerId, node_of
+from elasticps.core.past_lives import BROKEN_OFF, counted
 from elasticps.core.plan import Entry
 from elasticps.core.reasons import copies_come, room_made_by, waiting_to_start, workers_told
 from elasticps.core.records import (
@@ -24,8 +24,6 @@ from elasticps.core.records import (
 )
 from elasticps.core.shares import share
 
-BROKEN_OFF = (WorkerState.KILLED, WorkerState.LEFT)
-"""Ends after which a worker's part of the training is for others to do."""
 GROUP_BROKEN = (
     "the process group that its script made cannot go on without it; start the job again from the"
     " script's own checkpoint"
@@ -55,18 +53,17 @@ def next_status(
         return status
     status = status or JobStatus(state=JobState.PENDING, reason="")
     status = _with_endings(status, workers, revision)
+    all_lives = counted(status.past, workers)
+    unaudited = status.vanished + all_lives.lives - all_lives.audited
     status = msgspec.structs.replace(
         status,
         asked=scale.workers if scale else None,
-        verdict=_verdict(workers),
-        audited=sum(life.record.verdict is not None for life in workers) if spec.audit else 0,
-        unaudited=_unaudited(status, workers) if spec.audit else 0,
-        pushed_bytes=sum(life.record.pushed_bytes for life in workers),
-        gradient_bytes=sum(life.record.gradient_bytes for life in workers),
-        checkpoint_attempts=attempts(
-            life.record.checkpoint_attempts
-            for life in sorted(workers, key=lambda life: life.worker)
-        ),
+        verdict=all_lives.verdict,
+        audited=all_lives.audited if spec.audit else 0,
+        unaudited=unaudited if spec.audit else 0,
+        pushed_bytes=all_lives.pushed_bytes,
+        gradient_bytes=all_lives.gradient_bytes,
+        checkpoint_attempts=all_lives.checkpoint_attempts,
     )
     if cancelled:
         return _ended(status, JobState.CANCELLED, "cancelled by request", now_unix)
@@ -207,10 +204,6 @@ def _lost_one(
     return f"a worker is gone with its node{' ' + ', '.join(gone) if gone else ''}"
 
 
-def _unaudited(status: JobStatus, workers: Sequence[LivingWorker]) -> int:
-    return status.vanished + sum(life.record.verdict is None for life in workers)
-
-
 def _without_node(status: JobStatus, draining: Sequence[NodeId]) -> JobStatus:
     reason = f"waiting for a node that may run workers: {room_made_by(draining)}"
     return msgspec.structs.replace(status, state=JobState.PENDING, reason=reason, workers={})
@@ -235,14 +228,6 @@ def _failed(status: JobStatus, life: LivingWorker, now_unix: float) -> JobStatus
     )
     ended = _ended(status, JobState.FAILED, f"worker {life.uid}: {record.reason}", now_unix)
     return msgspec.structs.replace(ended, failure=failure)
-
-
-def _verdict(workers: Sequence[LivingWorker]) -> Verdict:
-    total = Verdict()
-    for life in workers:
-        if life.record.verdict is not None:
-            total = total.plus(life.record.verdict)
-    return total
 
 
 def _count(workers: Sequence[LivingWorker]) -> dict[NodeId, int]:

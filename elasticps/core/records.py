@@ -136,6 +136,17 @@ class Attempts(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.failed} of {self.made + self.failed} checkpoints failed: {self.error}"
 
 
+class PastLives(msgspec.Struct, frozen=True, kw_only=True):
+    """What is counted of so many ``lives`` of workers; ``audited`` of them gave a verdict."""
+
+    lives: int = 0
+    verdict: Verdict = Verdict()
+    audited: int = 0
+    pushed_bytes: int = 0
+    gradient_bytes: int = 0
+    checkpoint_attempts: Attempts = Attempts()
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Written by the leader alone. ``reason`` says why the state is what it is.
 
@@ -146,7 +157,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     in order last. Of an audit's workers ``audited`` have given their verdicts and ``unaudited``
     have not.
     ``round`` and ``metrics`` are the last ones, written at the job's end. ``pushed_bytes``,
-    ``gradient_bytes`` and ``checkpoint_attempts`` are those of workers that have ended.
+    ``gradient_bytes`` and ``checkpoint_attempts`` are those of workers that have ended. ``past`` is
+    the part of these sums, and of the audit's, that is of workers whose records are deleted.
     """
 
     state: JobState
@@ -168,6 +180,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     pushed_bytes: int = 0
     gradient_bytes: int = 0
     checkpoint_attempts: Attempts = Attempts()
+    past: PastLives = PastLives()
     failure: Failure | None = None
     ended_unix: float | None = None
 

@@ -17,17 +17,18 @@ import msgspec
 
 from elasticps.core.ids import JobKey, JobName, NodeId, ServerId, node_of
 from elasticps.core.jobs import lost, next_status, with_copies
+from elasticps.core.past_lives import counted, outlived
 from elasticps.core.placement import Site, least_bytes, spread
 from elasticps.core.plan import Entry, encode_part, part_of, parts
 from elasticps.core.planner import Planned, destinations, first_plan, next_plan, targets
 from elasticps.core.proposal import Placed, wanted
 from elasticps.core.reasons import dated
-from elasticps.core.records import JobSpec, JobState, JobStatus, Movement, encode
+from elasticps.core.records import JobSpec, JobState, JobStatus, LivingWorker, Movement, encode
 from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.config import DEFAULT_KEPT_JOBS
 from elasticps.daemon.placements import Placements, alive, has_own_placement, sites_of
 from elasticps.daemon.process_group import makes_own_group
-from elasticps.daemon.retention import forgetting, outdated
+from elasticps.daemon.retention import clearing, forgetting, outdated
 from elasticps.daemon.view import ClusterView, JobView
 from elasticps.errors import StoreError, StoreUnavailable
 from elasticps.store import Compare, Delete, Fence, Keys, Put, Store
@@ -142,8 +143,11 @@ def _advanced(
         status = with_copies(spec, status, _following(job, planned.changed), alive(view))
         status = _with_refusal(spec, status, placed)
         status = _with_orphans(view, job, spec, status, planned.orphaned, orphans, now)
+    gone = [] if status.state.final else outlived(job.workers.values())
+    if gone:
+        status = msgspec.structs.replace(status, past=counted(status.past, gone))
     status = dated(status, job.status, now.unix)
-    return _write(view.keys, job, status, planned.changed)
+    return _write(view.keys, job, status, planned.changed, gone)
 
 
 def _plan(view: ClusterView, job: JobView, spec: JobSpec, placed: Placed) -> Planned:
@@ -271,8 +275,17 @@ def _listed(nodes: Sequence[set[NodeId]]) -> str:
     return ", ".join(sorted(set().union(*nodes)))
 
 
-def _write(keys: Keys, job: JobView, status: JobStatus, changed: Sequence[Entry]) -> Write | None:
-    """The status and up to a few changed plan parts, as one transaction."""
+def _write(
+    keys: Keys,
+    job: JobView,
+    status: JobStatus,
+    changed: Sequence[Entry],
+    gone: Sequence[LivingWorker],
+) -> Write | None:
+    """The status and up to a few changed plan parts, as one transaction.
+
+    With it go the workers' records ``gone``, whose counts the status has taken in.
+    """
     name = job.name
     operations: list[Put | Delete] = []
     compares = [keys.same_job(name, job.key)]
@@ -292,6 +305,9 @@ def _write(keys: Keys, job: JobView, status: JobStatus, changed: Sequence[Entry]
         compares.append(Compare.modified(keys.job_status(name), job.status_revision))
         if job.status is None or status.state is not job.status.state:
             why.append(f"{status.state.value}: {status.reason}")
+    for life in gone:
+        operations.append(Delete(keys.worker(name, life.uid)))
+        compares.append(Compare.modified(keys.worker(name, life.uid), life.revision))
     if not operations:
         return None
     return Write(
@@ -303,17 +319,9 @@ def _cleared(keys: Keys, job: JobView) -> Write | None:
     """After a job's end its plan, reports and workers go; spec, model and status stay."""
     if job.cleared:
         return None
-    operations = (
-        Delete(keys.plan(job.name), prefix=True),
-        Delete(keys.reports(job.name), prefix=True),
-        Delete(keys.workers(job.name), prefix=True),
-        Delete(keys.job_scale(job.name)),
-    )
-    # A late one must not clear what has been given the name since.
-    unchanged = Compare.modified(keys.job_status(job.name), job.status_revision)
-    return Write(
-        job=job.name, operations=operations, compares=(unchanged,), why="cleared after its end"
-    )
+    deletes, unchanged = clearing(keys, job)
+    why = "cleared after its end"
+    return Write(job=job.name, operations=deletes, compares=(unchanged,), why=why)
 
 
 def _forgotten(keys: Keys, job: JobView, kept: int) -> Write:

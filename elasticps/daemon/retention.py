@@ -1,4 +1,4 @@
-"""Which of the ended jobs are forgotten, and the transaction that forgets one."""
+"""What is deleted of jobs that have ended: what none needs any more, later all of the old ones."""
 
 from __future__ import annotations
 
@@ -22,14 +22,28 @@ def outdated(jobs: Iterable[JobView], kept: int) -> list[JobView]:
     return [job for job in beyond if job.cleared][:MOST_AT_ONCE]
 
 
-def forgetting(keys: Keys, job: JobView) -> tuple[Delete, Compare]:
-    """What deletes all that is kept of an ended job, and what it has to compare.
+def clearing(keys: Keys, job: JobView) -> tuple[tuple[Delete, ...], Compare]:
+    """What deletes all of an ended job but spec, model and status, and what it has to compare."""
+    deletes = (
+        Delete(keys.plan(job.name), prefix=True),
+        Delete(keys.reports(job.name), prefix=True),
+        Delete(keys.workers(job.name), prefix=True),
+        Delete(keys.job_scale(job.name)),
+    )
+    return deletes, _unchanged(keys, job)
 
-    Nobody writes the status of a job that has ended: its revision says that it is this job still,
-    and none that was given the name since.
+
+def forgetting(keys: Keys, job: JobView) -> tuple[Delete, Compare]:
+    """What deletes all that is kept of an ended job, and what it has to compare."""
+    return Delete(keys.job(job.name), prefix=True), _unchanged(keys, job)
+
+
+def _unchanged(keys: Keys, job: JobView) -> Compare:
+    """It is this job still, and none that was given the name since.
+
+    Nobody writes the status of a job that has ended.
     """
-    unchanged = Compare.modified(keys.job_status(job.name), job.status_revision)
-    return Delete(keys.job(job.name), prefix=True), unchanged
+    return Compare.modified(keys.job_status(job.name), job.status_revision)
 
 
 def _age(job: JobView) -> tuple[float, int]:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from elasticps.core.ids import BlockId, JobKey, node_of
+from elasticps.core.past_lives import KEPT
 from elasticps.core.plan import PART_BLOCKS
 from elasticps.core.proposal import Placed
 from elasticps.core.records import JobState, ScaleRecord, WorkerState
 from elasticps.daemon.leader import PARTS_A_WRITE, Now, Orphans, Write, decide
 from elasticps.daemon.view import JobView
+from elasticps.store import Delete
 from tests.support.contents import BLOCK_BYTES, Contents
 
 LOST_AFTER_S = 30.0
@@ -370,6 +372,33 @@ def test_a_scale_is_heeded_by_the_next_leader_too_and_goes_with_the_job(
     etcd.put(etcd.keys.job_cancel(job.name), b"{}")
     etcd.settle()
     assert key not in etcd.items
+
+
+def test_of_workers_that_broke_off_the_newest_are_kept_and_all_are_counted(
+    etcd: Led, job: JobView
+) -> None:
+    for number in range(2, KEPT + 12):
+        record = {"state": WorkerState.KILLED, "pushed_bytes": 10, "gradient_bytes": 20}
+        etcd.worker(job, f"a.{number}", **record)
+        if number == 3:
+            etcd.settle()
+    (write,) = etcd.decided()
+    gone = {operation.key for operation in write.operations if isinstance(operation, Delete)}
+    assert gone == {etcd.keys.worker("job", f"a.{number}") for number in range(2, 12)}
+    assert gone < {compare.key for compare in write.compares}
+    etcd.write(write)
+    assert etcd.settle() == []
+    assert len(job.workers) == KEPT + 2
+    assert job.status is not None
+    assert job.status.past.lives == 10
+    assert (job.status.pushed_bytes, job.status.past.pushed_bytes) == (10 * (KEPT + 10), 100)
+    again = etcd.list_again().jobs[job.name]
+    assert again.status == job.status
+
+    etcd.worker(job, "b.1", state=WorkerState.FAILED)
+    etcd.settle()
+    assert (job.status.state, job.workers) == (JobState.FAILED, {})
+    assert job.status.pushed_bytes == 10 * (KEPT + 10)
 
 
 def test_a_reason_has_a_since_that_stands_until_it_is_another(etcd: Led, job: JobView) -> None:

@@ -23,6 +23,7 @@ from elasticps.core.records import (
     LivingWorker,
     Movement,
     NodeRecord,
+    PastLives,
     WorkerRecord,
     WorkerState,
 )
@@ -369,11 +370,12 @@ def _verdict(status: JobStatus | None) -> VerdictRow:
 
 def _tallies(
     job: JobView, progress: dict[str, Progress]
-) -> Sequence[Progress | WorkerRecord | JobStatus]:
+) -> Sequence[Progress | WorkerRecord | JobStatus | PastLives]:
     """What counts for all of the job's workers, together."""
     if job.status is not None and job.status.state.final:
         return [job.status]  # its workers' records go with its end
-    return [progress.get(life.uid, life.record) for life in _lives(job)]
+    past = job.status.past if job.status is not None else PastLives()
+    return [past, *(progress.get(life.uid, life.record) for life in _lives(job))]
 
 
 def _main_metrics(progress: dict[str, Progress]) -> dict[str, float | None]:
