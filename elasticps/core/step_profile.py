@@ -155,6 +155,8 @@ def _worker_times(process: ProcessSpans, latest: dict[int, int]) -> WorkerTimes:
     )
     a_step = NS_PER_S * len(steps)
     others_s, push_s, vote_s, pull_s = (part / a_step for part in parts)
+    # A whole round by one request (decision 24) is push, vote and pull: its time is in the rest.
+    pushes = [*pushes, *_named(process.spans, "round")]
     pushed = sum(p.nbytes for p in pushes if any(a <= p.began_ns < b for a, b in window))
     assert process.rank is not None
     return WorkerTimes(

@@ -176,10 +176,10 @@ class BlockRounds(Hosted):
         self._count_void()
         version = self._replica.prepare(op)
         self._prepared = prepared
-        base = self._replica.last
-        meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
-        payload = payload_of(prepared.gradient) if self.replication.peers else None
-        self._streams.publish(self, meta, payload, prepared.loan)
+        if self.replication.peers:  # for nobody else a mean is summed that stays apart
+            base = self._replica.last
+            meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
+            self._streams.publish(self, meta, payload_of(prepared.gradient), prepared.loan)
 
     def _apply(self, commit: Commit, asked: Request | None = None) -> None:
         """Apply the prepared round; a small block's small siblings take theirs in the same step.

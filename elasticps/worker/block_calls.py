@@ -87,7 +87,7 @@ class BlockCalls:
             return await self._client.call(call)
 
     async def call_each(self, calls: Sequence[Call]) -> list[Reply]:
-        """Calls of a run of small blocks, of one kind: together, and what that leaves one by one.
+        """Calls of a run of blocks, of one kind: together, and what that leaves one by one.
 
         It takes the place of one call in what is on its way.
         """
@@ -109,7 +109,7 @@ class BlockCalls:
     async def whole_round(
         self, pushes: Sequence[Call], vote: Vote, memory: Sequence[BlockMemory]
     ) -> WholeRound:
-        """Push, vote and read a run of small blocks by one request, where one can."""
+        """Push, vote and read a run of blocks by one request, where one can."""
         meta = encode(PullMeta())  # the server puts there what the vote is answered
         pulls = [self._pull_call(each, each.parameter, meta) for each in memory]
         async with self._window:
@@ -147,8 +147,11 @@ class BlockCalls:
         """Read the values of the parameters in ``into`` there, or all that are held here."""
         metas = {at_once: encode(_proof_of(proof, at_once=at_once)) for at_once in (False, True)}
 
+        def target(memory: BlockMemory) -> torch.Tensor:
+            return memory.parameter if into is None else into[memory.block.parameter]
+
         def call(memory: BlockMemory) -> Call:
-            tensor = memory.parameter if into is None else into[memory.block.parameter]
+            tensor = target(memory)
             coded = self._coded(memory, proof, memory.of(tensor))
             return self._pull_call(memory, tensor, metas[memory.at_once], coded)
 
@@ -167,8 +170,13 @@ class BlockCalls:
             if (memory.is_held if into is None else memory.block.parameter in into)
         ]
         coded = [memory for memory in wanted if self._is_coded(memory)]
-        runs, others = slices([memory for memory in wanted if not self._is_coded(memory)])
-        await together([*map(run, runs), *map(one, [*coded, *others])])
+        whole = [memory for memory in wanted if not self._is_coded(memory)]
+        runs = slices(whole, lambda memory: self._is_placed(memory, target(memory)))
+        await together([*map(run, runs), *map(one, coded)])
+
+    def _is_placed(self, memory: BlockMemory, tensor: torch.Tensor) -> bool:
+        shared = self._client.shared
+        return shared is not None and shared.value_place(memory.block, tensor) is not None
 
     def _is_coded(self, memory: BlockMemory) -> bool:
         codec = self._codec

@@ -62,13 +62,7 @@ class Exchange(Standing):
         self._keeps = False
         self._called_together = info.backup_workers > 0
         self._staged = [each for each in memory if not (self._in_rounds and each.at_once)]
-        self._runs, self._large = slices(self._staged)
-        self._all_in_one_run = (
-            self._in_rounds
-            and not self._called_together
-            and len(self._runs) == 1
-            and len(self._runs[0]) == len(memory)
-        )
+        self._cut: dict[bool, list[list[BlockMemory]]] = {}
         self._metas: dict[tuple[object, ...], bytes] = {}
         self._seq = Seq(0)
         self._updates: Targets | None = None
@@ -114,16 +108,19 @@ class Exchange(Standing):
         return counted
 
     def _may_be_one_request(self) -> bool:
-        """Is the round pushes of small blocks, a vote and pulls, with nothing in between?"""
+        """Is the round a run of pushes, a vote and pulls, with nothing in between?"""
         turn = self.member_turn
         return (
-            self._all_in_one_run
+            self._in_rounds
+            and not self._called_together
             and turn.contributes
             and not self.leaving  # its last vote ends its membership: it hears that from the vote
             and self._bound is None
             and all(
                 each.is_held and not self.early.has_left(each.block.id) for each in self._memory
             )
+            and len(self._staged) == len(self._memory)
+            and len(self._runs) == 1
         )
 
     async def _one_request(self) -> tuple[bool, bool]:
@@ -221,9 +218,8 @@ class Exchange(Standing):
         self.begin(updates)
         pushed = [item for item in self._memory if item.at_once and item.block.parameter in updates]
         try:
-            runs, others = slices(pushed)
-            pushing = [self._push_run(run, turn) for run in runs]
-            taken = await together([*pushing, *(self._push(memory, turn) for memory in others)])
+            runs = slices(pushed, _has_none)
+            taken = await together(self._push_run(run, turn) for run in runs)
         finally:
             self.shared.settle()
         if not all(taken):
@@ -246,12 +242,19 @@ class Exchange(Standing):
 
     async def _push_all(self, turn: Turn) -> list[bool]:
         runs = (self._push_run(run, turn) for run in self._runs)
-        others = (self.early.pushed(memory, turn) for memory in self._large)
-        taken = await together([*runs, *others])
-        return [all(taken)]
+        return [all(await together(runs))]
+
+    @property
+    def _runs(self) -> list[list[BlockMemory]]:
+        """Blocks that are pushed together."""
+        placed = self._updates is None and self.shared.takes_gradients
+        if placed not in self._cut:
+            is_placed = self.shared.has_place if placed else _has_none
+            self._cut[placed] = slices(self._staged, is_placed)
+        return self._cut[placed]
 
     async def _push_run(self, run: Sequence[BlockMemory], turn: Turn) -> bool:
-        """Push small blocks together, but for those that have left already."""
+        """Push blocks together, but for those that have left already."""
         left = [memory for memory in run if self.early.has_left(memory.block.id)]
         if left:
             rest = [memory for memory in run if not self.early.has_left(memory.block.id)]
@@ -364,3 +367,8 @@ class Exchange(Standing):
         while commit is None:
             commit = await self.vote(contributes=False)
         await self.read(into)
+
+
+def _has_none(_: BlockMemory) -> bool:
+    """For updates that are not the parameters' own gradients."""
+    return False

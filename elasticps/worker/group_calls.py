@@ -1,4 +1,5 @@
-"""A worker's requests of many small blocks, in one frame for all that a server leads.
+"""A worker's requests of many blocks, in one frame for all that a server leads: small ones, and
+those whose bytes stay in shared memory.
 
 This is the quick way and not the sure one: what it does not settle (a block that has moved, a
 server that is gone, a group that one refusal ended) is for the caller to ask block by block, with
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,11 +30,12 @@ from elasticps.wire.groups import (
     GroupReply,
     Piece,
     aligned,
+    payload_size,
 )
 from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import PullMeta, PushMeta, RefusalMeta, decode, encode
 from elasticps.wire.pool import ConnectionPool
-from elasticps.wire.transports import SHM
+from elasticps.wire.transports import SHM, UNIX
 from elasticps.worker.agent import Agent
 from elasticps.worker.parameters import BlockMemory
 from elasticps.worker.shared_memory import SharedMemory
@@ -42,28 +44,38 @@ if TYPE_CHECKING:
     from elasticps.worker.client import Call
 
 SLICE_BYTES = MAX_GROUP_BYTES // 2
+PLACED_BYTES = 128 << 20
+"""Of blocks in one frame whose bytes stay where they are: a server turns to others in between."""
 
 _FINAL = frozenset({Status.OK, Status.STALE_GENERATION, Status.CONFLICT})
 Settled = list["Reply | None"]
 
 
-def slices(memory: Sequence[BlockMemory]) -> tuple[list[list[BlockMemory]], list[BlockMemory]]:
-    """The small blocks, in runs that a group has room for, and the others.
+def slices(
+    memory: Sequence[BlockMemory], is_placed: Callable[[BlockMemory], bool]
+) -> list[list[BlockMemory]]:
+    """Blocks in runs that a group has room for: the small ones first, each large one by itself,
+    but for those whose bytes stay in shared memory (``is_placed``).
 
-    Every worker has the same runs in the same order, whatever it knows of the plan: so the lowest
-    that is not answered is under way at each of them.
+    Every worker has the blocks in the same order, whatever it knows of the plan and however long
+    its runs are: so the lowest that is not answered is under way at each of them.
     """
     runs: list[list[BlockMemory]] = []
-    nbytes = SLICE_BYTES
-    for each in memory:
-        if each.block.nbytes > SMALL_BYTES:
+    room, placed = 0, 0
+    large = [each for each in memory if each.block.nbytes > SMALL_BYTES]
+    for each in [*(each for each in memory if each.block.nbytes <= SMALL_BYTES), *large]:
+        nbytes = each.block.nbytes
+        is_small = nbytes <= SMALL_BYTES
+        if not is_small and not is_placed(each):
+            runs.append([each])
+            room = placed = 0
             continue
-        if nbytes + each.block.nbytes > SLICE_BYTES or len(runs[-1]) == MAX_PIECES:
+        if nbytes > (room if is_small else placed) or len(runs[-1]) == MAX_PIECES:
             runs.append([])
-            nbytes = 0
+            room, placed = SLICE_BYTES, PLACED_BYTES
         runs[-1].append(each)
-        nbytes += each.block.nbytes
-    return runs, [each for each in memory if each.block.nbytes > SMALL_BYTES]
+        room, placed = room - nbytes * is_small, placed - nbytes * (not is_small)
+    return runs
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
@@ -160,10 +172,17 @@ class GroupCalls:
                 nbytes = len(call.into)
             offset = 0 if place is None else place.offset
             region, kept = (0, False) if place is None else (place.region, place.kept)
+            if nbytes > SMALL_BYTES and not (region and self._is_near(row.primary)):
+                continue
             key = row.primary, call.meta, call.flags & ~FLAG_EMPTY, region, kept
             member = Member(index, call, Piece(call.block, row.epoch, nbytes, offset))
             groups.setdefault(key, []).append(member)
         return groups
+
+    def _is_near(self, server: ServerId) -> bool:
+        """Is it of this machine, and may map this worker's regions?"""
+        address = self.agent.address(server)
+        return address is not None and address.transport == UNIX
 
     async def ask(self, group: Group, settled: Settled) -> list[int]:
         """Ask all of a group at once; ``settled`` gets each reply, as of a call by itself.
@@ -210,10 +229,9 @@ class GroupCalls:
         members: list[Member],
         settled: Settled,
     ) -> None:
-        pushes = members[0].call.kind is Kind.PUSH
-        payload = b"".join(padded(members)) if pushes else b""
-        if len(payload) > MAX_GROUP_BYTES:
+        if not fits_payload(members):
             return
+        payload = b"".join(padded(members)) if members[0].call.kind is Kind.PUSH else b""
         reply = await connection.request(
             header,
             encode(meta_of(key, members, region=0)),
@@ -275,6 +293,11 @@ def meta_of(key: _Key, members: Sequence[Member], *, region: int) -> GroupMeta:
     if members[0].call.kind is Kind.PUSH:
         return GroupMeta(pieces, push=decode(key[1], PushMeta), region=region, kept=key[4])
     return GroupMeta(pieces, pull=decode(key[1], PullMeta), region=region)
+
+
+def fits_payload(members: Sequence[Member]) -> bool:
+    """Can the bytes be sent in one frame?"""
+    return payload_size([each.piece for each in members]) <= MAX_GROUP_BYTES
 
 
 def padded(members: Sequence[Member]) -> Iterator[bytes | memoryview]:

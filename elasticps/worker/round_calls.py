@@ -16,7 +16,6 @@ from elasticps.core.ids import LEDGER
 from elasticps.errors import JobFailed, PeerUnavailable
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind, Status
-from elasticps.wire.groups import MAX_GROUP_BYTES
 from elasticps.wire.inflight import Reply
 from elasticps.wire.messages import decode, encode
 from elasticps.wire.transports import SHM
@@ -26,6 +25,7 @@ from elasticps.worker.group_calls import (
     GroupCalls,
     Settled,
     abandon,
+    fits_payload,
     meta_of,
     padded,
     take,
@@ -88,9 +88,10 @@ class RoundCalls:
                 shared, regions = groups.shared, (push.key[3], pull.key[3])
                 near = any(regions) and shared is not None and await shared.ready(conn, first.block)
                 ways = _Ways(push, pull, (near and regions[0] > 0, near and regions[1] > 0))
-                payload = b"" if ways.places[0] else b"".join(padded(push.members))
-                if len(payload) > MAX_GROUP_BYTES:
+                parts = zip((push, pull), ways.places, strict=True)
+                if not all(by_places or fits_payload(part.members) for part, by_places in parts):
                     return None
+                payload = b"" if ways.places[0] else b"".join(padded(push.members))
                 meta = RoundMeta(
                     meta_of(push.key, push.members, region=push.key[3] if ways.places[0] else 0),
                     vote,

@@ -127,6 +127,14 @@ class SharedMemory:
 
     # -- places ---------------------------------------------------------------------------------
 
+    @property
+    def takes_gradients(self) -> bool:
+        return self._gradients is not None and not self._is_off
+
+    def has_place(self, memory: BlockMemory) -> bool:
+        """Has the gradient of the block's parameter a place of its own?"""
+        return id(memory.parameter) in self._rows
+
     def gradient_place(
         self, memory: BlockMemory, update: torch.Tensor, *, is_gradient: bool, kept: bool
     ) -> Place | None:

@@ -248,6 +248,13 @@ def test_a_steps_time_is_told_apart_to_the_last_millisecond() -> None:
     assert found.step_s == pytest.approx(0.1)
 
 
+def test_a_round_by_one_request_counts_its_bytes_and_is_in_the_rest() -> None:
+    spans = (at("step", 0, 100), at("wait", 20, 100), at("round", 21, 99, nbytes=3_000, via="tcp"))
+    (found,) = profile(worker(0, *spans)).workers
+    assert (found.pushed_bytes, found.over_network) == (3_000, 1.0)
+    assert (found.push_s, found.rest_s) == pytest.approx((0, 0.08))
+
+
 def test_where_rounds_do_not_wait_for_all_no_wait_is_for_others() -> None:
     found = step_profile([step(0, 20), step(1, 60)], in_step=False)
     assert [each.others_s for each in found.workers] == [0, 0]
