@@ -55,6 +55,15 @@ def is_piecewise(optimizer: torch.optim.Optimizer, value: torch.Tensor) -> bool:
     )
 
 
+def is_one_pass(optimizer: torch.optim.Optimizer) -> bool:
+    """Does a step read each number once? Then pieces gain nothing where nobody takes them."""
+    options = optimizer.param_groups[0]
+    if options.get("fused"):
+        return True
+    plain = not (options.get("momentum") or options.get("weight_decay") or options["maximize"])
+    return type(optimizer) is torch.optim.SGD and plain
+
+
 class PiecewiseStep:
     """The pieces of one value, and of its optimizer's state as it was when this was made.
 

@@ -18,7 +18,7 @@ from elasticps.errors import PluginError, WireError
 from elasticps.server.coded_value import HELD, CodedValue, Difference
 from elasticps.server.compute import ComputeThreads
 from elasticps.server.gradient_mean import Mean
-from elasticps.server.piecewise import PiecewiseStep, is_piecewise
+from elasticps.server.piecewise import PiecewiseStep, is_one_pass, is_piecewise
 from elasticps.wire.messages import StateMeta, TensorMeta
 from elasticps.wire.tensors import bytes_of, copy_bytes, dtype_name, dtype_named
 
@@ -203,15 +203,24 @@ class TensorBlock:
             self.code_value()
             return False
         self.leave_to_readers()
-        if is_piecewise(self._optimizer, self._value):
-            into = into if self._coded is None and self._kept == self._dtype else None
+        into = into if self._coded is None and self._kept == self._dtype else None
+        if self._pays_in_pieces(gradient, into):
             self._update(lambda: self._step_pieces(gradient, into))
         else:
             into = None
+            self._leave_pieces()
             self._value.grad = gradient.whole if isinstance(gradient, Mean) else gradient
             self._update(self._optimizer.step)
         self.code_value()
         return into is not None
+
+    def _pays_in_pieces(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> bool:
+        """May the step be made in pieces, and do threads share them out, or is there more to do with
+        one while it is in cache?"""
+        if not is_piecewise(self._optimizer, self._value):
+            return False
+        alone = self._threads.count == 1 and into is None and not isinstance(gradient, Mean)
+        return not (alone and is_one_pass(self._optimizer))
 
     def _step_pieces(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> None:
         if self._pieces is None:

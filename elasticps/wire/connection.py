@@ -98,6 +98,7 @@ class Connection(asyncio.BufferedProtocol):
         self._dispatcher: Dispatcher | None = None
         self._parser = FrameParser(self, max_payload=max_payload)
         self._in_flight = InFlight()
+        self._waiting: dict[Pending, tuple[Header, bytes, Buffer | None]] = {}
         self._queued: list[bytes] = []
         self._can_write = asyncio.Event()
         self._can_write.set()
@@ -138,16 +139,19 @@ class Connection(asyncio.BufferedProtocol):
         pending = Pending(kind=header.kind, into=view, max_reply=max_reply)
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._can_write.is_set():  # another may have been first
-                    await self._can_write.wait()
                 self._check_open()
-                self._write(header, self._in_flight.add(pending), meta, payload)
+                number = self._in_flight.add(pending)
+                if self._can_write.is_set() and not self._waiting:
+                    self._write(header, number, meta, payload)
+                else:
+                    self._waiting[pending] = header, meta, payload
                 return await pending.answer
         except TimeoutError:
             raise PeerUnavailable(
                 "no answer in time", where=str(self.where), limit=f"{timeout_s} s"
             ) from None
         finally:
+            self._waiting.pop(pending, None)
             self._in_flight.remove(pending)
             if pending.receiving:
                 self._parser.discard_payload()
@@ -169,6 +173,16 @@ class Connection(asyncio.BufferedProtocol):
         self._flush()
         await self._can_write.wait()
         self._check_open()
+
+    def _send_waiting(self) -> None:
+        """Send the requests that the kernel had no room for, in their order, as far as it has."""
+        while self._waiting and self._can_write.is_set() and not self.closed:
+            pending = next(iter(self._waiting))
+            header, meta, payload = self._waiting.pop(pending)
+            try:
+                self._write(header, pending.number, meta, payload)
+            except WireError as error:
+                pending.fail(error)
 
     def _write(self, header: Header, number: int, meta: bytes, payload: Buffer | None) -> None:
         view = None if payload is None else _bytes_of(payload)
@@ -326,6 +340,7 @@ class Connection(asyncio.BufferedProtocol):
             self.error = PeerUnavailable(f"the connection was lost: {exc}", where=str(self.where))
         self.ended_by_peer |= isinstance(exc, ConnectionResetError | BrokenPipeError)
         self._lost.set()
+        self._waiting.clear()
         self._queued.clear()
         self._can_write.set()
         self._parser.discard_payload()
@@ -359,6 +374,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._can_write.set()
+        if self._waiting:  # not from here: the transport is in the middle of something
+            asyncio.get_running_loop().call_soon(self._send_waiting)
         if self._held_back:
             self._held_back = False
             if not self._paused:

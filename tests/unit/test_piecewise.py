@@ -90,7 +90,8 @@ def test_a_step_in_pieces_is_that_of_the_whole_to_the_bit(
             before = bytes(reader)
         parameter.grad = values(10 + step)
         local.step()
-        made.step(values(10 + step), {"lr": 0.01 * (step + 1)})
+        into = torch.empty(made.nbytes, dtype=torch.uint8)  # for which pieces are best
+        assert made.step(values(10 + step), {"lr": 0.01 * (step + 1)}, into)
     assert bytes(reader) == before
     assert torch.equal(made.value, parameter.detach())
     state, own = local.state[parameter], made.optimizer.state.get(made.value, {})
@@ -115,6 +116,21 @@ def test_an_option_that_brings_a_state_later_brings_it_to_all_pieces(
         made.step(values(step), {"momentum": momentum})
     assert torch.equal(made.value, parameter.detach())
     assert made.nbytes_held == 2 * made.nbytes
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_step_of_one_pass_is_made_whole_or_in_pieces_and_its_state_is_one(name: str) -> None:
+    options = {"lr": 1e-2, "fused": name == "adamw"}
+    made, local = block_of(name, options)
+    (parameter,) = local.param_groups[0]["params"]
+    for step, in_pieces in enumerate((True, False, False, True)):
+        parameter.grad = values(step)
+        local.step()
+        into = torch.zeros(made.nbytes, dtype=torch.uint8) if in_pieces else None
+        assert made.step(values(step), {}, into) == in_pieces
+    assert torch.equal(made.value, parameter.detach())
+    own = made.optimizer.state.get(made.value, {})
+    assert all(torch.equal(item, own[key]) for key, item in local.state[parameter].items())
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
