@@ -215,8 +215,8 @@ class TensorBlock:
         return into is not None
 
     def _pays_in_pieces(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> bool:
-        """May the step be made in pieces, and do threads share them out, or is there more to do with
-        one while it is in cache?"""
+        """May the step be made in pieces, and do threads share them out, or is there more to do
+        with one while it is in cache?"""
         if not is_piecewise(self._optimizer, self._value):
             return False
         alone = self._threads.count == 1 and into is None and not isinstance(gradient, Mean)
