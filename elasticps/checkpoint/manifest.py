@@ -151,12 +151,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def files(self) -> list[tuple[str, FileEntry]]:
         """Every file beside this one, by its part in the manifest."""
-        whole = (
-            *(("values", self.values), ("optimizer", self.optimizer)),
-            *(("worker", self.worker), ("frozen", self.frozen)),
-        )
-        found = [(field, entry) for field, entry in whole if entry is not None]
-        return found + [(f"blocks[{i}].file", row.file) for i, row in enumerate(self.blocks)]
+        found = _there(("values", self.values), ("optimizer", self.optimizer))
+        blocks = [(f"blocks[{i}].file", row.file) for i, row in enumerate(self.blocks)]
+        return found + self.of_the_worker + blocks
+
+    @property
+    def of_the_worker(self) -> list[tuple[str, FileEntry]]:
+        """Those that the main worker has written, by their part in the manifest."""
+        return _there(("worker", self.worker), ("frozen", self.frozen))
+
+
+def _there(*files: tuple[str, FileEntry | None]) -> list[tuple[str, FileEntry]]:
+    return [(field, entry) for field, entry in files if entry is not None]
 
 
 class _Format(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ import torch
 from elasticps.checkpoint.directory import candidates, point_to_older
 from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.draft import Draft
+from elasticps.checkpoint.integrity import check_file
 from elasticps.checkpoint.manifest import (
     BY_PARAMETER,
     BlockEntry,
@@ -127,11 +128,13 @@ def _state_entry(state: State) -> StateEntry:
 
 
 def read(directory: Path) -> Snapshot:
-    """Read the checkpoint in ``directory``, checked to the bit.
+    """Read the checkpoint in ``directory``, checked to the bit: the files of its worker too.
 
     Raises CheckpointError, naming the field, for one that is damaged or not what it says.
     """
     manifest = read_manifest(directory)
+    for field, file in manifest.of_the_worker:
+        check_file(directory / file.name, file, field)
     values, state = _read_whole(directory, manifest) if manifest.values else ({}, {})
     shapes = {row.name: row.shape for row in manifest.model.parameters}
     for index, entry in enumerate(manifest.blocks):

@@ -84,8 +84,8 @@ def _path_of(directory: Path, name: str) -> Path:
     return path.with_stem(f"{path.stem}-{secrets.token_hex(4)}") if isinstance(path, Url) else path
 
 
-def read_worker(directory: Path, manifest: Manifest) -> WorkerState | None:
-    """None for a checkpoint that has none, as earlier versions made. Raises CheckpointError.
+def read_worker(directory: Path, manifest: Manifest) -> WorkerState:
+    """Empty for a checkpoint that has none, as earlier versions made. Raises CheckpointError.
 
     One that was made of weights alone has buffers and frozen parameters among its values.
     """
@@ -96,8 +96,6 @@ def read_worker(directory: Path, manifest: Manifest) -> WorkerState | None:
         frozen = read_tensors(directory, manifest.frozen, "frozen")
     if manifest.model.optimizer == UNKNOWN_OPTIMIZER and manifest.values is not None:
         frozen = read_tensors(directory, manifest.values, "values")
-    if not (tensors or frozen):
-        return None
     return WorkerState(
         buffers=_below(BUFFER, tensors),
         random=_below(RANDOM, tensors),

@@ -220,12 +220,16 @@ Floor = dict[WorkerId, Seq]
 
 
 class Admitted(msgspec.Struct, frozen=True, tag=True):
-    """The worker counts from ``turn.round`` on. The initializer first gives the blocks values."""
+    """The worker counts from ``turn.round`` on. The initializer first gives the blocks values.
+
+    ``begun``: the round that the job began after, a checkpoint's where it was resumed.
+    """
 
     turn: Turn
     commit: Commit | None
     initialize: bool = False
     floor: Floor = {}
+    begun: Round = Round(0)
 
 
 class Through(msgspec.Struct, frozen=True, tag=True):

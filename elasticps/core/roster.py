@@ -257,7 +257,11 @@ class Roster(Reading, kw_only=True, dict=True):
 
     def _admitted(self, worker: WorkerId) -> Admitted:
         return Admitted(
-            self.turn(worker), self.last, initialize=not self.initialized, floor=self._floor
+            self.turn(worker),
+            self.last,
+            initialize=not self.initialized,
+            floor=self._floor,
+            begun=self.begun,
         )
 
     def _initialized(self, command: Initialized) -> Answers:

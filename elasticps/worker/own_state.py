@@ -10,15 +10,21 @@ from pathlib import Path
 import torch
 
 from elasticps.api.pipeline import has_room
-from elasticps.checkpoint.directory import candidates
+from elasticps.checkpoint.directory import candidates, complete
 from elasticps.checkpoint.manifest import Manifest, read_manifest
 from elasticps.checkpoint.tensor_file import can_hold
+from elasticps.checkpoint.url import place_of
 from elasticps.checkpoint.worker_file import WorkerState, print_of, read_worker
 from elasticps.core.commands import Turn
+from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError, listed
+from elasticps.wire.control_messages import JobInfo
 from elasticps.worker import random_states
 
 log = logging.getLogger(__name__)
+
+Found = tuple[Manifest, WorkerState]
+"""A checkpoint, and what it has of its worker."""
 
 
 class OwnState:
@@ -65,19 +71,25 @@ class OwnState:
             prints=still,
         )
 
-    def resume(self, place: Path) -> None:
-        """Take buffers and frozen parameters from the checkpoint in ``place`` that the job went on
-        from.
+    def resume(self, job: JobInfo, begun: Round) -> None:
+        """Take buffers and frozen parameters from the checkpoint of the round ``begun``, which the
+        job went on from.
 
-        For a worker that joins the job later that is the newest of the rounds before. The random
-        states are put back by ``begin_reading``. Raises CheckpointError for tensors of another
-        shape.
+        A worker that joins the job later takes those of the newest checkpoint that the job has
+        made itself until then, if any. The random states are put back by ``begin_reading``. Raises
+        CheckpointError for tensors of another shape, and where they cannot be read: with those of
+        another round, or with none, the model would be none that there ever was.
         """
-        found = _newest_until(place, self._turn().round - 1)
-        if found is None:
+        own, last = self._own(), Round(self._turn().round - 1)
+        place = place_of(job.resume)
+        try:
+            found = _newest_own(job, begun, last) or _of_round(place, begun)
+        except CheckpointError as error:
+            if last == begun or own.buffers or own.frozen:
+                raise
+            log.warning("the random states stay as they are: %s", error)
             return
         manifest, state = found
-        own = self._own()
         here = {**own.buffers, **own.frozen}
         there = {**state.buffers, **state.frozen}
         both = here.keys() & there.keys()
@@ -156,18 +168,43 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: item.detach().to("cpu", copy=True) for name, item in tensors.items()}
 
 
-def _newest_until(place: Path, round_: int) -> tuple[Manifest, WorkerState] | None:
-    """None where no checkpoint until that round has a worker's state."""
+def _newest_own(job: JobInfo, begun: Round, last: Round) -> Found | None:
+    """Of the newest checkpoint that ``job`` itself has made, until the round ``last``."""
+    if not job.checkpoint_dir or last <= begun:
+        return None
+    root = place_of(job.checkpoint_dir)
+    try:
+        there = [path for number, path in complete(root) if begun < number <= last]
+    except OSError as error:
+        log.warning("%s cannot be read: %s", root, error.strerror)
+        return None
+    for directory in there:
+        try:
+            manifest = read_manifest(directory)
+            if manifest.owner == job.identity:
+                return manifest, read_worker(directory, manifest)
+        except CheckpointError as error:
+            log.warning("%s is damaged (%s)", directory, error.what)
+    return None
+
+
+def _of_round(place: Path, number: Round) -> Found:
+    """Of the checkpoint that whoever gave the blocks their values has chosen.
+
+    Raises CheckpointError where it is not there, or cannot be read, any more.
+    """
     for directory in candidates(place):
         try:
             manifest = read_manifest(directory)
-            state = read_worker(directory, manifest) if manifest.round <= round_ else None
-        except CheckpointError as error:
-            log.warning("%s is damaged (%s)", directory, error.what)
+        except CheckpointError:  # it was not chosen: that has been told
             continue
-        if state is not None:
-            return manifest, state
-    return None
+        if manifest.round == number:
+            return manifest, read_worker(directory, manifest)
+    raise CheckpointError(
+        f"the checkpoint of round {number}, which the job went on from, is not here any more",
+        where=str(place),
+        field="resume",
+    )
 
 
 def _check_alike(name: str, there: torch.Tensor, here: torch.Tensor, place: Path) -> None:

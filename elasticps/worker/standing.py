@@ -63,7 +63,8 @@ Restore = Callable[[], tuple[States, Cut]]
 class Standing:
     """A member's word with the ledger outside of votes, and its reading of the blocks.
 
-    ``commit`` is the newest round that it knows of, ``turn`` its part in the next.
+    ``commit`` is the newest round that it knows of, ``turn`` its part in the next. ``begun`` is the
+    round that the job began after, a checkpoint's where it was resumed.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Standing:
     ) -> None:
         self.turn: Turn | None = None
         self.commit: Commit | None = None
+        self.begun = Round(0)
         self.hyper: Sequence[Hyperparameters] = [{} for _ in model.groups]
         codec = load_codec(info.codec)
         self.encoder = Encoder(codec, client.worker)
@@ -118,6 +120,7 @@ class Standing:
                 await self._client.ledger(lambda worker: Initialized(worker, cut))
             )
         self.turn, self.commit, self._floor = admitted.turn, admitted.commit, admitted.floor
+        self.begun = admitted.begun
         await self.read()
 
     async def read(self, into: Targets | None = None) -> None:

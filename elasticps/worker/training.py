@@ -10,7 +10,6 @@ import torch
 from elasticps.api.chosen_strategy import ChosenStrategy
 from elasticps.api.pipeline import Pipeline
 from elasticps.api.strategy import ServedOptimizer
-from elasticps.checkpoint.url import place_of
 from elasticps.core.affinity import Span
 from elasticps.core.blocks import Hyperparameters
 from elasticps.core.commands import Turn
@@ -173,7 +172,7 @@ class Training:
         self._own = OwnState(whole, made.trained, lambda: self.turn)
         self.membership.checkpoints.take_own = self._own.take
         if self.job.resume:
-            self._own.resume(place_of(self.job.resume))
+            self._own.resume(self.job, self.membership.exchange.begun)
         if self.job.checkpoint_dir:
             self._own.watch()
         staged.values_to_device()

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import elasticps
+from elasticps.checkpoint.directory import complete
 from elasticps.checkpoint.export import export
 from elasticps.checkpoint.manifest import MANIFEST, Manifest, encoded, read_manifest
 from elasticps.checkpoint.weights_file import import_weights
@@ -306,3 +307,99 @@ async def test_complex_numbers_are_resumed_and_exported_and_what_cannot_be_is_na
     assert found.keys() == model.state_dict().keys() - {"exact"}
     assert torch.equal(found["turn"], model.turn)
     assert export(tmp_path / "round-00000002", out, force=True).left_out == {"exact": "complex128"}
+
+
+# -- damaged ------------------------------------------------------------------------------------
+
+
+async def two_rounds_apart(root: Path) -> tuple[Path, Path]:
+    """The newest checkpoint, of round 4, and the one before it, of round 2."""
+    async with CheckpointRig(checkpoint_dir=str(root), checkpoint_every=2) as rig:
+        await as_worker(rig, lambda run: trained(run, rounds=4))
+    return root / "round-00000004", root / "round-00000002"
+
+
+def damage(file: Path, how: str) -> None:
+    """Of this name alone: an earlier checkpoint may have the same file."""
+    body = bytearray(file.read_bytes())
+    file.unlink()
+    if how == "flipped":
+        body[-1] ^= 1
+        file.write_bytes(body)
+
+
+@pytest.mark.parametrize("how", ["flipped", "missing"])
+@pytest.mark.parametrize("part", ["worker", "frozen", "block"])
+async def test_a_checkpoint_with_any_damaged_file_is_passed_over_whole_or_refused(
+    part: str, how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest, before = await two_rounds_apart(tmp_path)
+    damage(min(newest.glob(f"{part}*")), how)
+    async with CheckpointRig(resume=str(tmp_path)) as rig:
+        resumed = await as_worker(rig, lambda run: trained(run, rounds=2, seed=5))
+    assert int(resumed.norm.num_batches_tracked) == 2
+    assert f"{newest} is damaged" in caplog.text
+    async with CheckpointRig(resume=str(before)) as rig:
+        assert_same(resumed, await as_worker(rig, lambda run: trained(run, rounds=2, seed=7)))
+    async with CheckpointRig(resume=str(newest)) as rig:
+        with pytest.raises(CheckpointError, match=r"damaged|missing") as caught:
+            await as_worker(rig, lambda run: trained(run, rounds=4))
+    assert str(caught.value.field).startswith(part)
+
+
+async def joined_late(rig: Rig, ready: Callable[[], bool]) -> int:
+    """How many batches the running statistics of a worker count that joins once it is time."""
+    is_ready, is_over = threading.Event(), threading.Event()
+
+    def first(run: elasticps.Run) -> None:
+        model = Tied(seed=5)
+        optimizer = run.optimizer(model, "sgd", lr=0.1)
+        while not is_over.is_set():
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).square().mean().backward()
+            optimizer.step()
+            if run.round >= 6 and ready():
+                is_ready.set()
+
+    async def second() -> int:
+        try:
+            await asyncio.to_thread(is_ready.wait, PATIENCE_S)
+            model = await as_worker(rig, lambda run: trained(run, rounds=0, seed=5), "w2")
+            return int(model.norm.num_batches_tracked)
+        finally:
+            is_over.set()
+
+    _, count = await asyncio.gather(as_worker(rig, first), second())
+    return count
+
+
+async def test_who_joins_late_takes_the_checkpoint_that_the_job_went_on_from(
+    tmp_path: Path,
+) -> None:
+    newest, _ = await two_rounds_apart(tmp_path)
+    damage(min(newest.glob("block*")), "flipped")
+    async with CheckpointRig(resume=str(tmp_path)) as rig:
+        assert await joined_late(rig, lambda: True) == 2
+
+
+async def test_who_joins_late_takes_the_newest_that_the_job_has_made_itself(
+    tmp_path: Path,
+) -> None:
+    await two_rounds_apart(tmp_path / "theirs")
+    own = tmp_path / "own"
+    wishes = {"identity": "2", "checkpoint_dir": str(own), "checkpoint_every": 1}
+    async with CheckpointRig(resume=str(tmp_path / "theirs"), **wishes) as rig:
+        assert await joined_late(rig, lambda: bool(complete(own))) > 4
+
+
+async def test_who_joins_late_and_finds_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    newest, before = await two_rounds_apart(tmp_path)
+
+    def gone() -> bool:
+        if newest.exists():
+            newest.rename(tmp_path / "away")
+        return before.exists()
+
+    async with CheckpointRig(resume=str(tmp_path)) as rig:
+        with pytest.raises(CheckpointError, match="round 4, which the job went on from"):
+            await joined_late(rig, gone)
