@@ -773,7 +773,9 @@ async def test_other_data_is_refused(at_five: Path) -> None:
         return str(caught.value)
 
     async with CheckpointRig(resume=str(at_five)) as rig:
-        assert "61" in await as_worker(rig, script)
+        told = await as_worker(rig, script)
+    assert "61" in told
+    assert "`elasticps checkpoint export`" in told
 
 
 async def test_a_directory_that_another_machine_has_not_is_named_at_the_first_checkpoint(
