@@ -47,7 +47,7 @@ def main(epochs: int, pause_s: float) -> None:
             run.log(loss=loss)
             time.sleep(pause_s)  # so that there is time to pull the plug
         if run.is_main:
-            print(f"loss {loss.item():.6f} after {run.round} rounds, weights {digest(model)}")
+            print(f"ended after {run.round} rounds, weights {digest(model)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import msgspec
 from elasticps.checkpoint.manifest import UNKNOWN_OPTIMIZER
 from elasticps.checkpoint.snapshot import MASTER, Snapshot, State
 from elasticps.core.blocks import Model
+from elasticps.core.chosen import DEFAULT_STRATEGY
 from elasticps.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,12 @@ LOST_WITHOUT_HARM = frozenset({"sgd"})
 AMSGRAD = "max_exp_avg_sq"
 
 
-def for_optimizer(found: Snapshot, model: Model, place: Path, *, reset: bool) -> Snapshot:
+def for_optimizer(
+    found: Snapshot, model: Model, place: Path, *, reset: bool, strategy: str = DEFAULT_STRATEGY
+) -> Snapshot:
     """``found`` as ``model``'s optimizer can go on from it; with ``reset`` it begins with no state.
 
+    The optimizers are those of the servers, which ``strategy`` may have chosen.
     Raises CheckpointError, naming both optimizers, for a state that it cannot go on from.
     """
     there, here = found.model.optimizer, model.optimizer
@@ -36,9 +40,9 @@ def for_optimizer(found: Snapshot, model: Model, place: Path, *, reset: bool) ->
         log.warning("the state of %s is left in %s: %s begins with none", there, place, here)
         return replace(found, model=described, state=_without_state(found.state))
     if not {there, here} <= SAME_MOMENTS:
-        raise _does_not_fit(place, there, here)
+        raise _does_not_fit(place, there, here, strategy)
     if _wants_amsgrad(model) and not all(AMSGRAD in state for state in found.state.values()):
-        raise _does_not_fit(place, f"{there} without amsgrad", f"{here} with it")
+        raise _does_not_fit(place, f"{there} without amsgrad", f"{here} with it", strategy)
     log.warning("%s goes on from the moments of %s in %s", here, there, place)
     return replace(found, model=described)
 
@@ -52,9 +56,10 @@ def _wants_amsgrad(model: Model) -> bool:
     return any({**model.options, **group}.get("amsgrad") for group in model.groups)
 
 
-def _does_not_fit(place: Path, there: str, here: str) -> CheckpointError:
+def _does_not_fit(place: Path, there: str, here: str, strategy: str) -> CheckpointError:
+    by = "" if strategy == DEFAULT_STRATEGY else f", which is what the servers run for {strategy}"
     return CheckpointError(
-        f"the checkpoint has the state of another optimizer: {there} there, {here} here",
+        f"the checkpoint has the state of another optimizer: {there} there, {here} here{by}",
         where=str(place),
         field="optimizer",
         limit="the same one; adam for adamw and the other way round; any after sgd",

@@ -408,7 +408,11 @@ class Roster(Reading, kw_only=True, dict=True):
             return "run.data must come before the first optimizer step"
         before = self.resumed
         if before is not None and (before.size, before.seed) != (data.size, data.seed):
-            return f"the checkpoint's job read {before}, this one {data}"
+            return (
+                f"the checkpoint's job read {before}, this one {data}: their number and the seed "
+                "must be the same; to train its weights on other data, `elasticps checkpoint "
+                "export` them, `import` that file and --resume what it makes"
+            )
         return ""
 
     @property

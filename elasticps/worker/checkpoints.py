@@ -62,7 +62,11 @@ class Checkpoints:
         """
         newest = read_newest(place_of(job.resume))
         found = for_optimizer(
-            newest.snapshot, self._model, newest.directory, reset=job.resume_reset_optimizer
+            newest.snapshot,
+            self._model,
+            newest.directory,
+            reset=job.resume_reset_optimizer,
+            strategy=job.strategy,
         )
         for damaged, error in newest.damaged:
             log.warning(

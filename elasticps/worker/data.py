@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from elasticps.core.lending import BUILT_IN, DYNAMIC, LOCAL
-from elasticps.core.ranges import DataSpec, Range
+from elasticps.core.ranges import DataSpec, Range, count_of, divide
 from elasticps.errors import UsageError
 from elasticps.worker.lease import Samples
 from elasticps.worker.loading import Loader, LoaderOptions
@@ -38,8 +38,9 @@ class ElasticData:
 
     The ledger lends the samples of a round, one batch or as many as the strategy's round has
     steps, to its workers, and takes back what a dead worker held.
-    Each batch wants exactly one ``optimizer.step()``. ``epoch`` is the pass under way, from 0;
-    ``len()`` the global batches of all passes.
+    Each batch wants exactly one ``optimizer.step()``, or every ``accumulate`` of them one. ``spec``
+    is of the samples of a step. ``epoch`` is the pass under way, from 0; ``fraction`` how much of
+    this worker's samples of the step the batch has; ``len()`` the global batches of all passes.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ElasticData:
         dataset: Any,
         spec: DataSpec,
         *,
+        accumulate: int,
         shuffle: bool,
         chunk: int,
         policy: str,
@@ -56,8 +58,10 @@ class ElasticData:
         options: LoaderOptions,
     ) -> None:
         self.epoch = 0
+        self.fraction = 1.0
         self._training = training
         self._spec = spec
+        self._accumulate = accumulate
         self._shuffle = shuffle
         self._chunk = chunk
         self._policy = policy
@@ -73,26 +77,47 @@ class ElasticData:
 
         Frameworks that know it need not ask for a batch before they have stepped on the last.
         """
-        return self._spec.epochs * math.ceil(self._spec.size / self._spec.batch_size)
+        steps = self._spec.epochs * math.ceil(self._spec.size / self._spec.batch_size)
+        return steps * self._accumulate
 
     def __iter__(self) -> Iterator[Any]:
-        training, loader = self._training, self._loader
-        rules = training.register(self._spec, self._policy, loader.ahead)
+        training = self._training
+        ahead = math.ceil(self._loader.ahead / self._accumulate)
+        rules = training.register(self._spec, self._policy, ahead)
         training.begin_reading()
         says_local = self._local is not None or rules == LOCAL
         try:
             while (samples := training.next_samples()) is not None:
-                loader.expect([samples, *training.samples_ahead])
-                training.weight = float(sum(len(part) for part in samples))
+                training.weight = float(count_of(samples))
                 self.epoch = (samples[-1].stop - 1) // self._spec.size
                 if says_local:
                     self._say_local(samples)
-                batch, before = loader.load(samples), training.steps
-                yield batch
-                del batch
-                _check_stepped_once(training.steps - before)
+                yield from self._batches(samples)
         finally:
             self.close()
+
+    def _batches(self, samples: Samples) -> Iterator[Any]:
+        """Those of one step."""
+        training, loader = self._training, self._loader
+        parts, before = self._cut(samples), training.steps
+        for number, part in enumerate(parts):
+            later = [each for ahead in training.samples_ahead for each in self._cut(ahead)]
+            loader.expect(list(dict.fromkeys([*parts[number:], *later])))
+            self.fraction = count_of(part) / sum(map(count_of, parts))
+            batch = loader.load(part)
+            yield batch
+            del batch
+            _check_steps(training.steps - before, number + 1, self._accumulate)
+
+    def _cut(self, samples: Samples) -> list[Samples]:
+        """What one step reads as its batches.
+
+        Where there are fewer samples than batches each has all of them: so their mean is the same,
+        and who counts batches, as frameworks do, still steps with the others.
+        """
+        if count_of(samples) < self._accumulate:
+            return [samples] * self._accumulate
+        return divide(samples, self._accumulate)
 
     def close(self) -> None:
         """End the loader processes. Idempotent."""
@@ -139,15 +164,24 @@ def _positions(samples: Sequence[Range]) -> list[int]:
     return [position for part in samples for position in range(part.start, part.stop)]
 
 
-def _check_stepped_once(steps: int) -> None:
+def _check_steps(steps: int, batches: int, accumulate: int) -> None:
     """A round that was not stepped would come again; one too many would lose its samples."""
-    if steps != 1:
+    if steps == (batches == accumulate):
+        return
+    if accumulate == 1:
         raise UsageError(
             f"a batch was followed by {steps} calls of optimizer.step()",
             field="run.data",
             limit="1",
-            hint="every batch wants exactly one step; to skip one, zero its gradients",
+            hint="every batch wants exactly one step: to skip one, zero its gradients; to "
+            "accumulate those of N batches, say run.data(..., accumulate=N)",
         )
+    raise UsageError(
+        f"{steps} calls of optimizer.step() after batch {batches} of accumulate={accumulate}",
+        field="accumulate",
+        limit="one step, after the last",
+        hint="give run.data the number of batches that are accumulated for each step",
+    )
 
 
 def elastic_data(
@@ -155,6 +189,7 @@ def elastic_data(
     dataset: Dataset | Stream,
     *,
     batch_size: int,
+    accumulate: int,
     epochs: int,
     seed: int,
     shuffle: bool | None,
@@ -170,9 +205,11 @@ def elastic_data(
     size = _size_of(dataset, length, stream=stream)
     if stream:
         _check_stream(shuffle, options, local)
+    accumulate = _whole("accumulate", accumulate, least=1)
+    batch_size = _whole("batch_size", batch_size, least=1)
     spec = DataSpec(
         size=size,
-        batch_size=_whole("batch_size", batch_size, least=1),
+        batch_size=_whole("accumulate", batch_size * accumulate, least=1),
         epochs=_whole("epochs", epochs, least=1),
         seed=_whole("seed", seed, least=-MOST),
     )
@@ -180,6 +217,7 @@ def elastic_data(
         training,
         Counted(dataset, size) if stream else dataset,
         spec,
+        accumulate=accumulate,
         shuffle=not stream and shuffle is not False,
         chunk=_whole("chunk", chunk, least=1),
         policy=_policy(policy, training.data_policy),

@@ -157,6 +157,7 @@ class Run:
         dataset: Dataset | Stream,
         *,
         batch_size: int,
+        accumulate: int = 1,
         epochs: int = 1,
         seed: int = 0,
         shuffle: bool | None = None,
@@ -170,8 +171,9 @@ class Run:
         """This worker's share of ``dataset`` as batches, which a torch DataLoader loads.
 
         ``batch_size`` is the global batch: workers share it whatever their number, so that a
-        learning rate tuned once stays right. One pass over the result is ``epochs`` passes over the
-        data; a worker that joins later continues where the job is. The order of a pass is
+        learning rate tuned once stays right. ``accumulate``: how many of them one
+        ``optimizer.step()`` is for. One pass over the result is ``epochs`` passes over the data; a
+        worker that joins later continues where the job is. The order of a pass is
         ``elasticps.sample_order(len(dataset), seed, epoch, chunk=chunk)``, or with
         ``shuffle=False`` the data set's own. An iterable data set is read in its own order, the
         first ``length`` items of it a pass.
@@ -187,6 +189,7 @@ class Run:
             self._training,
             dataset,
             batch_size=batch_size,
+            accumulate=accumulate,
             epochs=epochs,
             seed=seed,
             shuffle=shuffle,

@@ -491,6 +491,20 @@ async def test_a_job_goes_on_with_another_optimizer(
     assert told in caplog.text
 
 
+async def test_a_strategy_whose_workers_step_begins_with_no_state_where_that_is_said(
+    tmp_path: Path,
+) -> None:
+    async with CheckpointRig(checkpoint_dir=str(tmp_path), checkpoint_every=5) as rig:
+        await as_worker(rig, Training(name="adam", stop_at=5))
+    wishes: dict[str, Any] = {"resume": str(tmp_path), "strategy": "gossip"}
+    error = await refused(Training(name="adam"), **wishes)
+    assert "adam there, sgd here, which is what the servers run for gossip" in error.what
+    async with CheckpointRig(**wishes, resume_reset_optimizer=True) as rig:
+        resumed = await as_worker(rig, Training(name="adam"))
+    assert resumed.began_at == 5
+    assert resumed.state[0]["step"] == 24 - 5
+
+
 # -- what is refused ----------------------------------------------------------------------------
 
 
@@ -798,7 +812,9 @@ async def test_other_data_is_refused(at_five: Path) -> None:
         return str(caught.value)
 
     async with CheckpointRig(resume=str(at_five)) as rig:
-        assert "61" in await as_worker(rig, script)
+        told = await as_worker(rig, script)
+    assert "61" in told
+    assert "`elasticps checkpoint export`" in told
 
 
 async def test_a_directory_that_another_machine_has_not_is_named_at_the_first_checkpoint(

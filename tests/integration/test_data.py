@@ -10,11 +10,13 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn, optim
 from torch.utils.data import IterableDataset
 
 import elasticps
@@ -25,7 +27,16 @@ from elasticps.testing.rig import Rig
 from elasticps.testing.scripts import Died
 from elasticps.worker.loading import Loader
 from elasticps.worker.metrics_file import MetricsFile
-from tests.support.scripts import as_worker, as_workers, network
+from tests.support.scripts import (
+    as_worker,
+    as_workers,
+    assert_equal,
+    batches,
+    dataset,
+    loss_of,
+    network,
+    train,
+)
 
 SIZE, BATCH, EPOCHS = 37, 8, 2
 EVERYTHING = Counter(dict.fromkeys(range(SIZE), EPOCHS))
@@ -127,6 +138,92 @@ async def test_the_next_batches_are_loaded_beforehand_without_rounds_too(
     order = [elasticps.sample_order(SIZE, 0, epoch).tolist() for epoch in range(EPOCHS)]
     assert read == [*order[0], *order[1]]
     assert foreseen >= len(read) // BATCH - 2
+
+
+async def test_a_step_on_several_batches_counts_what_all_of_them_have() -> None:
+    """Two workers that accumulate three batches step as one that has all of it at once."""
+
+    def script(run: elasticps.Run) -> nn.Module:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.1)
+        data = run.data(dataset(SIZE), batch_size=5, accumulate=3, epochs=EPOCHS)
+        for number, (inputs, targets) in enumerate(data):
+            (loss_of(model(inputs), targets) * data.fraction).backward()
+            if number % 3 == 2:
+                optimizer.step()
+                optimizer.zero_grad()
+        assert run.round == EPOCHS * 3
+        return model
+
+    async with Rig(start_workers=2) as rig:
+        one, _ = await as_workers(rig, 2, script)
+    alone = network()
+    train(alone, optim.SGD(alone.parameters(), lr=0.1), batches(EPOCHS, SIZE, 15))
+    assert_equal(one, alone, exactly=False)
+
+
+Accumulating = list[list[list[tuple[int, int, int]]]]
+
+
+def accumulating(run: elasticps.Run, dataset: Any, accumulate: int, **options: Any) -> Accumulating:
+    """The batches of each step that this worker took."""
+    optimizer = run.optimizer(network(), "sgd", lr=0.0)
+    data = run.data(dataset, batch_size=4, accumulate=accumulate, collate=list, **options)
+    steps: Accumulating = [[]]
+    for batch in data:
+        steps[-1].append(batch)
+        if len(steps[-1]) == accumulate:
+            optimizer.step()
+            steps.append([])
+    assert run.world > 1 or len(data) == accumulate * run.round
+    return steps[:-1]
+
+
+@pytest.mark.parametrize("consistency", list(Consistency))
+async def test_accumulated_batches_are_loaded_beforehand_and_read_once(
+    consistency: Consistency,
+) -> None:
+    async with Rig(consistency=consistency, start_workers=2) as rig:
+        script = partial(
+            accumulating, dataset=Squares(), accumulate=2, epochs=EPOCHS, num_workers=1
+        )
+        one, other = await as_workers(rig, 2, script)
+    # Where a worker had a single sample left, both of the step's batches have that one.
+    steps = [set(indices(step)) for step in one + other]
+    assert Counter(index for step in steps for index in step) == EVERYTHING
+
+
+@pytest.mark.parametrize("dataset", [Squares(), Counting()], ids=["map", "stream"])
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_a_step_with_fewer_samples_than_batches_has_them_in_each(
+    dataset: Any, workers: int
+) -> None:
+    options: dict[str, Any] = {"shuffle": False} if isinstance(dataset, Squares) else {}
+    options |= {"length": SIZE} if isinstance(dataset, Counting) else {}
+    async with Rig() as rig:
+        script = partial(accumulating, dataset=dataset, accumulate=3, num_workers=workers)
+        *steps, last = await as_worker(rig, lambda run: script(run, **options))
+    assert indices([batch for step in steps for batch in step]) == list(range(36))
+    assert [indices([batch]) for batch in last] == [[36]] * 3
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "every", "said"),
+    [(1, 2, "accumulate=N"), (2, 1, "after batch 1 of accumulate=2"), (2, 3, "0 calls")],
+)
+async def test_batches_that_are_not_stepped_as_said_are_refused_with_the_way_out(
+    accumulate: int, every: int, said: str
+) -> None:
+    def script(run: elasticps.Run) -> None:
+        optimizer = run.optimizer(network(), "sgd", lr=0.0)
+        data = run.data(Squares(), batch_size=BATCH, accumulate=accumulate, collate=list)
+        for number, _ in enumerate(data, 1):
+            if number % every == 0:
+                optimizer.step()
+
+    async with Rig() as rig:
+        with pytest.raises(UsageError, match=said):
+            await as_worker(rig, script)
 
 
 async def test_what_a_dead_worker_had_loaded_ahead_is_read_by_the_others_once() -> None:
@@ -233,6 +330,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "what can be read only once": (iter([1, 2]), {"length": 2}, "dataset"),
     "a length that is known": (Squares(), {"length": 5}, "length"),
     "a policy that nobody has": (Squares(), {"policy": "leasd"}, "policy"),
+    "a step of no batches": (Squares(), {"accumulate": 0}, "accumulate"),
+    "a step of too many batches": (Squares(), {"accumulate": 1 << 62}, "accumulate"),
     "a chunk of none": (Squares(), {"chunk": 0}, "chunk"),
     "a local index that is none": (Squares(), {"local": [SIZE]}, "local"),
     "a DataLoader's option that is wrong": (Squares(), {"num_workers": -1}, "run.data"),

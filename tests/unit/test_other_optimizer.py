@@ -51,6 +51,11 @@ def test_a_state_that_does_not_fit_is_refused_with_both_named_unless_it_is_reset
     assert for_optimizer(of(there), model(here), PLACE, reset=True).state == {}
 
 
+def test_an_optimizer_that_the_strategy_has_the_servers_run_is_refused_with_its_name() -> None:
+    with pytest.raises(CheckpointError, match="sgd here, which is what the servers run for gossip"):
+        for_optimizer(of("adamw"), model("sgd"), PLACE, reset=False, strategy="gossip")
+
+
 def test_amsgrad_does_not_begin_without_its_maximum() -> None:
     strict = msgspec.structs.replace(model("adamw"), options={"amsgrad": True})
     with pytest.raises(CheckpointError, match="adam without amsgrad there, adamw with it here"):

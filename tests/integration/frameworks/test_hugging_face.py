@@ -149,6 +149,37 @@ async def test_trainers_share_the_data_of_the_job(tmp_path: Path) -> None:
     assert_equal(one, other)
 
 
+async def test_trainers_accumulate_the_batches_of_the_job(tmp_path: Path) -> None:
+    """Two workers come to what one comes to, with other batches of the same steps."""
+
+    models = [language_model() for _ in range(3)]  # threads would draw from each other's seed
+
+    def script(run: elasticps.Run) -> tuple[nn.Module, int]:
+        model, data = models.pop(), sentences()
+
+        class Elastic(transformers.Trainer):
+            def get_train_dataloader(self) -> Any:
+                return run.data(data, batch_size=4, accumulate=3, collate=self.data_collator)
+
+        options = {"gradient_accumulation_steps": 3, "max_grad_norm": 0.0}
+        trainer = Elastic(
+            model,
+            arguments(tmp_path, num_train_epochs=1, **options),
+            train_dataset=data,
+            optimizers=(run.optimizer(model, "sgd", lr=0.1), None),
+        )
+        trainer.train()
+        return model, run.round
+
+    async with Rig(start_workers=2) as rig:
+        (one, rounds), (other, _) = await as_workers(rig, 2, script)
+    async with Rig() as rig:
+        alone, _ = await as_worker(rig, script)
+    assert rounds == 2
+    assert_equal(one, other)
+    assert_equal(one, alone, exactly=False)
+
+
 def accelerated(model: nn.Module, optimizer: optim.Optimizer) -> nn.Module:
     """Accelerate's own loop: two batches a step, the norm clipped, a scheduler stepped."""
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)

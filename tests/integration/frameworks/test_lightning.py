@@ -79,6 +79,21 @@ async def test_it_trains_as_with_the_local_optimizer(tmp_path: Path) -> None:
     assert_equal(model, script(local))
 
 
+async def test_it_accumulates_the_batches_of_the_job(tmp_path: Path) -> None:
+    def script(make: Make, data: Any) -> nn.Module:
+        module = Module(make)
+        fit(module, tmp_path, data, accumulate_grad_batches=2)
+        return module
+
+    def elastic(run: elasticps.Run) -> nn.Module:
+        data = run.data(dataset(64), batch_size=BATCH, accumulate=2, shuffle=False)
+        return script(served(run), data)
+
+    async with Rig() as rig:
+        model = await as_worker(rig, elastic)
+    assert_equal(model, script(local, DataLoader(dataset(64), batch_size=BATCH)))
+
+
 async def test_its_checkpoint_resumes_in_a_new_job(tmp_path: Path) -> None:
     saved = str(tmp_path / "saved.ckpt")
 
