@@ -68,11 +68,18 @@ class FakeCluster:
                 "kind": kind,
                 "node": node,
                 "job": job,
+                "job_key": self.jobs[job]["key"] if job else None,
                 "what": what,
                 "severity": severity,
             }
         )
         self._change()
+
+    def submit_again(self, name: str) -> None:
+        """The job is forgotten, and another gets its name."""
+        key = self.jobs[name]["key"] + 1
+        self.jobs[name] = job(name, key=key, submitted_unix=time.time(), workers=[])
+        self.tell("job", None, f"{name} submitted: train.py", job=name)
 
     def lose(self, name: str) -> None:
         """A node goes, and others lead its blocks."""

@@ -223,6 +223,23 @@ async def test_only_who_may_cancel_a_job_is_offered_it(
     await expect(cancel).to_be_visible() if seen else await expect(cancel).to_be_hidden()
 
 
+async def test_page_of_a_name_that_comes_again_has_nothing_of_the_earlier_job(
+    reader: Reader,
+) -> None:
+    cluster = FakeCluster(nodes=4, blocks=40)
+    lines = ("GET", "/api/v1/jobs/digits/logs")
+    cluster.tell("job", None, "digits failed: of the first", job="digits")
+    async with serving(cluster) as url:
+        await reader.opens(url, "#/job/digits")
+        await reader.sees("digits failed: of the first")
+        await until(lambda: cluster.asked.count(lines) == 1)
+        cluster.submit_again("digits")
+        await reader.sees("digits submitted: train.py")
+        await expect(reader.page.get_by_text("of the first")).to_have_count(0)
+        await until(lambda: cluster.asked.count(lines) == 2)
+        await reader.leaves()
+
+
 async def test_token_is_asked_for_kept_in_the_tab_and_shown(reader: Reader) -> None:
     cluster = FakeCluster(nodes=4, blocks=40, token="eps_right")
     reader.provokes("401")

@@ -118,6 +118,31 @@ async def test_first_description_is_the_jobs_and_no_other_replaces_it(
     assert reporting.rejected == {}
 
 
+async def test_what_was_said_of_a_job_is_not_said_of_a_later_one_of_its_name(
+    reporting: Reporting, store: Store
+) -> None:
+    cluster, job, name = reporting.cluster, reporting.job, JobName("job")
+    old = reporting.life("a.1")
+    async with Lease.grant(store, 60) as lease:
+        reporting.reports.under(lease)
+        reporting.reports.promised("shard-server", Promises(job, (row(1),)))
+        await until(lambda: cluster.view.jobs[name].reports)
+        await store.delete_prefix(cluster.keys.job("job"))
+        spec = JobSpec(name=name, argv=("train.py",), cwd="/")
+        await store.put(cluster.keys.job_spec("job"), encode(spec))
+        # As of before: what of it is written compares that the job is the one that it is of.
+        reporting.reports.promised("shard-server", Promises(job, (row(1), row(2))))
+        reporting.reports.described(old, Describe(model_of(["old"])))
+        await cluster.until(lambda: name in cluster.view.jobs and reporting.job > job)
+        await until(lambda: not reporting.reports._models)
+        assert await reporting.model() is None
+        reporting.described("a.2", model_of(["new"]))
+        await until(lambda: cluster.view.jobs[name].model)
+        assert await reporting.model() == model_of(["new"])
+        assert await reporting.promised() is None
+        assert reporting.reports._promises == {}
+
+
 async def test_model_that_etcd_does_not_take_is_rejected_and_others_are_written(
     reporting: Reporting,
 ) -> None:

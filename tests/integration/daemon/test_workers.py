@@ -131,6 +131,21 @@ async def test_worker_whose_record_etcd_did_not_confirm_is_started_once(
         await until(lambda: len(node.pids()) == 1)
 
 
+async def test_no_worker_is_started_for_a_job_that_is_forgotten_meanwhile(
+    store: Store, tmp_path: Path
+) -> None:
+    async with staffed(store, tmp_path) as (node, lease):
+        await node.wanted(1)
+        await store.delete_prefix(node.cluster.keys.job(JOB))  # the view has not heard of it yet
+        await node.submitted()
+        await node.workers.reconcile(lease, node.retire)
+        assert node.workers.lives == {}
+        assert (await store.list(node.cluster.keys.workers(JOB))).items == ()
+        await node.wanted(1)
+        await node.workers.reconcile(lease, node.retire)
+        assert len(node.workers.lives) == 1
+
+
 async def test_who_waits_for_the_last_worker_hears_of_its_end_though_the_view_told_it_before(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

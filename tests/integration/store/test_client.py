@@ -124,6 +124,18 @@ async def test_a_transaction_does_one_branch_or_the_other(store: Store) -> None:
     assert again.responses == (got, None)
 
 
+async def test_a_key_is_written_only_where_another_is_still_the_same(store: Store) -> None:
+    first = await store.put("/spec", b"")
+    same = Compare.created("/spec", first)
+    assert await store.create("/a", b"1", given=(same,))
+    assert await store.put_given(Put("/b", b"1"), (same,))
+    await store.delete("/spec")
+    await store.put("/spec", b"")
+    assert await store.create("/c", b"1", given=(same,)) is None
+    assert await store.put_given(Put("/b", b"2"), (same,)) is None
+    assert [item.value for item in (await store.list("/")).items] == [b"1", b"1", b""]
+
+
 async def test_create_writes_an_absent_key_only(store: Store) -> None:
     revision = await store.create("/a", b"1")
     assert revision is not None
