@@ -15,6 +15,7 @@ from elasticps.cli.options import Command
 from elasticps.cli.output import print_json, printable
 from elasticps.daemon.settings import BY_KEY, SETTINGS, Kind, Setting, default_of, to_text
 from elasticps.daemon.sources import DEFAULT, FILE, FILE_VARIABLE, Settings, load
+from elasticps.starting import loading
 
 
 def setting_options(command: Command) -> Command:
@@ -89,8 +90,9 @@ def daemon(**options: Any) -> None:
       75   it is to be started again
     """
     config = settings_of(options).config()
-    from elasticps.daemon.departure import RESTART
-    from elasticps.daemon.main import run
+    with loading():
+        from elasticps.daemon.departure import RESTART
+        from elasticps.daemon.main import run
 
     managed = "NOTIFY_SOCKET" in os.environ
     code = run(config, lambda: settings_of(options).config())

@@ -6,6 +6,8 @@ import os
 import signal
 from types import FrameType
 
+from elasticps.starting import loading
+
 INTERRUPTED = 130
 
 
@@ -14,7 +16,8 @@ def main() -> int:
     heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeded:  # else somebody has it ignored
         signal.signal(signal.SIGINT, _leave)
-    from elasticps.cli.main import main
+    with loading():
+        from elasticps.cli.main import main
 
     if heeded:
         signal.signal(signal.SIGINT, signal.default_int_handler)

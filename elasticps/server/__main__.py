@@ -1,3 +1,6 @@
-from elasticps.server.main import main
+from elasticps.starting import loading
+
+with loading():
+    from elasticps.server.main import main
 
 main()

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn, optim
 from torch.utils.data import TensorDataset
 
@@ -159,6 +158,8 @@ async def test_who_joins_goes_on_from_what_the_others_have_and_every_sample_is_r
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
+    from sklearn.datasets import load_digits  # for seconds, also where only the others are run
+
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
     pixels = torch.tensor(images / 16.0, dtype=torch.float32)[order]

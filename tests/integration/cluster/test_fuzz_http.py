@@ -27,7 +27,7 @@ from tests.integration.cluster.acts import Cluster, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-EXAMPLES = 50
+EXAMPLES = 25
 """Of good requests and of bad ones, a route."""
 TIMEOUT_S = 10.0
 CHECKS = [
