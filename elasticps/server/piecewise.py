@@ -9,13 +9,14 @@ at a time: so the number of threads makes no difference either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from typing import Any
 
 import torch
 
-from elasticps.server.compute import ComputeThreads
+from elasticps.server.compute import ComputeThreads, Work
+from elasticps.server.gradient_mean import Mean
+from elasticps.wire.tensors import bytes_of, copy_bytes
 
 PIECE_NUMEL = 1 << 18
 """1 MiB of float32: some of them are about a core's cache, and what Python takes for each is little
@@ -81,31 +82,33 @@ class PiecewiseStep:
                     key: _part_of(item, value, where) for key, item in whole.items()
                 }
 
-    def step(
-        self,
-        gradient: Callable[[slice, int], torch.Tensor],
-        done: Callable[[slice], None],
-    ) -> None:
-        """Step each piece by ``gradient`` there, which is only read, and say that it is ``done``.
+    def share(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> tuple[int, Work]:
+        """The pieces of the next step, for threads to share out; then call ``gather``.
 
-        Both are called by whichever thread has the piece; ``gradient`` is told which. Raises what
-        the optimizer raises: value and state have no meaning then.
+        ``gradient`` is only read; ``into`` gets the bytes of each piece of the value as it is made.
+        Where a piece raises what the optimizer raises, value and state have no meaning any more.
         """
-        group = self._optimizer.param_groups[0]
+        group, width = self._optimizer.param_groups[0], self._value.element_size()
+        value, target = bytes_of(self._value), None if into is None else bytes_of(into)
 
         def step(thread: int, number: int) -> None:
             piece, where = self._pieces[number]
             own = self._optimizers[thread]
             own.param_groups = [{**group, "params": [piece]}]
-            piece.grad = gradient(where, thread)
+            if isinstance(gradient, Mean):
+                room = self._threads.room(thread, piece.numel(), gradient.dtype)
+                piece.grad = gradient.piece(where, room)
+            else:
+                piece.grad = gradient[where]
             own.step()
             piece.grad = None
-            done(where)
+            if target is not None:
+                stretch = slice(where.start * width, where.stop * width)
+                copy_bytes(target[stretch], value[stretch])
 
-        self._threads.share_out(len(self._pieces), step)
-        self._gather()
+        return len(self._pieces), step
 
-    def _gather(self) -> None:
+    def gather(self) -> None:
         """What the optimizer has put into other memory goes back to where the block's state is."""
         states = self._optimizer.state
         a_piece, _ = self._pieces[0]
