@@ -108,24 +108,26 @@ class ComputeThreads:
         self._forget_earlier()
         began_s = time.monotonic()
         try:
-            begun.extend((share, self._begun(share, helped=helped)) for share in shares)
+            for share in shares:
+                shared = _Shared(share.work, iter(range(share.pieces)))
+                if helped:  # the caller itself begins with the first piece of all
+                    self._call_others(shared, share.pieces - (not begun))
+                begun.append((share, shared))
         finally:
             for _, shared in begun:
                 shared.take_part(0)
             own_s = time.monotonic() - began_s
             errors = [_first([shared.done.get() for _ in range(s.pieces)]) for s, shared in begun]
-            if helped and any(share.pieces > 1 for share, _ in begun):
+            if helped and sum(share.pieces for share, _ in begun) > 1:
                 self._crowding.note(own_s, time.monotonic() - began_s - own_s)
             for (share, _), error in zip(begun, errors, strict=True):
                 share.ended(error)
 
-    def _begun(self, share: Share, *, helped: bool) -> _Shared:
-        shared = _Shared(share.work, iter(range(share.pieces)))
-        if helped and share.pieces > 1:
+    def _call_others(self, shared: _Shared, most: int) -> None:
+        if most > 0:
             self._start()
-            for _ in self._others[: share.pieces - 1]:
+            for _ in self._others[:most]:
                 self._queue.put(shared)
-        return shared
 
     def copy(self, target: memoryview, source: memoryview) -> None:
         """Copy flat bytes of one length."""

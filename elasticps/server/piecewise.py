@@ -9,7 +9,6 @@ at a time: so the number of threads makes no difference either.
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 import torch
@@ -50,6 +49,7 @@ def is_piecewise(optimizer: torch.optim.Optimizer, value: torch.Tensor) -> bool:
     options = optimizer.param_groups[0]
     return (
         type(optimizer) in PIECEWISE
+        and "step" not in vars(optimizer)  # which somebody has put there would step this one
         and value.dim() == 1
         and value.nbytes > LEAST_BYTES
         and not (options.get("capturable") or options.get("differentiable"))
@@ -72,9 +72,6 @@ class PiecewiseStep:
             (piece, slice(number * PIECE_NUMEL, number * PIECE_NUMEL + piece.numel()))
             for number, piece in enumerate(value.split(PIECE_NUMEL))  # type: ignore[no-untyped-call]
         ]
-        # One for each thread, for a step takes the group's parameters: the state is the one's.
-        count = threads.count if len(self._pieces) > 1 else 1
-        self._optimizers = [copy(optimizer) for _ in range(count)]
         whole: dict[str, Any] = optimizer.state.get(value, {})
         if whole:
             for piece, where in self._pieces:
@@ -93,7 +90,7 @@ class PiecewiseStep:
 
         def step(thread: int, number: int) -> None:
             piece, where = self._pieces[number]
-            own = self._optimizers[thread]
+            own = self._stand_in()
             own.param_groups = [{**group, "params": [piece]}]
             if isinstance(gradient, Mean):
                 room = self._threads.room(thread, piece.numel(), gradient.dtype)
@@ -107,6 +104,14 @@ class PiecewiseStep:
                 copy_bytes(target[stretch], value[stretch])
 
         return len(self._pieces), step
+
+    def _stand_in(self) -> torch.optim.Optimizer:
+        """Another optimizer with all that the block's has, whose group may get other parameters:
+        a step takes them from there, and other threads make theirs meanwhile."""
+        kind = type(self._optimizer)
+        made = kind.__new__(kind)
+        vars(made).update(vars(self._optimizer))
+        return made
 
     def gather(self) -> None:
         """What the optimizer has put into other memory goes back to where the block's state is."""

@@ -48,6 +48,15 @@ def test_pieces_are_worked_on_side_by_side() -> None:
     assert by_thread == {0: 1, 1: 1}
 
 
+def test_shares_of_one_piece_are_dealt_out_where_there_are_several() -> None:
+    both = threading.Barrier(2)
+    share = Share(1, lambda *_: both.wait(timeout=30.0) and None, lambda error: done.append(error))
+    done: list[Exception | None] = []
+    with threads(2) as made:
+        made.share_out_each([share, share])
+    assert done == [None, None]
+
+
 def test_an_error_is_raised_when_all_is_done_and_the_next_work_is_as_ever() -> None:
     done: list[int] = []
 

@@ -117,6 +117,24 @@ def test_an_option_that_brings_a_state_later_brings_it_to_all_pieces(
     assert made.nbytes_held == 2 * made.nbytes
 
 
+def test_what_a_plugin_has_hooked_to_the_step_is_done_to_each_piece(
+    threads: ComputeThreads,
+) -> None:
+    def clamp(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.detach().clamp_(-0.5, 0.5)
+
+    made, local = block_of("sgd", {"lr": 0.1}, threads)
+    (parameter,) = local.param_groups[0]["params"]
+    for optimizer in (made.optimizer, local):
+        optimizer.register_step_post_hook(clamp)
+    parameter.grad = values(2)
+    local.step()
+    made.step(values(2), {})
+    assert made.value.abs().max() == 0.5
+    assert torch.equal(made.value, parameter.detach())
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_gradients_that_are_summed_where_they_are_applied_give_the_bits_of_their_mean(
     scale: float, threads: ComputeThreads
