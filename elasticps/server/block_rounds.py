@@ -16,6 +16,7 @@ from elasticps.core.ids import BlockId, ServerId
 from elasticps.core.replica import Commit, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import PluginError, WireError
+from elasticps.server.compute import Share
 from elasticps.server.finite import FiniteWatch, SpotCheck
 from elasticps.server.gradient_mean import Mean
 from elasticps.server.hosted import Hosted, Request, Streams
@@ -273,6 +274,32 @@ class BlockRounds(Hosted):
             self.fail(error)
             return False
         return written
+
+    def begin_step(self, commit: Commit, asked: Request) -> Share | None:
+        """The step of a large block whose prepared round ``commit`` lets it apply, for threads to
+        share out with others'; None where it is not so. ``asked`` as in ``_apply``."""
+        if self._is_small or self._broken or self._is_held(commit) or not self.tensor.is_piecewise:
+            return None
+        if self._replica.settle(commit) is not Settled.APPLY:
+            return None
+        gradient, hyper = self.take_prepared(commit.scale)
+        self._written = None
+        into = None if asked.connection.closed else asked.into
+        share = self.tensor.begin(gradient, hyper, into)
+        if share is None:  # no worker had a gradient, or the options are others now
+            self._step_for(asked, gradient, hyper)
+            return None
+
+        def ended(error: Exception | None) -> None:
+            try:
+                share.ended(error)
+            except PluginError as failure:
+                self.fail(failure)
+                return
+            if into is not None and self.tensor.gives_pieces:
+                self._written = asked
+
+        return Share(share.pieces, share.work, ended)
 
     def _step_together(self, group: Sequence[tuple[BlockRounds, Due]]) -> None:
         began_s = time.monotonic()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
@@ -18,9 +19,23 @@ from elasticps.wire.tensors import copy_bytes
 
 COPIED_BYTES = 512 * 1024
 """By one thread at a time."""
+LATE_S = 0.002
+"""A piece takes some tenths of a millisecond; one whose thread has lost its core takes longer."""
+NEWEST, MUCH, TRIED_EVERY = 0.2, 0.5, 8
+"""Of how often the others are late: what the newest time counts, and from when on it is often."""
 
 Work = Callable[[int, int], None]
 """Given the number of the thread, and of the piece: no two of one thread are under way at once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """``work`` on so many pieces. ``ended`` is called in the caller's thread, with an error if any
+    piece raised one."""
+
+    pieces: int
+    work: Work
+    ended: Callable[[Exception | None], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,11 +56,33 @@ class _Shared:
                 self.done.put(None)
 
 
+@dataclass(slots=True)
+class Crowding:
+    """Whether other processes take the cores: a thread that has a piece and no core is waited for.
+
+    ``late``: how often the others' ends were late, the newest ones counting most.
+    """
+
+    late: float = 0.0
+    _asked: int = 0
+
+    def lets_others_help(self) -> bool:
+        """Not while the cores are taken, but for a try now and then."""
+        self._asked += 1
+        return self.late < MUCH or self._asked % TRIED_EVERY == 0
+
+    def note(self, own_s: float, waited_s: float) -> None:
+        """The caller's pieces took so long, and then it waited for the others' last."""
+        is_late = waited_s > max(LATE_S, own_s / 4)
+        self.late += (is_late - self.late) * NEWEST
+
+
 class ComputeThreads:
     """``count`` of them, the caller's among them: with one all is as without any.
 
     The others are started when there is first something to share out. They sleep until there is
-    more, and are not waited for where they come too late.
+    more, are not waited for where they come too late, and are left alone where the machine has no
+    core for them.
     """
 
     def __init__(self, count: int = 1) -> None:
@@ -53,23 +90,44 @@ class ComputeThreads:
         self._queue: SimpleQueue[_Shared | None] = SimpleQueue()
         self._others: list[threading.Thread] = []
         self._rooms: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+        self._crowding = Crowding()
 
     def share_out(self, pieces: int, work: Work) -> None:
         """Return when ``work`` has been done on each of so many pieces; raises what one raised."""
-        if self.count == 1 or pieces < 2:
-            for piece in range(pieces):
-                work(0, piece)
-            return
-        self._start()
-        shared = _Shared(work, iter(range(pieces)))
-        self._forget_earlier()
-        for _ in self._others[: pieces - 1]:
-            self._queue.put(shared)
-        shared.take_part(0)
-        errors = [shared.done.get() for _ in range(pieces)]
-        for error in errors:
+
+        def ended(error: Exception | None) -> None:
             if error is not None:
                 raise error
+
+        self.share_out_each([Share(pieces, work, ended)])
+
+    def share_out_each(self, shares: Iterable[Share]) -> None:
+        """Return when all are done, and told. Each is begun as ``shares`` gives it."""
+        begun: list[tuple[Share, _Shared]] = []
+        helped = self.count > 1 and self._crowding.lets_others_help()
+        self._forget_earlier()
+        began_s = time.monotonic()
+        try:
+            for share in shares:
+                shared = _Shared(share.work, iter(range(share.pieces)))
+                if helped:  # the caller itself begins with the first piece of all
+                    self._call_others(shared, share.pieces - (not begun))
+                begun.append((share, shared))
+        finally:
+            for _, shared in begun:
+                shared.take_part(0)
+            own_s = time.monotonic() - began_s
+            errors = [_first([shared.done.get() for _ in range(s.pieces)]) for s, shared in begun]
+            if helped and sum(share.pieces for share, _ in begun) > 1:
+                self._crowding.note(own_s, time.monotonic() - began_s - own_s)
+            for (share, _), error in zip(begun, errors, strict=True):
+                share.ended(error)
+
+    def _call_others(self, shared: _Shared, most: int) -> None:
+        if most > 0:
+            self._start()
+            for _ in self._others[:most]:
+                self._queue.put(shared)
 
     def copy(self, target: memoryview, source: memoryview) -> None:
         """Copy flat bytes of one length."""
@@ -98,7 +156,7 @@ class ComputeThreads:
     def _forget_earlier(self) -> None:
         """Who wakes up late is to find what is worked on now."""
         with contextlib.suppress(Empty):
-            while True:
+            while not self._queue.empty():
                 self._queue.get_nowait()
 
     def _run(self, number: int) -> None:
@@ -113,3 +171,7 @@ class ComputeThreads:
         for thread in self._others:
             thread.join()
         self._others.clear()
+
+
+def _first(errors: Sequence[Exception | None]) -> Exception | None:
+    return next((error for error in errors if error is not None), None)

@@ -9,13 +9,13 @@ at a time: so the number of threads makes no difference either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 import torch
 
-from elasticps.server.compute import ComputeThreads
+from elasticps.server.compute import ComputeThreads, Work
+from elasticps.server.gradient_mean import Mean
+from elasticps.wire.tensors import bytes_of, copy_bytes
 
 PIECE_NUMEL = 1 << 18
 """1 MiB of float32: some of them are about a core's cache, and what Python takes for each is little
@@ -49,19 +49,11 @@ def is_piecewise(optimizer: torch.optim.Optimizer, value: torch.Tensor) -> bool:
     options = optimizer.param_groups[0]
     return (
         type(optimizer) in PIECEWISE
+        and "step" not in vars(optimizer)  # which somebody has put there would step this one
         and value.dim() == 1
         and value.nbytes > LEAST_BYTES
         and not (options.get("capturable") or options.get("differentiable"))
     )
-
-
-def is_one_pass(optimizer: torch.optim.Optimizer) -> bool:
-    """Does a step read each number once? Then pieces gain nothing where nobody takes them."""
-    options = optimizer.param_groups[0]
-    if options.get("fused"):
-        return True
-    plain = not (options.get("momentum") or options.get("weight_decay") or options["maximize"])
-    return type(optimizer) is torch.optim.SGD and plain
 
 
 class PiecewiseStep:
@@ -80,9 +72,6 @@ class PiecewiseStep:
             (piece, slice(number * PIECE_NUMEL, number * PIECE_NUMEL + piece.numel()))
             for number, piece in enumerate(value.split(PIECE_NUMEL))  # type: ignore[no-untyped-call]
         ]
-        # One for each thread, for a step takes the group's parameters: the state is the one's.
-        count = threads.count if len(self._pieces) > 1 else 1
-        self._optimizers = [copy(optimizer) for _ in range(count)]
         whole: dict[str, Any] = optimizer.state.get(value, {})
         if whole:
             for piece, where in self._pieces:
@@ -90,31 +79,41 @@ class PiecewiseStep:
                     key: _part_of(item, value, where) for key, item in whole.items()
                 }
 
-    def step(
-        self,
-        gradient: Callable[[slice, int], torch.Tensor],
-        done: Callable[[slice], None],
-    ) -> None:
-        """Step each piece by ``gradient`` there, which is only read, and say that it is ``done``.
+    def share(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> tuple[int, Work]:
+        """The pieces of the next step, for threads to share out; then call ``gather``.
 
-        Both are called by whichever thread has the piece; ``gradient`` is told which. Raises what
-        the optimizer raises: value and state have no meaning then.
+        ``gradient`` is only read; ``into`` gets the bytes of each piece of the value as it is made.
+        Where a piece raises what the optimizer raises, value and state have no meaning any more.
         """
-        group = self._optimizer.param_groups[0]
+        group, width = self._optimizer.param_groups[0], self._value.element_size()
+        value, target = bytes_of(self._value), None if into is None else bytes_of(into)
 
         def step(thread: int, number: int) -> None:
             piece, where = self._pieces[number]
-            own = self._optimizers[thread]
+            own = self._stand_in()
             own.param_groups = [{**group, "params": [piece]}]
-            piece.grad = gradient(where, thread)
+            if isinstance(gradient, Mean):
+                room = self._threads.room(thread, piece.numel(), gradient.dtype)
+                piece.grad = gradient.piece(where, room)
+            else:
+                piece.grad = gradient[where]
             own.step()
             piece.grad = None
-            done(where)
+            if target is not None:
+                stretch = slice(where.start * width, where.stop * width)
+                copy_bytes(target[stretch], value[stretch])
 
-        self._threads.share_out(len(self._pieces), step)
-        self._gather()
+        return len(self._pieces), step
 
-    def _gather(self) -> None:
+    def _stand_in(self) -> torch.optim.Optimizer:
+        """Another optimizer with all that the block's has, whose group may get other parameters:
+        a step takes them from there, and other threads make theirs meanwhile."""
+        kind = type(self._optimizer)
+        made = kind.__new__(kind)
+        vars(made).update(vars(self._optimizer))
+        return made
+
+    def gather(self) -> None:
         """What the optimizer has put into other memory goes back to where the block's state is."""
         states = self._optimizer.state
         a_piece, _ = self._pieces[0]

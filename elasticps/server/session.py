@@ -13,6 +13,7 @@ from elasticps.server import following
 from elasticps.server.admission import Admission, Admitted, Open
 from elasticps.server.group import Group
 from elasticps.server.hosted import Hosted, Request
+from elasticps.server.large_step import step_each
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.shared import SharedRegions
@@ -256,6 +257,7 @@ class Session:
         header, push, region = group.header, meta.push, meta.region
         if push is not None and region:
             push = msgspec.structs.replace(push, place=Place(region, 0, 0, meta.kept))
+        reads: list[tuple[ParameterBlock, Request]] = []
         for piece, start in zip(meta.pieces, offsets(meta.pieces), strict=True):
             each = group.request(piece)
             hosted = self._table.replica(header.job, piece.block)
@@ -270,10 +272,13 @@ class Session:
             elif push is not None:
                 hosted.push(each, push, self._gradient(hosted, piece, start, region, incoming))
             else:
-                assert meta.pull is not None
                 if region:
                     each.into = self._value_at(hosted, Kind.PULL, piece.place_in(region))
-                hosted.read(each, meta.pull)
+                reads.append((hosted, each))
+        if meta.pull is not None:
+            step_each(reads, meta.pull.commit, self._table.threads)
+            for block, read in reads:
+                block.read(read, meta.pull)
         group.begun()
 
     def _gradient(

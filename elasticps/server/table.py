@@ -86,7 +86,7 @@ class Table:
         self.tallies = Tallies(peers.traffic)
         self.landing = Landing()
         self._spot_check = SpotCheck()
-        self._threads = threads or ComputeThreads()
+        self.threads = threads or ComputeThreads()
         self._me = me
         self._outbox = outbox
         self._tasks = tasks
@@ -161,7 +161,7 @@ class Table:
         parameter = info.model.parameters[piece.parameter]
         in_rounds = info.consistency is Consistency.SYNC and not parameter.at_once
         coded = job.codec if in_rounds and are_coded(job.codec, piece) else None
-        tensor = TensorBlock(piece, parameter, info.model, job.plugin, coded, self._threads)
+        tensor = TensorBlock(piece, parameter, info.model, job.plugin, coded, self.threads)
         return ParameterBlock(
             info,
             tensor,

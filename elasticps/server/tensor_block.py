@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -16,11 +16,11 @@ from elasticps.checkpoint.snapshot import MASTER, VALUE
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter
 from elasticps.errors import PluginError, WireError
 from elasticps.server.coded_value import HELD, CodedValue, Difference
-from elasticps.server.compute import ComputeThreads
+from elasticps.server.compute import ComputeThreads, Share
 from elasticps.server.gradient_mean import Mean
-from elasticps.server.piecewise import PiecewiseStep, is_one_pass, is_piecewise
+from elasticps.server.piecewise import PiecewiseStep, is_piecewise
 from elasticps.wire.messages import StateMeta, TensorMeta
-from elasticps.wire.tensors import bytes_of, copy_bytes, dtype_name, dtype_named
+from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
 
 MAX_STATE_FACTOR = 16
 """No optimizer here keeps more than a few tensors of its parameter's size."""
@@ -180,9 +180,14 @@ class TensorBlock:
         return gradient if gradient.shape == self._shape else gradient.view(self._shape)
 
     @property
+    def is_piecewise(self) -> bool:
+        """Is a step made piece by piece, with the options of the last?"""
+        return is_piecewise(self._optimizer, self._value)
+
+    @property
     def sums_pieces(self) -> bool:
         """Are gradients like the value, and summed best where they are applied?"""
-        return self._kept == self._dtype and is_piecewise(self._optimizer, self._value)
+        return self._kept == self._dtype and self.is_piecewise
 
     def step(
         self,
@@ -197,65 +202,62 @@ class TensorBlock:
         Raises WireError for an option that the group does not have, PluginError when the optimizer
         fails: the value has no meaning then.
         """
+        share = self.begin(gradient, hyper, into)
+        if share is not None:
+            self._threads.share_out_each([share])
+            return into is not None and self.gives_pieces
+        if gradient is not None:
+            self.leave_to_readers()
+            self._value.grad = gradient.whole if isinstance(gradient, Mean) else gradient
+            try:
+                self._optimizer.step()
+            except Exception as error:  # an optimizer may raise anything; its job alone ends
+                raise self._failed(error) from error
+            finally:
+                self._value.grad = None
+        self.code_value()
+        return False
+
+    def begin(
+        self,
+        gradient: torch.Tensor | Mean | None,
+        hyper: Hyperparameters,
+        into: torch.Tensor | None = None,
+    ) -> Share | None:
+        """As ``step``, where that is to be made piece by piece; else None, and the options alone
+        are taken. What the optimizer raises the share's end raises."""
         self.check_options(hyper)
         self.use(hyper)
-        if gradient is None:
-            self.code_value()
-            return False
+        if gradient is None or not self.is_piecewise:
+            return None
         self.leave_to_readers()
-        into = into if self._coded is None and self._kept == self._dtype else None
-        if self._pays_in_pieces(gradient, into):
-            self._update(lambda: self._step_pieces(gradient, into))
-        else:
-            into = None
-            self._leave_pieces()
-            self._value.grad = gradient.whole if isinstance(gradient, Mean) else gradient
-            self._update(self._optimizer.step)
-        self.code_value()
-        return into is not None
-
-    def _pays_in_pieces(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> bool:
-        """May the step be made in pieces, and do threads share them out, or is there more to do
-        with one while it is in cache?"""
-        if not is_piecewise(self._optimizer, self._value):
-            return False
-        alone = self._threads.count == 1 and into is None and not isinstance(gradient, Mean)
-        return not (alone and is_one_pass(self._optimizer))
-
-    def _step_pieces(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> None:
         if self._pieces is None:
             self._pieces = PiecewiseStep(self._value, self._optimizer, self._threads)
-        width = self._value.element_size()
-        value, target = bytes_of(self._value), None if into is None else bytes_of(into)
+        pieces = self._pieces
 
-        def part(where: slice, thread: int) -> torch.Tensor:
-            if isinstance(gradient, Mean):
-                room = self._threads.room(thread, where.stop - where.start, gradient.dtype)
-                return gradient.piece(where, room)
-            return gradient[where]
+        def ended(error: Exception | None) -> None:
+            if error is not None:
+                raise self._failed(error) from error
+            pieces.gather()
+            self.code_value()
 
-        def done(where: slice) -> None:
-            if target is not None:
-                stretch = slice(where.start * width, where.stop * width)
-                copy_bytes(target[stretch], value[stretch])
+        return Share(*pieces.share(gradient, into if self.gives_pieces else None), ended)
 
-        self._pieces.step(part, done)
+    @property
+    def gives_pieces(self) -> bool:
+        """Do workers read the value as it is here, so that each piece can be given at once?"""
+        return self._coded is None and self._kept == self._dtype
 
     def code_value(self) -> None:
         """To be called after a round has changed the value: workers read the next difference."""
         if self._coded is not None:
             self._coded.follow(self._value)
 
-    def _update(self, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except Exception as error:  # an optimizer may raise anything; its job alone ends
-            raise PluginError(
-                f"step() failed on block {self.block.id}: {type(error).__name__}: {error}",
-                where=type(self._optimizer).__name__,
-            ) from error
-        finally:
-            self._value.grad = None
+    def _failed(self, error: Exception) -> PluginError:
+        return PluginError(
+            f"step() failed on block {self.block.id}: {type(error).__name__}: {error}",
+            where=type(self._optimizer).__name__,
+        )
 
     def check_options(self, hyper: Hyperparameters) -> None:
         """Raise WireError for an option that the param group in the model does not have, and for

@@ -118,19 +118,22 @@ def test_an_option_that_brings_a_state_later_brings_it_to_all_pieces(
     assert made.nbytes_held == 2 * made.nbytes
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_step_of_one_pass_is_made_whole_or_in_pieces_and_its_state_is_one(name: str) -> None:
-    options = {"lr": 1e-2, "fused": name == "adamw"}
-    made, local = block_of(name, options)
+def test_what_a_plugin_has_hooked_to_the_step_is_done_to_each_piece(
+    threads: ComputeThreads,
+) -> None:
+    def clamp(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.detach().clamp_(-0.5, 0.5)
+
+    made, local = block_of("sgd", {"lr": 0.1}, threads)
     (parameter,) = local.param_groups[0]["params"]
-    for step, in_pieces in enumerate((True, False, False, True)):
-        parameter.grad = values(step)
-        local.step()
-        into = torch.zeros(made.nbytes, dtype=torch.uint8) if in_pieces else None
-        assert made.step(values(step), {}, into) == in_pieces
+    for optimizer in (made.optimizer, local):
+        optimizer.register_step_post_hook(clamp)
+    parameter.grad = values(2)
+    local.step()
+    made.step(values(2), {})
+    assert made.value.abs().max() == 0.5
     assert torch.equal(made.value, parameter.detach())
-    own = made.optimizer.state.get(made.value, {})
-    assert all(torch.equal(item, own[key]) for key, item in local.state[parameter].items())
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
