@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 GARBAGE_THRESHOLDS = (20_000, 20, 50)
+"""Reference counts free what a round leaves; looking for cycles was a tenth of a step's time."""
 LOAD_PERIOD_S = 1.0
 LOAD_SHARE = 0.01
 """Of the server's time, what telling its load may take where it holds very many blocks."""
@@ -243,14 +244,6 @@ def stop_on_signals(stopped: asyncio.Event) -> None:
         loop.add_signal_handler(number, stopped.set)
 
 
-def rest_from_garbage() -> None:
-    """Have what is loaded never looked through for garbage again, and what is made more seldom:
-    reference counts free what a round leaves, and looking was a tenth of a step's time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="elasticps.server", description=__doc__)
     for name in ("control", "cluster", "node", "tcp", "unix"):
@@ -264,7 +257,7 @@ def main() -> None:
     if options.cores:  # before memory is taken, which then is near
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     leave_compiler_unloaded()
-    rest_from_garbage()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     # A kernel runs on the thread that calls it: ComputeThreads says how many there are.
     torch.set_num_threads(1)
     uvloop.run(serve(options))
