@@ -28,6 +28,7 @@ from elasticps.worker.parameters import ParamGroup, describe, fingerprint
 class JobModel:
     """``tensors`` are the trained parameters in the order of ``described``'s.
 
+    ``frozen`` are those, by name, that would have been trained if they had needed a gradient.
     ``local`` is the optimizer that a single process would use. ``follows``: for each param group of
     the servers the one of the script whose options it follows, None where the strategy has the
     servers run another optimizer.
@@ -35,6 +36,7 @@ class JobModel:
 
     described: Model
     tensors: Sequence[torch.Tensor]
+    frozen: Mapping[str, torch.Tensor]
     local: torch.optim.Optimizer
     follows: Sequence[int | None]
 
@@ -111,9 +113,27 @@ def job_model(
     return JobModel(
         described=described,
         tensors=[tensors[row.name] for row in described.parameters],
+        frozen={} if groups else _frozen(model),
         local=local,
         follows=served.follows,
     )
+
+
+def _frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: item for name, item in model.named_parameters() if not item.requires_grad}
+
+
+def check_frozen(frozen: Mapping[str, torch.Tensor]) -> None:
+    """Raise UsageError where the script has unfrozen what the servers do not train."""
+    for name, item in frozen.items():
+        if item.requires_grad:
+            raise UsageError(
+                f"{name} needs a gradient now and did not at run.optimizer(...)",
+                field=name,
+                limit="what is trained is known to the servers from the beginning",
+                hint="give run.optimizer all of it, needing a gradient, and a group of its own "
+                "with lr=0.0 to what is to be trained later",
+            )
 
 
 def _masters(served: _Served, names: Mapping[int, str]) -> list[str]:

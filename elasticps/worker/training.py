@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -26,6 +26,7 @@ from elasticps.worker.job_model import (
     JobModel,
     check_at_once,
     check_clipping,
+    check_frozen,
     check_overlap,
     check_staged,
     job_model,
@@ -81,6 +82,7 @@ class Training:
         self.staged = Staged(())
         self._pace = Pace()
         self._own: OwnState | None = None
+        self._frozen: Mapping[str, torch.Tensor] = {}
         self._left = False
 
     @property
@@ -169,6 +171,7 @@ class Training:
         )
         member = self._join(made, strategy, pipeline, clipping)
         self._recorder.model = whole
+        self._frozen = made.frozen
         self._own = OwnState(whole, made.trained, lambda: self.turn)
         self.membership.checkpoints.take_own = self._own.take
         if self.job.resume:
@@ -243,6 +246,7 @@ class Training:
     def step(self, changed_options: Sequence[Hyperparameters]) -> None:
         """Carry out one step by the job's strategy."""
         member = self.member
+        check_frozen(self._frozen)
         if self._overlap is not None:
             self._overlap.check()
         if self.reads_data:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import elasticps
+from elasticps.errors import UsageError
 from elasticps.testing.rig import Rig
 from tests.support.scripts import (
     BATCH,
@@ -103,6 +105,21 @@ class Tied(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self.inner(self.second(self.first(inputs).tanh()))
         return hidden
+
+
+async def test_what_is_unfrozen_later_is_refused_by_name() -> None:
+    def script(run: elasticps.Run) -> None:
+        model = network()
+        model[2].requires_grad_(requires_grad=False)
+        optimizer = run.optimizer(model, "sgd", lr=0.01)
+        for number, batch in enumerate(run.data(dataset(), batch_size=BATCH)):
+            model[2].requires_grad_(requires_grad=number == 2)
+            backward(model, batch)
+            optimizer.step()
+
+    async with Rig() as rig:
+        with pytest.raises(UsageError, match=r"2\.weight needs a gradient now"):
+            await as_worker(rig, script)
 
 
 async def test_tied_parameters_stay_tied_and_frozen_ones_as_they_are() -> None:
