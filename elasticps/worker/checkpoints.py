@@ -45,6 +45,8 @@ class Checkpoints:
         self.take_own: TakeOwn | None = None
         self._ownership: Ownership | RemoteOwnership | None = None
         self._answering = 0
+        self._seen: Round | None = None
+        self._told_late = False
         self._under_way: Future[None] | None = None
         self._hurry: Callable[[], Future[None]] | None = None
         self._model = model
@@ -79,6 +81,7 @@ class Checkpoints:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(found.values[name])
+        self._seen = found.round
         states = by_block(
             self._memory, {self._parameters[name]: state for name, state in found.state.items()}
         )
@@ -91,22 +94,38 @@ class Checkpoints:
 
     def check(self, job: JobInfo, exchange: Exchange) -> None:
         """Raise CheckpointError where the checkpoints that ``job`` wants can never be made."""
+        if exchange.commit is None and self._seen is None:
+            self._seen = Round(0)
         if job.checkpoint_dir and _is_main(exchange) and exchange.commit is None:
             self._owned(job).begin(Round(0))
 
-    def due(self, job: JobInfo, exchange: Exchange) -> bool:
+    def due(self, job: JobInfo, exchange: Exchange, *, published: bool) -> bool:
         """Is it for this worker to make one now, between two rounds?
 
-        After a round for which nothing was pushed the shards have not what the workers have.
+        Where the shards have not what the workers have, it is late: after the next ``published``
+        round.
         """
-        if not job.checkpoint_dir or not _is_main(exchange) or exchange.commit is None:
+        if not job.checkpoint_dir or exchange.commit is None:
             return False
-        if exchange.commit.apart:
+        round_, every = exchange.commit.round, job.checkpoint_every
+        seen = round_ - 1 if self._seen is None else self._seen
+        passed = every > 0 and round_ // every > seen // every
+        if published:
+            self._seen = round_
+        if not _is_main(exchange):
             return False
-        every = job.checkpoint_every
-        return job.checkpoint_request > self._answering or (
-            every > 0 and exchange.commit.round % every == 0
-        )
+        if passed and not published:
+            self._tell_late(job, round_)
+        return published and (passed or job.checkpoint_request > self._answering)
+
+    def _tell_late(self, job: JobInfo, round_: Round) -> None:
+        if not self._told_late:
+            self._told_late = True
+            log.warning(
+                "job=%s the checkpoint of round %d waits: strategy %s has not given that round to "
+                "the shards; such are made after the next that it gives",
+                *(job.name, round_, job.strategy),
+            )
 
     def make(self, job: JobInfo, exchange: Exchange, loop: DataLoop, tell: Tell) -> None:
         """Begin one, as of now: the shard servers write it while the training goes on.

@@ -205,6 +205,9 @@ def elastic_data(
     size = _size_of(dataset, length, stream=stream)
     if stream:
         _check_stream(shuffle, options, local)
+    for field, least in (("num_workers", 0), ("prefetch_factor", 1)):
+        if field in options:
+            _whole(field, options[field], least=least)  # type: ignore[literal-required]
     accumulate = _whole("accumulate", accumulate, least=1)
     batch_size = _whole("batch_size", batch_size, least=1)
     spec = DataSpec(

@@ -31,7 +31,12 @@ def sample_order(
 
 def mask_of(local: Iterable[int], size: int) -> torch.Tensor:
     """True at the indices ``local``, of shape ``(size,)``. Raises UsageError for others."""
-    indices = torch.as_tensor(list(local), dtype=torch.int64)
+    try:
+        indices = torch.as_tensor(list(local), dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"local: no indices: {error}", field="local", limit=f"whole numbers, 0 to {size - 1}"
+        ) from None
     if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < size):
         raise UsageError(
             f"local: an index that is none of {size} samples",

@@ -357,7 +357,7 @@ class Training:
     def _keep_checkpoints(self) -> None:
         exchange, job = self.membership.exchange, self.job
         checkpoints = self.membership.checkpoints
-        if self.is_published and checkpoints.due(job, exchange):
+        if checkpoints.due(job, exchange, published=self.is_published):
             checkpoints.make(job, exchange, self._loop, self.reports.tell)
             self.reports.hurry()
 

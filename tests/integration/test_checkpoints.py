@@ -768,6 +768,16 @@ async def test_a_job_that_loses_its_place_while_it_writes_leaves_it_alone(
         assert file.read() == theirs
 
 
+async def test_a_checkpoint_waits_for_the_next_round_that_the_shards_are_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wishes: dict[str, Any] = {"strategy": "gossip:publish_every=7", "checkpoint_every": 5}
+    async with CheckpointRig(checkpoint_dir=str(tmp_path), **wishes) as rig:
+        await as_worker(rig, Training(name="adam"))
+    assert rounds_in(tmp_path) == [21, 14, 7]
+    assert caplog.text.count("the checkpoint of round 5 waits") == 1
+
+
 # -- workers that are not in step ---------------------------------------------------------------
 
 

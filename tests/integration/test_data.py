@@ -334,7 +334,10 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a step of too many batches": (Squares(), {"accumulate": 1 << 62}, "accumulate"),
     "a chunk of none": (Squares(), {"chunk": 0}, "chunk"),
     "a local index that is none": (Squares(), {"local": [SIZE]}, "local"),
-    "a DataLoader's option that is wrong": (Squares(), {"num_workers": -1}, "run.data"),
+    "a local index that is no number": (Squares(), {"local": ["a"]}, "local"),
+    "a number of loaders that is none": (Squares(), {"num_workers": "2"}, "num_workers"),
+    "a number of loaders below none": (Squares(), {"num_workers": -1}, "num_workers"),
+    "a DataLoader's option that is wrong": (Squares(), {"timeout": -1}, "run.data"),
 }
 
 
