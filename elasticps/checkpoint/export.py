@@ -21,7 +21,10 @@ SUFFIX = ".safetensors"
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written: ``tensors`` of the ``job`` after ``round`` rounds."""
+    """What was written: ``tensors`` of the ``job`` after ``round`` rounds.
+
+    ``left_out`` are names in the model's state_dict of what the checkpoint could not hold.
+    """
 
     path: str
     job: str
@@ -29,6 +32,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     tensors: int
     nbytes: int
     sha256: str
+    left_out: tuple[str, ...] = ()
 
 
 def export(directory: Path, out: Path, *, force: bool = False) -> Exported:
@@ -87,6 +91,7 @@ def _written(directory: Path, manifest: Manifest, out: Path, force: bool) -> Exp
         tensors=tensors,
         nbytes=size,
         sha256=digest.hexdigest(),
+        left_out=manifest.left_out,
     )
 
 

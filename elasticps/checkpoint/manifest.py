@@ -120,7 +120,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``worker`` is the file of what the main worker has for itself: buffers and random states, and
     ``frozen`` that of the parameters that the job does not train. ``tied`` are further names in the
-    model's state_dict, each with the name that its tensor is under here.
+    model's state_dict, each with the name that its tensor is under here, and ``left_out`` are names
+    there of what no file can hold.
 
     What the job holds is in ``blocks``, or, in format 2, in the files ``values`` and ``optimizer``
     with ``state`` by parameter name.
@@ -145,6 +146,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     worker: FileEntry | None = None
     frozen: FileEntry | None = None
     tied: dict[str, str] = {}
+    left_out: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[tuple[str, FileEntry]]:

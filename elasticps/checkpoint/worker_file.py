@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,15 @@ class WorkerState:
     """CPU tensors: ``buffers`` and ``frozen`` parameters by their names in the model's state_dict,
     ``random`` (uint8) by the generator whose state they are.
 
-    ``tied``: further names there, each with the first one of the same tensor.
+    ``tied``: further names there, each with the first one of the same tensor. ``left_out``: those
+    whose dtype no file can have, or that are no tensors.
     """
 
     buffers: Mapping[str, torch.Tensor]
     random: Mapping[str, torch.Tensor]
     frozen: Mapping[str, torch.Tensor]
     tied: Mapping[str, str]
+    left_out: Sequence[str] = ()
 
 
 def write_worker(directory: Path, state: WorkerState, *, disk: Disk = STORAGE) -> FileEntry:
@@ -75,6 +77,7 @@ def read_worker(directory: Path, manifest: Manifest) -> WorkerState:
         random=_below(RANDOM, tensors),
         frozen=frozen,
         tied=manifest.tied,
+        left_out=manifest.left_out,
     )
 
 

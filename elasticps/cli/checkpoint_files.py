@@ -13,7 +13,9 @@ from elasticps.cli.completion import complete_job
 from elasticps.cli.options import Settings, json_option, require_known, run_async
 from elasticps.cli.output import human_bytes, print_answer, print_json
 from elasticps.cli.progress import Progress
-from elasticps.errors import CheckpointError, ElasticError, UsageError
+from elasticps.errors import CheckpointError, ElasticError, UsageError, listed
+
+_MISSING = "of the model's state_dict this is not in it, since no file can hold it"
 
 
 @click.command("list")
@@ -122,6 +124,8 @@ def export(checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
             if error.field == "resume":  # in the words of this command's arguments
                 error.field = "checkpoint"
             raise
+    if made.left_out:
+        click.echo(f"warning: {_MISSING}: {listed(made.left_out)}", err=True)
     if as_json:
         print_json(made)
         return

@@ -204,6 +204,7 @@ class Making:
             worker=write_worker(directory, own),
             frozen=write_frozen(directory, own, self._earlier_frozen),
             tied=dict(own.tied),
+            left_out=tuple(own.left_out),
         )
 
     def _entry(self, memory: BlockMemory, saved: SavedMeta) -> BlockEntry:

@@ -50,8 +50,14 @@ class OwnState:
             buffers=_copied(own.buffers),
             frozen=_copied(own.frozen),
             tied=own.tied,
+            left_out=own.left_out,
             random=random_states.taken(),
         )
+
+    def warn_of_left_out(self) -> None:
+        """Tell in the log what no checkpoint of this job will have."""
+        if left_out := self._own().left_out:
+            log.warning("in no checkpoint, since no file can hold it: %s", listed(left_out))
 
     def resume(self, job: JobInfo, begun: Round) -> None:
         """Take buffers and frozen parameters from the checkpoint of the round ``begun``, which the
@@ -122,23 +128,29 @@ class OwnState:
     def _own(self) -> WorkerState:
         """The tensors themselves, each under the first of its names; no random states.
 
-        Without those of layers that are in other workers, and of complex numbers.
+        Without those of layers that are in other workers.
         """
         first = dict(self._trained)
         own: dict[str, torch.Tensor] = {}
         tied: dict[str, str] = {}
+        left_out: list[str] = []
         for name, item in self._model.state_dict(keep_vars=True).items():
             if not isinstance(item, torch.Tensor):
+                left_out.append(name)
                 continue
             known = first.setdefault(id(item), name)
             if known != name and (id(item) in self._trained or known in own):
                 tied[name] = known
-            elif id(item) not in self._trained and has_room(item) and can_hold(item.dtype):
+            elif id(item) in self._trained or not has_room(item):
+                continue
+            elif can_hold(item.dtype):
                 own[name] = item
+            else:
+                left_out.append(f"{name} ({str(item.dtype).removeprefix('torch.')})")
         parameters = {id(item) for item in self._model.parameters()}
         frozen = {name: item for name, item in own.items() if id(item) in parameters}
         buffers = {name: item for name, item in own.items() if name not in frozen}
-        return WorkerState(buffers=buffers, frozen=frozen, tied=tied, random={})
+        return WorkerState(buffers=buffers, frozen=frozen, tied=tied, left_out=left_out, random={})
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

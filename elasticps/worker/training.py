@@ -171,6 +171,8 @@ class Training:
         self._recorder.model = whole
         self._own = OwnState(whole, made.trained, lambda: self.turn)
         self.membership.checkpoints.take_own = self._own.take
+        if self.job.checkpoint_dir and self.turn.is_main:
+            self._own.warn_of_left_out()
         if self.job.resume:
             self._own.resume(self.job, self.membership.exchange.begun)
         staged.values_to_device()

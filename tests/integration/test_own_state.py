@@ -22,6 +22,7 @@ from elasticps.checkpoint.export import export
 from elasticps.checkpoint.manifest import MANIFEST, Manifest, encoded, read_manifest
 from elasticps.checkpoint.weights_file import import_weights
 from elasticps.checkpoint.worker_file import WORKER
+from elasticps.cli.main import main
 from elasticps.errors import CheckpointError
 from elasticps.testing.rig import Rig
 from elasticps.wire.control_messages import JobInfo
@@ -187,6 +188,59 @@ async def test_frozen_parameters_go_on_as_the_checkpoint_has_them(tmp_path: Path
     assert_same(resumed, model)
     assert resumed.beside is resumed.frozen
     assert not resumed.frozen.weight.requires_grad
+
+
+class Rare(nn.Module):
+    """Buffers of all dtypes that there is a name for, one that has none, and an extra state."""
+
+    STORED = (
+        *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+        *(torch.uint16, torch.uint32, torch.uint64, torch.complex64),
+    )
+
+    def __init__(self, number: int = 0) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        for dtype in self.STORED:
+            name = str(dtype).removeprefix("torch.")
+            self.register_buffer(name, torch.full((3,), float(number)).to(dtype))
+        self.register_buffer("wide", torch.zeros(2, dtype=torch.complex128))
+
+    def get_extra_state(self) -> int:
+        return 0
+
+    def set_extra_state(self, state: int) -> None: ...
+
+
+async def test_buffers_of_rare_dtypes_go_on_and_what_cannot_be_stored_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def script(run: elasticps.Run, number: int = 0) -> Rare:
+        model = Rare()
+        optimizer = run.optimizer(model, "sgd", lr=0.1)
+        if number:
+            model.load_state_dict(Rare(number).state_dict())
+        while run.round < 1:
+            optimizer.zero_grad()
+            model.layer(torch.randn(8, 2)).sum().backward()
+            optimizer.step()
+        return model
+
+    left_out = "wide (complex128), _extra_state"
+    root, out = tmp_path / "saved", tmp_path / "out.safetensors"
+    async with CheckpointRig(checkpoint_dir=str(root), checkpoint_every=1) as rig:
+        model = await as_worker(rig, lambda run: script(run, 3))
+    assert f"in no checkpoint, since no file can hold it: {left_out}" in caplog.text
+    async with CheckpointRig(resume=str(root)) as rig:
+        resumed = await as_worker(rig, script)
+    assert main(["checkpoint", "export", str(root), str(out)]) == 0
+    assert f"no file can hold it: {left_out}" in capsys.readouterr().err
+    exported, there = load_file(out), model.state_dict()
+    assert exported.keys() == there.keys() - {"wide", "_extra_state"}
+    for name in exported:
+        for other in (exported, resumed.state_dict()):
+            assert other[name].dtype == there[name].dtype
+            assert torch.equal(other[name].view(torch.uint8), there[name].view(torch.uint8))
 
 
 # -- damaged ------------------------------------------------------------------------------------
