@@ -44,7 +44,9 @@ _NAMES = {
     torch.uint32: "U32",
     torch.uint16: "U16",
     torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
     torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }
 
 PIECE_BYTES = 4 << 20
