@@ -18,7 +18,7 @@ from elasticps.core.blocks import Model
 from elasticps.core.ids import Round
 from elasticps.core.ranges import DataSpec, Range, Supply
 from elasticps.core.undecodable import UNDECODABLE
-from elasticps.errors import CheckpointError
+from elasticps.errors import CheckpointError, listed
 
 BY_PARAMETER = 2
 """The format with all values in one file and all optimizer state in another."""
@@ -346,6 +346,16 @@ def check_same_model(written: Model, model: Model, directory: Path) -> None:
     if written.optimizer == UNKNOWN_OPTIMIZER:
         names = {row.name for row in model.parameters}
         theirs_by_name = {row.name: row for row in written.parameters if row.name in names}
+        missing = [row.name for row in model.parameters if row.name not in theirs_by_name]
+        if missing:
+            raise CheckpointError(
+                f"the weights have no {listed(missing)}, which the job trains",
+                where=str(directory),
+                field="parameters",
+                limit=f"they have {listed([row.name for row in written.parameters])}",
+                hint="import a file whose names are those of the model's state_dict;"
+                " --keep-names leaves a prefix where it is",
+            )
         rows = tuple(theirs_by_name[r.name] for r in model.parameters if r.name in theirs_by_name)
         written = msgspec.structs.replace(
             written, parameters=rows, optimizer=model.optimizer, elementwise=model.elementwise

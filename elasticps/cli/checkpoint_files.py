@@ -24,8 +24,9 @@ from elasticps.errors import CheckpointError, ElasticError, UsageError
 def list_checkpoints(settings: Settings, place: str, verify: bool, as_json: bool) -> None:
     """List the checkpoints of JOB, or those in DIRECTORY of this machine, the newest first.
 
-    What has a slash in it, or is "." or "..", is a directory. A job's are listed by a daemon that
-    sees its directory. One that is not complete is told with why, and no job goes on from it.
+    What has a slash in it, or is "." or "..", is a directory, and so is the name of one here that
+    has checkpoints. A job's are listed by a daemon that sees its directory. One that is not
+    complete is told with why, and no job goes on from it.
 
     \b
     Example:
@@ -38,7 +39,7 @@ def list_checkpoints(settings: Settings, place: str, verify: bool, as_json: bool
       1    the cluster, or the directory, cannot be reached
       2    no such job, or it has no directory
     """
-    if _is_path(place):
+    if _is_path(place) or _has_checkpoints(Path(place)):
         answer = _in_directory(_place(place), verify)
     elif verify:
         raise UsageError("a job's checkpoints are not verified from here", field="verify")
@@ -52,6 +53,16 @@ def list_checkpoints(settings: Settings, place: str, verify: bool, as_json: bool
 
 def _is_path(place: str) -> bool:
     return os.sep in place or place in (".", "..")
+
+
+def _has_checkpoints(place: Path) -> bool:
+    from elasticps.checkpoint.directory import newest
+
+    try:
+        newest(place)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _place(text: str) -> Path:
@@ -135,13 +146,16 @@ def export(checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("directory")
+@click.option("--keep-names", is_flag=True, help="Leave module. and _orig_mod. before the names.")
 @json_option
-def import_(file: Path, directory: str, as_json: bool) -> None:
+def import_(file: Path, directory: str, keep_names: bool, as_json: bool) -> None:
     """Make a checkpoint in DIRECTORY of the weights in FILE: what a job can begin with.
 
     FILE is a .safetensors file, or one of torch (.pt, .pth, .bin) that holds a state_dict; that is
     read with weights_only=True and cannot run code. The job begins at round 0 with these values
-    and with no optimizer state. Names, shapes and dtypes must be those of its model.
+    and with no optimizer state. Names, shapes and dtypes must be those of its model. A prefix that
+    DDP or torch.compile has put before all names is taken away. What no checkpoint can hold is left
+    out, and named.
 
     \b
     Example:
@@ -157,7 +171,14 @@ def import_(file: Path, directory: str, as_json: bool) -> None:
 
     from elasticps.checkpoint.weights_file import import_weights
 
-    made = import_weights(file, _place(directory), version=version("elasticps"))
+    made = import_weights(
+        file, _place(directory), version=version("elasticps"), keep_names=keep_names
+    )
+    if made.prefix:
+        click.echo(f"note: the names are without {made.prefix} here (--keep-names)", err=True)
+    if made.left_out:
+        left_out = listed([f"{name} ({what})" for name, what in made.left_out.items()])
+        click.echo(f"warning: left out: {left_out}", err=True)
     if as_json:
         print_json(made)
         return

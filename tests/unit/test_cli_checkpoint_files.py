@@ -66,6 +66,19 @@ def test_a_directory_is_listed_without_a_daemon(
     assert [row["round"] for row in answer["checkpoints"]] == [7]
 
 
+def test_a_bare_name_is_the_directory_here_that_has_checkpoints_as_it_is_for_export(
+    api: FakeApi, elasticps: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.close()
+    monkeypatch.chdir(tmp_path)
+    write_round(tmp_path / "mnist", 7)
+    for verify in ([], ["--verify"]):
+        code, out, error = elasticps("checkpoint", "list", "mnist", *verify)
+        assert code == 0, error
+        assert out.startswith(str(tmp_path / "mnist"))
+    assert elasticps("checkpoint", "export", "mnist", "w.safetensors")[0] == 0
+
+
 def test_what_cannot_be_listed_is_an_error(
     api: FakeApi, elasticps: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
