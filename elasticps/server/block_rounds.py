@@ -178,7 +178,9 @@ class BlockRounds(Hosted):
         self._prepared = prepared
         base = self._replica.last
         meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
-        self._streams.publish(self, meta, payload_of(prepared.gradient), prepared.loan)
+        # Without peers nobody reads it: a mean that stays apart is not to be summed for that.
+        payload = payload_of(prepared.gradient) if self.replication.peers else None
+        self._streams.publish(self, meta, payload, prepared.loan)
 
     def _apply(self, commit: Commit, asked: Request | None = None) -> None:
         """Apply the prepared round; a small block's small siblings take theirs in the same step.

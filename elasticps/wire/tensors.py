@@ -24,9 +24,11 @@ _DTYPES = {
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The writable memory of a contiguous CPU tensor as flat bytes; no copy is made."""
     assert tensor.is_contiguous()
-    assert tensor.device.type == "cpu"
-    array = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)  # type: ignore[arg-type]
+    assert tensor.is_cpu
+    flat = tensor.detach()
+    if flat.dim() != 1:
+        flat = flat.reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def dtype_named(name: str) -> torch.dtype:
