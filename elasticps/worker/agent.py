@@ -133,17 +133,24 @@ class Agent:
         Raises TimeoutError, PeerUnavailable when the daemon is gone, JobFailed when the daemon
         rejected what this worker asked for.
         """
+        result = self._if_there(found)  # mostly it is, and each request asks
+        if result:
+            return result
         async with asyncio.timeout(timeout_s):
             while True:
-                if self._rejection is not None:
-                    raise JobFailed(self._rejection)
-                result = found()
-                if result:
-                    return result
-                if self._closed:
-                    raise PeerUnavailable("the daemon is gone")
                 self._changed.clear()
                 await self._changed.wait()
+                result = self._if_there(found)
+                if result:
+                    return result
+
+    def _if_there(self, found: Callable[[], Found | None]) -> Found | None:
+        if self._rejection is not None:
+            raise JobFailed(self._rejection)
+        result = found()
+        if not result and self._closed:
+            raise PeerUnavailable("the daemon is gone")
+        return result
 
     async def aclose(self) -> None:
         if self._connection is not None:
