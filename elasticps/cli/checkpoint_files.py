@@ -13,7 +13,7 @@ from elasticps.cli.completion import complete_job
 from elasticps.cli.options import Settings, json_option, require_known, run_async
 from elasticps.cli.output import human_bytes, print_answer, print_json
 from elasticps.cli.progress import Progress
-from elasticps.errors import CheckpointError, ElasticError, UsageError
+from elasticps.errors import CheckpointError, ElasticError, UsageError, listed
 
 
 @click.command("list")
@@ -45,10 +45,14 @@ def list_checkpoints(settings: Settings, place: str, verify: bool, as_json: bool
         raise UsageError("a job's checkpoints are not verified from here", field="verify")
     else:
         answer = run_async(_of_job(settings, place, is_here=Path(place).is_dir()))
+    _require_readable(answer)
+    print_answer(answer, as_json=as_json)
+
+
+def _require_readable(answer: StoredCheckpoints) -> None:
     if answer.problem:
         where = answer.directory + (f" on {answer.node}" if answer.node else "")
         raise ElasticError(answer.problem, where=where)
-    print_answer(answer, as_json=as_json)
 
 
 def _is_path(place: str) -> bool:
@@ -100,36 +104,44 @@ async def _of_job(settings: Settings, job: str, *, is_here: bool) -> StoredCheck
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", metavar="JOB|CHECKPOINT", shell_complete=complete_job)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @json_option
-def export(checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
+@click.pass_obj
+def export(settings: Settings, checkpoint: str, out: Path, force: bool, as_json: bool) -> None:
     """Write the model of CHECKPOINT to OUT, one .safetensors file that plain torch loads.
 
-    CHECKPOINT is the directory of one, or of several: then the newest complete one is meant. All of
+    CHECKPOINT is the directory of one, or of several: then the newest complete one is meant. What
+    is no path and no directory here is a JOB, whose directory must be on this machine too. All of
     it is checked first. The names are those of the model's state_dict: parameters, frozen ones too,
     buffers, and tied weights under each of their names. What no safetensors file can have, such as
     complex128, is named on stderr.
 
     \b
     Example:
-      elasticps checkpoint export saved mnist.safetensors
+      elasticps checkpoint export mnist mnist.safetensors
+      elasticps checkpoint export ./saved mnist.safetensors
       elasticps checkpoint export saved/round-00000200 mnist-200.safetensors
 
     \b
     Exit codes:
       0    OUT is there, whole and on the disk
-      1    CHECKPOINT is damaged or missing, or OUT cannot be written
-      2    OUT is no .safetensors name, or it exists and --force was not said
+      1    CHECKPOINT is damaged or missing, the cluster cannot be reached, or OUT cannot be written
+      2    no such job, OUT is no .safetensors name, or it exists and --force was not said
     """
     from elasticps.checkpoint.directory import newest
     from elasticps.checkpoint.export import export as written
 
+    place = checkpoint
+    if not (_is_path(checkpoint) or Path(checkpoint).exists()):
+        answer = run_async(_of_job(settings, checkpoint, is_here=False))
+        _require_readable(answer)
+        place = answer.directory
     with Progress() as progress:
-        progress.show(f"checking {checkpoint} ...")
+        progress.show(f"checking {place} ...")
         try:
-            made = written(newest(_place(checkpoint)), out, force=force)
+            made = written(newest(_place(place)), out, force=force)
         except CheckpointError as error:
             if error.field == "resume":  # in the words of this command's arguments
                 error.field = "checkpoint"

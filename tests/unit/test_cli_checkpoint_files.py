@@ -114,6 +114,20 @@ def test_export_writes_a_file_and_refuses_to_overwrite_it(
     assert json.loads(out)["round"] == 20
 
 
+def test_export_of_a_job_is_of_its_newest_checkpoint(
+    api: FakeApi, elasticps: Command, tmp_path: Path
+) -> None:
+    write_round(tmp_path / "saved", 20)
+    out_file = tmp_path / "weights.safetensors"
+    api.checkpoints["directory"] = str(tmp_path / "saved")
+    code, out, error = elasticps("checkpoint", "export", "mnist", out_file)
+    assert code == 0, error
+    assert "round 20 of job" in out
+    code, _, error = elasticps("checkpoint", "export", "other", out_file, "--force")
+    assert code == 2
+    assert "mnist" in error
+
+
 def test_export_of_nothing_is_an_error_that_names_the_argument(
     elasticps: Command, tmp_path: Path
 ) -> None:

@@ -85,7 +85,7 @@ async def test_exported_weights_load_in_plain_torch_and_are_the_jobs(
 
     code, listed, error = await elasticps(shared_cluster, "checkpoint", "list", job.name, "--json")
     assert code == 0, error
-    code, _, error = await elasticps(shared_cluster, "checkpoint", "export", str(root), str(out))
+    code, _, error = await elasticps(shared_cluster, "checkpoint", "export", job.name, str(out))
     assert code == 0, error
 
     rows = json.loads(listed)["checkpoints"]
