@@ -215,8 +215,18 @@ class TensorBlock:
                 raise self._failed(error) from error
             finally:
                 self._value.grad = None
+            self._check_value()
         self.code_value()
         return False
+
+    def _check_value(self) -> None:
+        if self._value.shape != self._shape or self._value.dtype != self._kept:
+            found = f"{tuple(self._value.shape)} of {dtype_name(self._value.dtype)}"
+            raise PluginError(
+                f"step() gave block {self.block.id} another shape or dtype: {found}",
+                where=type(self._optimizer).__name__,
+                limit=f"{tuple(self._shape)} of {dtype_name(self._kept)}",
+            )
 
     def begin(
         self,
