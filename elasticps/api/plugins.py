@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -49,7 +52,34 @@ class Plugin:
 
 def discover(group: str) -> tuple[Plugin, ...]:
     """All installed plugins of a group, in name order, without importing any."""
-    return tuple(sorted(map(_described, entry_points(group=group)), key=lambda p: p.name))
+    return _discovered(_stamps(), group)
+
+
+_Stamps = tuple[tuple[str, int], ...]
+
+
+def _stamps() -> _Stamps:
+    """Where packages are looked for, each with when it last changed: so one sees what has been
+    installed or removed, without reading the metadata of all packages for every question."""
+    return tuple((place, _changed_ns(place)) for place in sys.path)
+
+
+def _changed_ns(place: str) -> int:
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=len(GROUPS))
+def _discovered(stamps: _Stamps, group: str) -> tuple[Plugin, ...]:
+    found = map(_described, _entries(stamps).select(group=group))
+    return tuple(sorted(found, key=lambda plugin: plugin.name))
+
+
+@lru_cache(maxsize=1)
+def _entries(_: _Stamps) -> EntryPoints:
+    return entry_points()
 
 
 def _described(entry: EntryPoint) -> Plugin:
@@ -81,7 +111,7 @@ def load(
 def imported(group: str, name: str) -> tuple[Plugin, object]:
     """The one plugin ``name`` of ``group`` and what its entry point names; raises as ``load``."""
     known_name(group, name, "name")
-    found = list(entry_points(group=group, name=name))
+    found = list(_entries(_stamps()).select(group=group, name=name))
     if len(found) > 1:
         owners = " and ".join(_described(entry).where for entry in found)
         raise PluginError(f"two plugins have this name: {owners}", where=name, field="name")
