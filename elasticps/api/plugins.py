@@ -73,13 +73,13 @@ def _changed_ns(place: str) -> int:
 
 @lru_cache(maxsize=len(GROUPS))
 def _discovered(stamps: _Stamps, group: str) -> tuple[Plugin, ...]:
-    found = map(_described, _entries(stamps).select(group=group))
+    found = map(_described, _entries(stamps, group))
     return tuple(sorted(found, key=lambda plugin: plugin.name))
 
 
-@lru_cache(maxsize=1)
-def _entries(_: _Stamps) -> EntryPoints:
-    return entry_points()
+@lru_cache(maxsize=len(GROUPS))
+def _entries(_: _Stamps, group: str) -> EntryPoints:
+    return entry_points(group=group)
 
 
 def _described(entry: EntryPoint) -> Plugin:
@@ -111,7 +111,7 @@ def load(
 def imported(group: str, name: str) -> tuple[Plugin, object]:
     """The one plugin ``name`` of ``group`` and what its entry point names; raises as ``load``."""
     known_name(group, name, "name")
-    found = list(_entries(_stamps()).select(group=group, name=name))
+    found = list(_entries(_stamps(), group).select(name=name))
     if len(found) > 1:
         owners = " and ".join(_described(entry).where for entry in found)
         raise PluginError(f"two plugins have this name: {owners}", where=name, field="name")
