@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 FIRST_HTTP_PORT = 7400
 START_TIMEOUT_S = 60.0
+KEPT_VARIABLES = frozenset({TRANSPORTS_VARIABLE, "ELASTICPS_THREADS_PER_SERVER"})
+"""How bytes go and blocks are stepped, which whoever measures may choose."""
 STOP_TIMEOUT_S = 10.0
 LOG_TAIL_BYTES = 2000
 
@@ -277,7 +279,7 @@ def _plain_environment() -> dict[str, str]:
     return {
         key: item
         for key, item in os.environ.items()
-        if key == TRANSPORTS_VARIABLE or not key.startswith("ELASTICPS_")
+        if key in KEPT_VARIABLES or not key.startswith("ELASTICPS_")
     }
 
 
