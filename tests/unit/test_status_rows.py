@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from elasticps.core.ids import Generation, NodeId, Round
-from elasticps.core.records import WorkerState
+from elasticps.core.records import JobState, JobStatus, PastLives, WorkerState
 from elasticps.daemon.http.answers import LocalStatus
-from elasticps.daemon.http.status import PAST_LIVES, awaited_workers, shown_workers
+from elasticps.daemon.http.status import PAST_LIVES, awaited_workers, shown_workers, tallies_of
 from elasticps.daemon.usage import usage
 from elasticps.wire.control_messages import Progress, ServerLoad
 from elasticps.wire.tallies import JobCounts, JobHolding, JobTally, ServerTally
@@ -25,6 +25,20 @@ def test_a_job_shows_all_living_workers_and_the_last_few_that_ended() -> None:
     assert set(shown[PAST_LIVES:]) == living
     assert shown[0] == "n1.1"
     assert len(shown) == PAST_LIVES + len(living)
+
+
+def test_what_a_job_has_pushed_counts_workers_whose_records_are_deleted_too() -> None:
+    contents = Contents()
+    job = contents.job()
+    contents.worker(job, "n1.1", state=WorkerState.KILLED, pushed_bytes=20)
+    contents.worker(job, "n1.2")
+    past = PastLives(lives=3, pushed_bytes=100)
+    status = JobStatus(state=JobState.RUNNING, reason="", past=past)
+    said = Progress(round=Round(1), generation=Generation(1), rank=0, world=1, pushed_bytes=3)
+    for known, pushed in ((None, 23), (status, 123)):
+        if known is not None:
+            contents.put(contents.keys.job_status("job"), known)
+        assert sum(each.pushed_bytes for each in tallies_of(job, {"n1.2": said})) == pushed
 
 
 def test_whom_a_job_waits_for_is_the_word_of_the_node_that_leads_its_ledger() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from elasticps.daemon.http.jobs import next_number
 from elasticps.daemon.http.submission import SCRIPTS_OWN, JobBody, check_submission
 from elasticps.errors import UsageError
 
@@ -70,3 +71,18 @@ def test_a_relative_script_stays_in_its_folder_though_the_folder_is_a_link(folde
         with pytest.raises(UsageError, match="leads out of") as caught:
             check(link, argv=(script,))
         assert caught.value.field == "argv"
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [
+        ([], 1),
+        (["other-7", "train", "train-", "train-x", "train-01", "train-2-3", "train-99999999"], 1),
+        (["train-1", "train-3"], 4),  # the second one is forgotten
+        (["train-9", "train-10"], 11),
+    ],
+)
+def test_a_job_without_a_name_has_a_number_above_all_that_are_there(
+    names: list[str], number: int
+) -> None:
+    assert next_number("train", names) == number

@@ -235,7 +235,7 @@ class ClusterStatus:
             newest = max(progress.values(), key=lambda item: (item.round, -item.rank), default=None)
         leads = Counter(node_of(entry.primary) for entry in job.entries)
         alive = {server.server for server in self._node.view.servers}
-        tallies = _tallies(job, progress)
+        tallies = tallies_of(job, progress)
         return JobRow(
             job=job.name,
             key=job.key,
@@ -368,7 +368,7 @@ def _verdict(status: JobStatus | None) -> VerdictRow:
     )
 
 
-def _tallies(
+def tallies_of(
     job: JobView, progress: dict[str, Progress]
 ) -> Sequence[Progress | WorkerRecord | JobStatus | PastLives]:
     """What counts for all of the job's workers, together."""
