@@ -12,6 +12,7 @@ import torch
 
 from elasticps.core.ids import BlockId, Round, ServerId, WorkerId
 from elasticps.errors import PeerUnavailable
+from elasticps.server.gradient_mean import Mean
 from elasticps.testing.members import Blueprint, LocalRun, Member, together
 from elasticps.testing.rig import Rig
 from elasticps.testing.rig_server import JOB, RigServer
@@ -275,6 +276,23 @@ async def test_a_worker_that_dies_with_a_staged_push_takes_nothing_with_it() -> 
         mine = [session for conn, session in server.sessions.items() if conn.closed]
         assert mine
         assert not any(session._regions._values for session in mine)
+
+
+async def test_the_mean_of_large_blocks_is_made_nowhere_but_where_it_is_applied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Mean] = []
+    monkeypatch.setattr(Mean, "whole", property(made.append))
+    blueprint = Blueprint(shapes=((50_000,),), block_bytes=1 << 20)
+    async with Rig(servers=1, start_workers=2) as rig:
+        members = await rig.workers(2, blueprint)
+        given = [blueprint.random(rank) for rank in (1, 2)]
+        await together(*(each.step(item) for each, item in zip(members, given, strict=True)))
+        assert min(shared_bytes(rig)) > 0
+        local = LocalRun(blueprint)
+        local.step([(item, 1.0) for item in given])
+        assert torch.equal(members[0].values()[0], local.parameters[0].detach())
+    assert not made
 
 
 async def test_a_gradient_may_change_once_its_push_alone_is_answered() -> None:
