@@ -19,6 +19,7 @@ from elasticps.core.records import (
     WorkerRecord,
     WorkerState,
 )
+from tests.support.properties import REPRODUCIBLE
 
 A = NodeId("a")
 SPEC = JobSpec(name=JobName("job"), argv=("train.py",), cwd="/", audit=True)
@@ -78,7 +79,7 @@ class Leader:
             del self.lives[each.worker]
 
 
-@settings(max_examples=30)
+@settings(REPRODUCIBLE, max_examples=30)
 @given(ENDS)
 def test_counts_are_the_same_whether_records_are_deleted_or_not(ends: list) -> None:
     leaders = [Leader(forgets=True), Leader(forgets=False)]
