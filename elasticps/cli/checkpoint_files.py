@@ -127,8 +127,9 @@ def export(settings: Settings, checkpoint: str, out: Path, force: bool, as_json:
     \b
     Exit codes:
       0    OUT is there, whole and on the disk
-      1    CHECKPOINT is damaged or missing, the cluster cannot be reached, or OUT cannot be written
-      2    no such job, OUT is no .safetensors name, or it exists and --force was not said
+      1    CHECKPOINT is damaged or missing, the cluster cannot be reached,
+           or OUT cannot be written
+      2    no such job, OUT is no .safetensors name, or it exists without --force
     """
     from elasticps.checkpoint.directory import newest
     from elasticps.checkpoint.export import export as written
