@@ -108,6 +108,17 @@ def test_the_cause_is_what_the_leader_saw(world: World, story: str, cause: Cause
     assert (promoted.detected_s is not None) == seen
 
 
+def test_a_copy_too_many_while_a_block_moves_need_not_come_back(world: World) -> None:
+    world.plan((A, B, C), (B, C), (C, A))
+    world.look()
+    world.gone("a")
+    world.look()
+    world.plan((B, C), (B, C), (C, B))
+    promoted, healed = world.look(0.5)
+    assert isinstance(promoted, Promoted)
+    assert isinstance(healed, Healed)
+
+
 def test_a_node_that_is_drained_empty_is_no_failover(world: World) -> None:
     world.plan((B, C), (B, C), (C, B))
     world.look()
@@ -154,12 +165,12 @@ def test_losses_that_never_heal_do_not_pile_up(world: World) -> None:
     holders = [ServerId(f"m{number}/1") for number in range(MOST_OPEN + 5)]
     for holder in holders:
         world.node(holder.removesuffix("/1"))
-    world.plan((*holders, B))
     world.look()
-    while holders:
-        world.gone(holders.pop(0).removesuffix("/1"))
+    for holder in holders:
+        world.gone(holder.removesuffix("/1"))
+        world.plan((holder, B))
         assert world.look() == []
-        world.plan((*holders, B))
+        world.plan((B,))
         (promoted,) = world.look()
         assert isinstance(promoted, Promoted)
     assert len(world.failovers._open) == MOST_OPEN

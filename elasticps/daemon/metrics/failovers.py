@@ -63,8 +63,9 @@ class Signs:
 class Loss:
     """A server that is gone: at ``lost_s`` (monotonic) etcd did not list it any more.
 
-    ``copies`` is how many living replicas in sync each of its blocks had before. ``cause`` is known
-    once others lead all that it ``led``.
+    ``copies`` is how many living replicas in sync each of its blocks had before; not those beyond
+    what its job asks for, which a block has while it moves. ``cause`` is known once others lead all
+    that it ``led``.
     """
 
     server: ServerId
@@ -89,7 +90,7 @@ class Promoted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Healed:
-    """Its blocks have as many living replicas as before, ``after_s`` its loss."""
+    """Its blocks have their copies back, ``after_s`` its loss."""
 
     loss: Loss
     cause: Cause
@@ -135,8 +136,9 @@ class Failovers:
         entries: dict[Place, Entry],
         now_s: float,
     ) -> None:
+        asked = {job.key: job.spec.replicas for job in view.active_jobs if job.spec}
         copies = {
-            place: sum(holder in before for holder in entry.holders)
+            place: min(sum(holder in before for holder in entry.holders), asked[place[0]])
             for place, entry in entries.items()
             if server in entry.holders
         }

@@ -316,6 +316,11 @@ async def test_a_killed_node_is_a_failover_that_the_leader_times(
 ) -> None:
     leader = await metrics.leader()
     victim = next(node for node in NODES if node != leader)
+    await metrics.until(
+        victim,
+        lambda scrape: scrape.get("blocks", job_name=job.name, role="primary") > 0,
+        "it leads blocks: it may have been drained until now",
+    )
     names = [
         "failovers_total",
         "failover_detect_seconds_count",
