@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 from typing import BinaryIO
+
+import xxhash
 
 from elasticps.checkpoint.disk import Disk
 from elasticps.checkpoint.manifest import FileEntry, Manifest, read_manifest, refuse_pickle
@@ -90,21 +91,16 @@ def check_stream(file: BinaryIO, path: Path, entry: FileEntry, field: str) -> No
         )
     check_header(int.from_bytes(start[:LENGTH_BYTES], "little"), path)
     file.seek(len(start))
-    if sha256_of(file, start) != entry.sha256:
-        raise CheckpointError(
-            "the file is damaged: its SHA-256 differs from the manifest's",
-            where=str(path),
-            field=f"{field}.sha256",
-            limit=entry.sha256,
-        )
-
-
-def sha256_of(file: BinaryIO, start: bytes = b"") -> str:
-    """Of ``start``, and of what is yet to be read of the file."""
-    digest = hashlib.sha256(start)
+    digest = xxhash.xxh3_128(start)
     while chunk := file.read(CHUNK_BYTES):
         digest.update(chunk)
-    return digest.hexdigest()
+    if digest.hexdigest() != entry.xxh128:
+        raise CheckpointError(
+            "the file is damaged: its XXH128 differs from the manifest's",
+            where=str(path),
+            field=f"{field}.xxh128",
+            limit=entry.xxh128,
+        )
 
 
 def check_header(length: int, path: Path) -> None:

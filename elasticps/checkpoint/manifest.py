@@ -20,9 +20,9 @@ from elasticps.core.ranges import DataSpec, Range, Supply
 from elasticps.core.undecodable import UNDECODABLE
 from elasticps.errors import CheckpointError, listed
 
-BY_PARAMETER = 2
+BY_PARAMETER = 4
 """The format with all values in one file and all optimizer state in another."""
-FORMAT = 3
+FORMAT = 5
 """The format with a file for each block, as the shard servers write them."""
 MANIFEST = "manifest.json"
 BUFFER = "buffer/"
@@ -39,11 +39,11 @@ Scalar = float | int | bool | None
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A file beside the manifest."""
+    """A file beside the manifest; ``xxh128`` is its XXH3 hash, of 128 bits."""
 
     name: str
     size: int
-    sha256: str
+    xxh128: str
 
 
 class StateEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +123,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     model's state_dict, each with the name that its tensor is under here. ``left_out`` are those of
     tensors that no file can have, with the dtype of each.
 
-    What the job holds is in ``blocks``, or, in format 2, in the files ``values`` and ``optimizer``
+    What the job holds is in ``blocks``, or, in format 4, in the files ``values`` and ``optimizer``
     with ``state`` by parameter name.
     """
 

@@ -18,10 +18,7 @@ from elasticps.checkpoint.tensor_file import (
     Earlier,
     Row,
     bytes_of,
-    is_hashed_first,
-    settle_file,
     write_rows,
-    write_unhashed,
 )
 from elasticps.core.blocks import Model, Parameter
 from elasticps.core.ids import Round
@@ -83,12 +80,8 @@ class Rehearsal:
         path = draft.directory / f"{parameter}-{start}.safetensors"
         rows = [Row(key, item.dtype, item.shape, bytes_of(item)) for key, item in tensors.items()]
         earlier = self._earlier(parameter, start)
-        if is_hashed_first(path, earlier):
-            entry = write_rows(path, rows, disk=self.disk, durable=False, earlier=earlier)
-            self.disk.sync_file(draft.directory / entry.name)
-        else:
-            size = write_unhashed(path, rows, disk=self.disk)
-            entry = settle_file(path, size, disk=self.disk, earlier=earlier)
+        entry = write_rows(path, rows, disk=self.disk, durable=False, earlier=earlier)
+        self.disk.sync_file(path)
         return BlockEntry(
             parameter=parameter,
             start=start,
@@ -105,7 +98,7 @@ class Rehearsal:
         except CheckpointError:
             return None
         files = [row.file for row in blocks if (row.parameter, row.start) == (parameter, start)]
-        return Earlier(there[0][1] / files[0].name, files[0].sha256) if files else None
+        return Earlier(there[0][1] / files[0].name, files[0].xxh128) if files else None
 
     def prune(self, keep: int) -> None:
         prune(self.root, keep, disk=self.disk)

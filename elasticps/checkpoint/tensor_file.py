@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 
@@ -20,7 +19,6 @@ from elasticps.checkpoint.integrity import (
     check_file,
     check_header,
     check_stream,
-    sha256_of,
     unreadable,
 )
 from elasticps.checkpoint.manifest import FileEntry
@@ -51,8 +49,6 @@ _NAMES = {
 
 PIECE_BYTES = 4 << 20
 """Of a tensor that is not on the CPU, or not contiguous, so much is copied at a time."""
-LINKED = "-same"
-"""How the name of a file ends that was found to be as in the checkpoint before."""
 
 
 def can_hold(dtype: torch.dtype) -> bool:
@@ -93,10 +89,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """A file of a checkpoint that is there, with the SHA-256 that its manifest names."""
+    """A file of a checkpoint that is there, with the digest that its manifest names."""
 
     path: Path
-    sha256: str
+    xxh128: str
 
 
 def write_rows(
@@ -109,108 +105,51 @@ def write_rows(
 ) -> FileEntry:
     """Write tensors to a new file, and fsync it where it is to be ``durable``.
 
-    Where the ``earlier`` file holds the very same, that one gets a second name beside ``path``
-    instead. Raises OSError, CheckpointError.
+    Where the ``earlier`` file holds the very same, ``path`` becomes a second name of it instead.
+    Raises OSError, CheckpointError.
     """
-    content = _Content.of(path, rows)
+    # Wider ones first: every tensor is then aligned for its dtype.
+    ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
+    header = _header(path, ordered)
+    size = len(header) + sum(row.part.nbytes for row in ordered)
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield header
+        for row in ordered:
+            yield from row.pieces()
+
     if earlier is not None:
-        digest = hashlib.sha256()
-        for part in content.parts():
+        digest = xxhash.xxh3_128()
+        for part in parts():
             digest.update(part)
-        linked = _linked(earlier, path, content.size, digest.hexdigest(), disk)
-        if linked is not None:
-            return linked
-    digest = hashlib.sha256()
+        entry = FileEntry(name=path.name, size=size, xxh128=digest.hexdigest())
+        if _is_linked(path, entry, earlier, disk):
+            return entry
+    digest = xxhash.xxh3_128()
 
     def hashed() -> Iterator[bytes | memoryview]:
-        for part in content.parts():
+        for part in parts():
             digest.update(part)
             yield part
 
     (disk.create if durable else disk.write)(path, hashed())
-    return FileEntry(name=path.name, size=content.size, sha256=digest.hexdigest())
+    return FileEntry(name=path.name, size=size, xxh128=digest.hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """What is to be in a file."""
-
-    header: bytes
-    rows: Sequence[Row]
-
-    @classmethod
-    def of(cls, path: Path, rows: Iterable[Row]) -> Self:
-        # Wider ones first: every tensor is then aligned for its dtype.
-        ordered = sorted(rows, key=lambda row: (-row.dtype.itemsize, row.name))
-        return cls(_header(path, ordered), ordered)
-
-    @property
-    def size(self) -> int:
-        return len(self.header) + sum(row.part.nbytes for row in self.rows)
-
-    def parts(self) -> Iterator[bytes | memoryview]:
-        yield self.header
-        for row in self.rows:
-            yield from row.pieces()
-
-
-def write_unhashed(path: Path, rows: Iterable[Row], *, disk: Disk = STORAGE) -> int:
-    """Write tensors to a new file, not durably, and leave the rest to ``settle_file``.
-
-    Returns the file's size. Raises OSError, CheckpointError.
-    """
-    content = _Content.of(path, rows)
-    disk.write(path, content.parts())
-    return content.size
-
-
-def settle_file(
-    path: Path, size: int, *, disk: Disk = STORAGE, earlier: Earlier | None = None
-) -> FileEntry:
-    """Hash a file that was just written, of ``size`` bytes, and fsync it.
-
-    Where the ``earlier`` file holds the very same, that one gets a second name beside ``path``
-    instead, which is removed. Raises OSError, CheckpointError.
-    """
-    with disk.open(path) as file:
-        digest = sha256_of(file)
-        if file.tell() != size:
-            raise CheckpointError(
-                f"{path.name} has {file.tell()} bytes", where=str(path), limit=f"{size}, as written"
-            )
-    linked = _linked(earlier, path, size, digest, disk) if earlier is not None else None
-    if linked is not None:
-        disk.remove_tree(path)
-        return linked
-    disk.sync_file(path)
-    return FileEntry(name=path.name, size=size, sha256=digest)
-
-
-def is_hashed_first(path: Path, earlier: Earlier | None) -> bool:
-    """Is a file for ``write_rows``, and not for ``write_unhashed``?
-
-    One that goes to a store is: what is there already is not to be sent. So is one that was found
-    to be as it was the last time.
-    """
-    return isinstance(path, Url) or (earlier is not None and earlier.path.stem.endswith(LINKED))
-
-
-def _linked(earlier: Earlier, path: Path, size: int, digest: str, disk: Disk) -> FileEntry | None:
-    """Give the earlier file a second name beside ``path``, if it is the same. None where it is not
-    the same, has gone or is damaged, and where the file system has no second names."""
-    if digest != earlier.sha256:
-        return None
-    second = path.with_stem(path.stem + LINKED)
-    entry = FileEntry(name=second.name, size=size, sha256=digest)
+def _is_linked(path: Path, entry: FileEntry, earlier: Earlier, disk: Disk) -> bool:
+    """Make ``path`` a second name of the earlier file, if that is what ``entry`` says. False where
+    it is not, has gone or is damaged, and where the file system has no second names."""
+    if entry.xxh128 != earlier.xxh128:
+        return False
     try:
         # Read first: what the disk has lost of it must not go on into every later checkpoint.
         # A store holds its objects against digests of its own, and reading them is costly.
         if not isinstance(path, Url):
             check_file(earlier.path, entry, entry.name, disk=disk)
-        disk.link(earlier.path, second)
+        disk.link(earlier.path, path)
     except (OSError, CheckpointError):
-        return None
-    return entry
+        return False
+    return True
 
 
 def _header(path: Path, ordered: Sequence[Row]) -> bytes:

@@ -192,8 +192,6 @@ class ParameterBlock(ReplicatedBlock):
                 return
             self._begin_save(meta, replica.round if exact else None)
         assert self._save is not None
-        if meta.awaited:
-            self._saver.pace.hurry()
         if meta.written:
             self._save.ask(request)
         else:
@@ -226,10 +224,9 @@ class ParameterBlock(ReplicatedBlock):
         save = self._save
         if save is None:
             return False
-        assert self._saver is not None
-        self._saver.pace.asked()
         if commit is None or not self._is_held(commit):
             return False
+        assert self._saver is not None
         save.held.append((request, go_on))
         self._saver.hurry(save)
         return True

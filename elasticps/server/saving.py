@@ -3,23 +3,19 @@
 A block waits in a queue for its turn. Then it is copied and given to the operating system, beside
 the event loop; so no more than ``STREAMS`` blocks are in memory twice. In a job that goes by whole
 rounds a request that would carry a block past the checkpoint's round waits until it is copied, and
-the block is next in the queue. The rest, the hash and the fsync, holds up nobody: it is done when
-the workers leave the server time (``pace``). A block whose bytes are those of the checkpoint before
-gets that one's file, under a second name.
+the block is next in the queue. The fsyncs hold up nobody: each file's begins as soon as it is
+written, so that the disk is at work from the first block on. A block whose bytes are those of the
+checkpoint before gets that one's file, under a second name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import socket
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,16 +28,12 @@ from elasticps.checkpoint.tensor_file import (
     Earlier,
     Row,
     bytes_of,
-    is_hashed_first,
-    settle_file,
     write_rows,
-    write_unhashed,
 )
 from elasticps.checkpoint.url import place_of
 from elasticps.core.ids import BlockId, Round
 from elasticps.errors import CheckpointError, ElasticError
 from elasticps.server.hosted import Request
-from elasticps.server.pace import Pace
 from elasticps.wire.frame import Status
 from elasticps.wire.messages import EarlierFile, RefusalMeta, SavedMeta, StateMeta, encode
 from elasticps.wire.tensors import dtype_named
@@ -51,9 +43,7 @@ log = logging.getLogger(__name__)
 STREAMS = 2
 """How many blocks of a server are copied and on their way to the disk at a time."""
 SYNCS = 3
-"""How many of its files are hashed and fsynced at a time."""
-NICENESS = 10
-"""Of the threads that do so: who trains goes first where there are too few cores."""
+"""How many of its files are fsynced at a time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -140,30 +130,16 @@ class Room:
         return bytes_of(self._bytes[:size])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """A block's file that is not durable yet. ``entry``: None, unless it has been hashed."""
-
-    path: Path
-    size: int
-    entry: FileEntry | None
-
-
 class Saver:
-    """The queue of one job's blocks on one server. ``root`` is where its checkpoints are.
-
-    ``pace`` is to be told of what workers ask for.
-    """
+    """The queue of one job's blocks on one server. ``root`` is where its checkpoints are."""
 
     def __init__(self, tasks: asyncio.TaskGroup, root: str) -> None:
-        self.pace = Pace()
         self._tasks = tasks
         self._root = root
-        self._draft = ""
         self._queue: list[Save] = []
         self._streams = 0
-        self._written: list[tuple[Save, Written, Callable[[FileEntry], SavedMeta]]] = []
-        self._settling = 0
+        self._written: list[tuple[Save, Path, SavedMeta]] = []
+        self._syncs = 0
 
     def add(self, save: Save) -> None:
         """Raises CheckpointError where nothing may be written there."""
@@ -177,10 +153,6 @@ class Saver:
                 where=self._root,
                 field="earlier",
             )
-        if save.draft != self._draft:
-            self._draft = save.draft
-            self.pace.begin()
-        self.pace.add()
         self._queue.append(save)
         if self._streams < STREAMS:
             self._streams += 1
@@ -199,10 +171,6 @@ class Saver:
                 await self._write(self._queue.pop(0), room)
         finally:
             self._streams -= 1
-        # Not before all is copied: a write waits for the journal that an fsync commits.
-        while not self._streams and self._settling < min(SYNCS, len(self._written)):
-            self._settling += 1
-            self._tasks.create_task(self._settle_all())
 
     async def _write(self, save: Save, room: Room) -> None:
         if save.copied:  # given up meanwhile
@@ -213,49 +181,41 @@ class Saver:
             if save.given_up:  # it may have changed while it was copied
                 return
             work = (directory, save.block, meta, payload, self._path_of(save.earlier))
-            written = await asyncio.to_thread(write_block, *work)
+            entry = await asyncio.to_thread(write_block, *work)
         except FileNotFoundError:
             save.settle(None, self._not_shared(directory))
         except OSError as error:
-            save.settle(None, f"block {save.block} cannot be written: {error.strerror}")
+            save.settle(None, _not_written(save.block, error))
         except ElasticError as error:
             save.settle(None, str(error))
         else:
-            self._written.append((save, written, partial(_saved, meta, version)))
+            saved = SavedMeta(
+                entry.name, entry.size, entry.xxh128, meta.round, version, meta.scalars
+            )
+            self._written.append((save, directory / entry.name, saved))
+            if self._syncs < SYNCS:
+                self._syncs += 1
+                self._tasks.create_task(self._sync_all())
 
-    async def _settle_all(self) -> None:
-        thread = ThreadPoolExecutor(1, "settle", initializer=_let_others_go_first)
+    async def _sync_all(self) -> None:
         try:
             while self._written:
-                if wait_s := self.pace.wait_s():
-                    await asyncio.sleep(wait_s)
-                else:
-                    await self._settle(*self._written.pop(0), thread)
+                await self._sync(*self._written.pop(0))
         finally:
-            self._settling -= 1
-            thread.shutdown(wait=False)
+            self._syncs -= 1
 
-    async def _settle(
-        self,
-        save: Save,
-        written: Written,
-        saved: Callable[[FileEntry], SavedMeta],
-        thread: ThreadPoolExecutor,
-    ) -> None:
-        work = (written, self._path_of(save.earlier))
+    async def _sync(self, save: Save, path: Path, saved: SavedMeta) -> None:
         try:
-            entry = await asyncio.get_running_loop().run_in_executor(thread, settle_block, *work)
+            await asyncio.to_thread(STORAGE.sync_file, path)
         except OSError as error:
-            save.settle(None, f"block {save.block} cannot be written: {error.strerror}")
-        except ElasticError as error:
-            save.settle(None, str(error))
+            save.settle(None, _not_written(save.block, error))
         else:
-            save.settle(saved(entry))
+            save.settle(saved)
 
     def _path_of(self, file: EarlierFile | None) -> Earlier | None:
         if file is None:
             return None
-        return Earlier(place_of(self._root) / file.checkpoint / file.name, file.sha256)
+        return Earlier(place_of(self._root) / file.checkpoint / file.name, file.xxh128)
 
     def _not_shared(self, directory: Path) -> str:
         """Why a draft, which the main worker made before it told of it, is not here."""
@@ -266,13 +226,8 @@ class Saver:
         )
 
 
-def _saved(meta: StateMeta, version: int, entry: FileEntry) -> SavedMeta:
-    return SavedMeta(entry.name, entry.size, entry.sha256, meta.round, version, meta.scalars)
-
-
-def _let_others_go_first() -> None:
-    if sys.platform == "linux":  # where it is this thread's alone
-        os.nice(NICENESS)
+def _not_written(block: BlockId, error: OSError) -> str:
+    return f"block {block} cannot be written: {error.strerror}"
 
 
 def _is_of_a_checkpoint(file: EarlierFile) -> bool:
@@ -285,11 +240,8 @@ def write_block(
     meta: StateMeta,
     payload: memoryview,
     earlier: Earlier | None = None,
-) -> Written:
-    """Write a block's value and state, for ``settle_block``. Raises OSError and CheckpointError.
-
-    One that the checkpoint before had found to be as it was is hashed first: it may be so again.
-    """
+) -> FileEntry:
+    """Write a block's value and state, not durably. Raises OSError and CheckpointError."""
     rows: list[Row] = []
     offset = 0
     for row in meta.tensors:
@@ -298,16 +250,4 @@ def write_block(
         offset += row.nbytes
     # Another server may write the block too, when the first dies or is deposed meanwhile.
     path = directory / f"block-{block:06d}-{secrets.token_hex(4)}.safetensors"
-    if is_hashed_first(path, earlier):
-        entry = write_rows(path, rows, durable=False, earlier=earlier)
-        return Written(path=directory / entry.name, size=entry.size, entry=entry)
-    return Written(path=path, size=write_unhashed(path, rows), entry=None)
-
-
-def settle_block(written: Written, earlier: Earlier | None) -> FileEntry:
-    """Hash what was written, unless it is, and make it durable; or link the ``earlier`` file that
-    is the same. Raises OSError and CheckpointError."""
-    if written.entry is None:
-        return settle_file(written.path, written.size, earlier=earlier)
-    STORAGE.sync_file(written.path)
-    return written.entry
+    return write_rows(path, rows, durable=False, earlier=earlier)

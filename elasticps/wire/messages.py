@@ -100,7 +100,7 @@ class EarlierFile(msgspec.Struct, frozen=True, array_like=True):
 
     checkpoint: str
     name: str
-    sha256: str
+    xxh128: str
 
 
 class SaveMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -108,8 +108,7 @@ class SaveMeta(msgspec.Struct, frozen=True, array_like=True):
 
     ``exact``: as it is after the round that ``proof`` proves, and after no later one; what asks for
     a later one waits until it is copied. ``written``: to be answered when it is, else at once.
-    A block that is as in the ``earlier`` file is not written again. ``awaited``: somebody waits for
-    the checkpoint, which is then not paced.
+    A block that is as in the ``earlier`` file is not written again.
     """
 
     proof: PullMeta
@@ -117,7 +116,6 @@ class SaveMeta(msgspec.Struct, frozen=True, array_like=True):
     exact: bool
     written: bool
     earlier: EarlierFile | None = None
-    awaited: bool = False
 
 
 class SavedMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -125,7 +123,7 @@ class SavedMeta(msgspec.Struct, frozen=True, array_like=True):
 
     name: str
     size: int
-    sha256: str
+    xxh128: str
     round: Round
     version: int
     scalars: dict[str, float | int | bool | None] = {}

@@ -46,13 +46,11 @@ Targets = Mapping[int, torch.Tensor]
 class SaveOrder:
     """Write the blocks into the directory named ``draft``; what is as in ``earlier`` is there.
 
-    ``exact``: as after the round that the worker's proof proves. ``awaited``: as fast as the disk
-    takes it.
+    ``exact``: as after the round that the worker's proof proves.
     """
 
     draft: str
     exact: bool
-    awaited: bool
     earlier: Mapping[BlockId, EarlierFile]
 
 
@@ -224,9 +222,7 @@ class BlockCalls:
         async def one(memory: BlockMemory) -> tuple[BlockMemory, SavedMeta] | None:
             its_proof = _proof_of(proof, at_once=memory.at_once)
             earlier = order.earlier.get(memory.block.id)
-            meta = SaveMeta(
-                its_proof, order.draft, order.exact, written, earlier, awaited=order.awaited
-            )
+            meta = SaveMeta(its_proof, order.draft, order.exact, written, earlier)
             call = Call(
                 kind=Kind.SAVE,
                 block=memory.block.id,

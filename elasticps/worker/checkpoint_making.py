@@ -9,7 +9,6 @@ block is copied at a moment of its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -42,7 +41,7 @@ from elasticps.core.blocks import Model
 from elasticps.core.commands import Cut
 from elasticps.core.consistency import Consistency
 from elasticps.core.ids import Round
-from elasticps.errors import BlockUnavailable, CheckpointError
+from elasticps.errors import CheckpointError
 from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.messages import EarlierFile, PullMeta, SavedMeta
 from elasticps.worker.block_calls import SaveOrder
@@ -59,8 +58,7 @@ TakeOwn = Callable[[], WorkerState]
 class Making:
     """``begin`` one on the script's thread, ``end`` it on the data loop.
 
-    ``check`` raises CheckpointError where the place is another job's. ``awaited``: a user has asked
-    for it, and waits.
+    ``check`` raises CheckpointError where the place is another job's.
     """
 
     def __init__(
@@ -71,16 +69,13 @@ class Making:
         take_own: TakeOwn | None = None,
         *,
         check: Callable[[], None],
-        awaited: bool = False,
     ) -> None:
         self.job = job
         self.round = round_
         self.draft = Draft(place_of(job.checkpoint_dir), round_)
         self._model = model
         self._exact = job.consistency is Consistency.SYNC and not job.backup_workers
-        self._order = SaveOrder(
-            draft=self.draft.directory.name, exact=self._exact, awaited=awaited, earlier={}
-        )
+        self._order = SaveOrder(draft=self.draft.directory.name, exact=self._exact, earlier={})
         self._proof = PullMeta()
         self._cut: Cut | None = None
         self._take_own = take_own
@@ -138,13 +133,13 @@ class Making:
         files = {(row.parameter, row.start, row.stop): row.file for row in manifest.blocks}
         blocks = {item.block.id: self._part_of(item) for item in memory}
         earlier = {
-            block: EarlierFile(newest.name, files[part].name, files[part].sha256)
+            block: EarlierFile(newest.name, files[part].name, files[part].xxh128)
             for block, part in blocks.items()
             if part in files
         }
         self._order = replace(self._order, earlier=earlier)
         if manifest.frozen is not None:
-            self._earlier_frozen = Earlier(newest / manifest.frozen.name, manifest.frozen.sha256)
+            self._earlier_frozen = Earlier(newest / manifest.frozen.name, manifest.frozen.xxh128)
 
     def _not_alone(self, number: Round, place: Path) -> CheckpointError:
         """What to raise where a checkpoint of a later round is: it would be taken for the newest,
@@ -169,12 +164,6 @@ class Making:
                 where="the job's ledger",
             )
         return proof, cut
-
-    async def hurry(self, exchange: Exchange) -> None:
-        """Have what is yet to be written not wait for the training any more."""
-        # Whoever waits for the files hears of what is wrong with one.
-        with contextlib.suppress(BlockUnavailable, CheckpointError):
-            await exchange.hurry_save(self._proof, replace(self._order, awaited=True))
 
     async def end(self, exchange: Exchange) -> None:
         """Wait until all is written, and commit it. Raises BlockUnavailable and CheckpointError."""
@@ -215,7 +204,7 @@ class Making:
             stop=stop,
             round=saved.round,
             version=saved.version,
-            file=FileEntry(name=saved.name, size=saved.size, sha256=saved.sha256),
+            file=FileEntry(name=saved.name, size=saved.size, xxh128=saved.xxh128),
             scalars=saved.scalars,
         )
 

@@ -6,7 +6,7 @@ The main worker says when, and commits what the shard servers have written (``ch
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import msgspec
@@ -48,7 +48,6 @@ class Checkpoints:
         self._seen: Round | None = None
         self._told_late = False
         self._under_way: Future[None] | None = None
-        self._hurry: Callable[[], Future[None]] | None = None
         self._model = model
         self._memory = memory
         self._parameters = {
@@ -134,34 +133,25 @@ class Checkpoints:
         being written is waited for first.
         """
         self.finish()
-        awaited = job.checkpoint_request > self._answering
         self._answering = job.checkpoint_request
         try:
             check = self._owned(job).check
             check()
             round_ = exchange.commit.round if exchange.commit else Round(0)
-            making = Making(self._model, job, round_, self.take_own, check=check, awaited=awaited)
+            making = Making(self._model, job, round_, self.take_own, check=check)
             if making.is_made():
                 self._made(making)
             else:
                 making.begin(exchange, loop, self._memory)
                 self._under_way = loop.start(self._written(making, exchange, tell))
-                self._hurry = lambda: loop.start(making.hurry(exchange))
         except (BlockUnavailable, CheckpointError) as error:
             self._failed(job, error)
 
     def finish(self) -> None:
-        """Wait for the one that is being written, which is paced no more. Not on the data loop."""
+        """Wait for the one that is being written, if there is one. Not on the data loop."""
         under_way, self._under_way = self._under_way, None
-        hurry, self._hurry = self._hurry, None
-        if under_way is None:
-            return
-        hurrying = hurry() if hurry is not None and not under_way.done() else None
-        try:
+        if under_way is not None:
             under_way.result()
-        finally:
-            if hurrying is not None:
-                hurrying.cancel()
 
     async def _written(self, making: Making, exchange: Exchange, tell: Tell) -> None:
         try:

@@ -311,10 +311,6 @@ class Standing:
         """Wait until every block is written. Raises BlockUnavailable and CheckpointError."""
         return await self._blocks.save(proof, order, written=True)
 
-    async def hurry_save(self, proof: PullMeta, order: SaveOrder) -> None:
-        """Tell the servers again, now that somebody waits. Raises as ``saved`` does."""
-        await self._blocks.save(proof, order, written=False)
-
     async def audit(self) -> Verdict:
         """Hold what this worker was told was applied against what the blocks applied of it."""
         return await self._blocks.audit(self._proof(), self._tally, self._tallies)

@@ -66,16 +66,26 @@ async def frames() -> list[tuple[str, bytes]]:
 
     Connection._write = tapped  # type: ignore[method-assign]
     try:
-        async with Rig(servers=2, start_workers=1, replicas=2) as rig:
-            (member,) = await rig.workers(1, SMALL)
-            for seed in range(3):
-                await member.step(SMALL.random(seed))
-            await member.exchange.states()
-            await member.exchange.audit()
-            await rig.move(BlockId(1), *reversed(rig.entries[BlockId(1)].holders))
+        for local in (False, True):
+            await train(local)
     finally:
         Connection._write = write  # type: ignore[method-assign]
     return kept
+
+
+async def train(local: bool) -> None:
+    """``local``: with shared memory, so that no frame has a payload."""
+    async with Rig(servers=2, start_workers=1, replicas=2, local=local) as rig:
+        (member,) = await rig.workers(1, SMALL)
+        for seed in range(3):
+            await member.step(SMALL.random(seed))
+        await member.exchange.states()
+        await member.exchange.audit()
+        await rig.move(BlockId(1), *reversed(rig.entries[BlockId(1)].holders))
+        for block, server in zip(rig.entries, (*rig.servers, *rig.servers), strict=False):
+            await rig.move(block, server)  # apart, they are asked one by one
+        for seed in range(3):
+            await member.step(SMALL.random(seed))
 
 
 def write_wire(corpus: Path) -> None:

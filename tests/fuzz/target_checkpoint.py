@@ -5,11 +5,12 @@ An input is a byte that says which, and then the file.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+
+import xxhash
 
 from elasticps.checkpoint.integrity import check_whole
 from elasticps.checkpoint.manifest import MANIFEST, FileEntry, sealed
@@ -58,7 +59,7 @@ def _as_manifest(body: bytes) -> None:
 def _as_tensors(body: bytes) -> None:
     path = place() / "tensors"
     path.write_bytes(body)
-    entry = FileEntry(name=path.name, size=len(body), sha256=hashlib.sha256(body).hexdigest())
+    entry = FileEntry(name=path.name, size=len(body), xxh128=xxhash.xxh3_128(body).hexdigest())
     try:
         tensors = read_tensors(place(), entry, "values")
     except CheckpointError as error:

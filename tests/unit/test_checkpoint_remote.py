@@ -139,7 +139,7 @@ def test_a_store_is_asked_once_whether_all_blocks_are_there(
 ) -> None:
     draft = Draft(root, Round(10))
     draft.begin()
-    entries = [FileEntry(name=f"block-{number}", size=2, sha256="") for number in range(20)]
+    entries = [FileEntry(name=f"block-{number}", size=2, xxh128="") for number in range(20)]
     for entry in entries:
         STORAGE.write(draft.directory / entry.name, [b"ab"])
     asked: list[Path] = []
@@ -148,11 +148,11 @@ def test_a_store_is_asked_once_whether_all_blocks_are_there(
     monkeypatch.setattr(REMOTE, "open", lambda path: asked.append(path))
     draft.check(entries)
     assert asked == [draft.directory]
-    longer = FileEntry(name="block-0", size=3, sha256="")
+    longer = FileEntry(name="block-0", size=3, xxh128="")
     with pytest.raises(CheckpointError, match="block-0 has 2 bytes"):
         draft.check([longer])
     with pytest.raises(CheckpointError, match="block-99 was written by its shard server, and is"):
-        draft.check([*entries, FileEntry(name="block-99", size=2, sha256="")])
+        draft.check([*entries, FileEntry(name="block-99", size=2, xxh128="")])
 
 
 def test_a_damaged_newest_one_is_passed_over_and_set_aside(root: Path) -> None:

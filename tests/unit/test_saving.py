@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 
 from elasticps.checkpoint.directory import temporary_path_of
@@ -34,22 +33,15 @@ def save_of(block: int, draft: Path, limit: Round | None) -> Save:
 
 
 @pytest.mark.parametrize("limit", [Round(7), None])
-async def test_all_blocks_are_written_before_one_is_hashed_and_each_is_as_it_was_taken(
+async def test_each_file_is_fsynced_after_it_is_written_and_has_the_block_as_it_was_taken(
     limit: Round | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[str] = []
+    durable: dict[str, bytes] = {}
 
-    def noted(name: str) -> None:
-        real = getattr(saving, name)
+    def noted(path: Path) -> None:
+        durable[path.name] = path.read_bytes()
 
-        def call(*work: Any) -> Any:
-            done.append(name)
-            return real(*work)
-
-        monkeypatch.setattr(saving, name, call)
-
-    noted("write_block")
-    noted("settle_block")
+    monkeypatch.setattr(saving.STORAGE, "sync_file", noted)
     draft = temporary_path_of(tmp_path, Round(7))
     draft.mkdir()
     saves = [save_of(block, draft, limit) for block in range(BLOCKS)]
@@ -57,13 +49,13 @@ async def test_all_blocks_are_written_before_one_is_hashed_and_each_is_as_it_was
         saver = Saver(tasks, str(tmp_path))
         for save in saves:
             saver.add(save)
-    assert done == ["write_block"] * BLOCKS + ["settle_block"] * BLOCKS
     for block, save in enumerate(saves):
         saved = save.result
         assert saved is not None, save.error
         body = (draft / saved.name).read_bytes()
+        assert durable[saved.name] == body
         assert (saved.size, saved.round, saved.version) == (len(body), 7, 9)
-        assert saved.sha256 == hashlib.sha256(body).hexdigest()
+        assert saved.xxh128 == xxhash.xxh3_128(body).hexdigest()
         value = load_file(draft / saved.name)["value"]
         assert torch.equal(value, torch.full((3 + block,), float(block)))
 
