@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -108,6 +109,10 @@ class OsDisk:
     def sync_file(self, path: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
+            # Nobody is to read it soon, and the next file's pages cost less where these are free:
+            # a machine that has to be given them by its host writes at a third of the speed.
+            if sys.platform == "linux":
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def link(self, source: Path, target: Path) -> None:
         os.link(source, target)

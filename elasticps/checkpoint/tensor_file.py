@@ -118,22 +118,30 @@ def write_rows(
         for row in ordered:
             yield from row.pieces()
 
+    write = disk.create if durable else disk.write
     if earlier is not None:
-        digest = xxhash.xxh3_128()
-        for part in parts():
-            digest.update(part)
-        entry = FileEntry(name=path.name, size=size, xxh128=digest.hexdigest())
+        entry = FileEntry(name=path.name, size=size, xxh128=_hashed(parts()).hexdigest())
         if _is_linked(path, entry, earlier, disk):
             return entry
+        if not any(isinstance(row.part, torch.Tensor) for row in ordered):
+            write(path, parts())
+            return entry
+    # A tensor may have changed since: the digest is of what is written.
     digest = xxhash.xxh3_128()
-
-    def hashed() -> Iterator[bytes | memoryview]:
-        for part in parts():
-            digest.update(part)
-            yield part
-
-    (disk.create if durable else disk.write)(path, hashed())
+    write(path, (_noted(part, digest) for part in parts()))
     return FileEntry(name=path.name, size=size, xxh128=digest.hexdigest())
+
+
+def _hashed(parts: Iterable[bytes | memoryview]) -> xxhash.xxh3_128:
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(part)
+    return digest
+
+
+def _noted(part: bytes | memoryview, digest: xxhash.xxh3_128) -> bytes | memoryview:
+    digest.update(part)
+    return part
 
 
 def _is_linked(path: Path, entry: FileEntry, earlier: Earlier, disk: Disk) -> bool:
