@@ -17,7 +17,7 @@ from elasticps.wire.tallies import JobCounts
 log = logging.getLogger(__name__)
 
 CHECKED_SHARE = 0.005
-"""Of the server's time, what looking may take where a job does not ask for more."""
+"""Of the server's processor time, what looking may take where a job does not ask for more."""
 
 
 class SpotCheck:
@@ -35,10 +35,9 @@ class SpotCheck:
 
     def is_finite(self, gradient: torch.Tensor) -> bool:
         """Has it neither an inf nor a NaN?"""
-        began_s = time.monotonic()
+        began_s = time.thread_time()
         finite = is_finite(gradient)
-        ended_s = time.monotonic()
-        self._due_s = ended_s + (ended_s - began_s) / CHECKED_SHARE
+        self._due_s = time.monotonic() + (time.thread_time() - began_s) / CHECKED_SHARE
         return finite
 
 

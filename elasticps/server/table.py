@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 REPORT_AGAIN_S = 0.1
 REPORTED_SHARE = 0.1
-"""Of the server's time, what telling promises may take: each report has them all, and where many
-blocks catch up one by one the leader is not to plan for each of them."""
+"""Of the server's processor time, what telling promises may take: each report has them all, and
+where many blocks catch up one by one the leader is not to plan for each of them."""
 LEAST_PAUSE_S = 0.01
 COUNTED_AT_ONCE = 500
 """Replicas: some milliseconds, in which the loop does nothing else."""
@@ -229,7 +229,8 @@ class Table:
 
     def _send_promises(self) -> None:
         """Each job's newest state; what the daemon has no room for now is sent later."""
-        began_s = time.monotonic()
+        # Processor time: a server that has lost its core for a while has nothing to make up for.
+        began_s = time.thread_time()
         for key in sorted(self._stale_promises):
             if self._outbox.full():
                 asyncio.get_running_loop().call_later(REPORT_AGAIN_S, self._send_promises)
@@ -237,8 +238,7 @@ class Table:
             rows = tuple(row for hosted in self._all(key) for row in hosted.promises())
             self._outbox.put_nowait(Promises(key, rows))
             self._stale_promises.discard(key)
-        now_s = time.monotonic()
-        pause_s = max(LEAST_PAUSE_S, (now_s - began_s) / REPORTED_SHARE)
+        pause_s = max(LEAST_PAUSE_S, (time.thread_time() - began_s) / REPORTED_SHARE)
         self._next_report_s = asyncio.get_running_loop().time() + pause_s
 
     def _all(self, key: JobKey) -> Iterable[Hosted]:

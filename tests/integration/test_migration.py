@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -524,3 +525,25 @@ async def test_training_goes_on_when_plans_reach_servers_and_workers_at_any_time
         rounds = await training.during(move())
         await assert_none_lost(training, rounds)
     await assert_undisturbed(training)
+
+
+async def test_a_server_that_loses_its_core_while_it_reports_has_nothing_to_make_up_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost_s = 0.2
+    promises = ParameterBlock.promises
+
+    def slow(self: ParameterBlock) -> object:
+        if self.id == 1:
+            time.sleep(lost_s)
+        return promises(self)
+
+    async with Rig(servers=2) as rig:
+        (member,) = await rig.workers(1, MOMENTUM)
+        monkeypatch.setattr(ParameterBlock, "promises", slow)
+        there = next(name for name in rig.servers if name not in rig.entries[BlockId(1)].holders)
+        await rig.move(BlockId(1), there)
+        now_s = asyncio.get_running_loop().time()
+        for server in rig.servers.values():
+            assert server.server.table._next_report_s - now_s < lost_s
+        await member.step(MOMENTUM.random(1))
