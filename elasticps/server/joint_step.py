@@ -17,6 +17,7 @@ import torch
 
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import PluginError
+from elasticps.server.bare_step import bare_step
 from elasticps.server.tensor_block import TensorBlock
 
 SMALL_BYTES = 64 * 1024
@@ -87,7 +88,7 @@ def _step(due: Sequence[Due]) -> None:
         if own:
             states[item.block.value] = own[item.block.value]
     try:
-        joint.step()
+        bare_step(joint)
     except Exception as error:  # as in a step of one block
         raise PluginError(
             f"step() failed on {len(due)} blocks from {due[0].block.block.id} on: "

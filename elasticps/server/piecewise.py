@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from elasticps.server.bare_step import bare_step
 from elasticps.server.compute import ComputeThreads, Work
 from elasticps.server.gradient_mean import Mean
 from elasticps.wire.tensors import bytes_of, copy_bytes
@@ -97,7 +98,7 @@ class PiecewiseStep:
                 piece.grad = gradient.piece(where, room)
             else:
                 piece.grad = gradient[where]
-            own.step()
+            bare_step(own)
             piece.grad = None
             if target is not None:
                 stretch = slice(where.start * width, where.stop * width)

@@ -15,6 +15,7 @@ from elasticps.api.optimizer import Optimizer
 from elasticps.checkpoint.snapshot import MASTER, VALUE
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter
 from elasticps.errors import PluginError, WireError
+from elasticps.server.bare_step import bare_step
 from elasticps.server.coded_value import HELD, CodedValue, Difference
 from elasticps.server.compute import ComputeThreads, Share
 from elasticps.server.gradient_mean import Mean
@@ -210,7 +211,7 @@ class TensorBlock:
             self.leave_to_readers()
             self._value.grad = gradient.whole if isinstance(gradient, Mean) else gradient
             try:
-                self._optimizer.step()
+                bare_step(self._optimizer)
             except Exception as error:  # an optimizer may raise anything; its job alone ends
                 raise self._failed(error) from error
             finally:
