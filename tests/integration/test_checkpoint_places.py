@@ -30,12 +30,7 @@ from tests.support.checkpoint_rig import (
 )
 from tests.support.checkpoints import snapshot
 from tests.support.processes import wait_until
-from tests.support.scripts import (
-    as_worker,
-    backward,
-    dataset,
-    network,
-)
+from tests.support.scripts import as_worker, backward, dataset, network
 from tests.support.wire import PATIENCE_S
 
 

@@ -24,13 +24,7 @@ from elasticps.server.pace import Pace
 from elasticps.worker.checkpoints import Checkpoints
 from tests.support.checkpoint_rig import BATCH, CheckpointRig, SlowDisk, Training, rounds_in
 from tests.support.processes import wait_until
-from tests.support.scripts import (
-    as_worker,
-    as_workers,
-    backward,
-    dataset,
-    network,
-)
+from tests.support.scripts import as_worker, as_workers, backward, dataset, network
 from tests.support.wire import PATIENCE_S
 
 

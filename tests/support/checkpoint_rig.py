@@ -19,12 +19,7 @@ from elasticps.errors import CheckpointError
 from elasticps.server import saving
 from elasticps.testing.rig import Rig
 from elasticps.wire.control_messages import JobInfo, Welcome
-from tests.support.scripts import (
-    as_worker,
-    backward,
-    dataset,
-    network,
-)
+from tests.support.scripts import as_worker, backward, dataset, network
 from tests.support.wire import PATIENCE_S
 
 BATCH = 8
