@@ -14,9 +14,8 @@ from elasticps.cli import output
 from elasticps.cli.answers import Job, Submission
 from elasticps.cli.ending import cancel
 from elasticps.cli.opened import MAX_NODES, local_cluster, while_whole
-from elasticps.cli.options import MAX_WORKERS, Settings, block_size, json_option, run_async
+from elasticps.cli.options import MAX_WORKERS, Settings, block_bytes_option, json_option, run_async
 from elasticps.cli.progress import Progress
-from elasticps.core.blocks import DEFAULT_BLOCK_BYTES
 from elasticps.core.chosen import DEFAULT_CODEC
 from elasticps.core.consistency import MAX_REPLICAS
 from elasticps.core.push_pull import PushPull, from_metrics
@@ -83,14 +82,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     show_default=True,
     help="Copies of each block.",
 )
-@click.option(
-    "--block-bytes",
-    type=block_size,
-    metavar="BYTES",
-    default=f"{DEFAULT_BLOCK_BYTES >> 20}MiB",
-    show_default=True,
-    help="The largest block, the unit that is placed and moved.",
-)
+@block_bytes_option
 @click.option(
     "--codec",
     metavar="NAME",

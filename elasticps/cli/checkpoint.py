@@ -11,7 +11,7 @@ import click
 
 from elasticps.cli.checkpoint_files import export, import_, list_checkpoints
 from elasticps.cli.completion import complete_job
-from elasticps.cli.options import Settings, json_option, require_known, run_async, seconds
+from elasticps.cli.options import Settings, json_option, require_known, run_async, waiting_option
 from elasticps.cli.output import print_json
 from elasticps.cli.progress import Progress
 from elasticps.errors import ElasticError
@@ -51,13 +51,7 @@ checkpoint.add_command(import_)
 @checkpoint.command()
 @click.argument("job", shell_complete=complete_job)
 @click.option("--no-wait", is_flag=True, help="Ask, and do not wait until it is written.")
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=seconds,
-    metavar="SECONDS",
-    help="Give up waiting after this long.",
-)
+@waiting_option
 @json_option
 @click.pass_obj
 def save(

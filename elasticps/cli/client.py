@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import secrets
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -21,8 +20,6 @@ import msgspec
 from elasticps import __version__
 from elasticps.cli.answers import (
     CheckpointAsked,
-    ErrorAnswer,
-    ErrorBody,
     Events,
     Forgotten,
     Job,
@@ -37,8 +34,9 @@ from elasticps.cli.answers import (
     StoredCheckpoints,
     Submission,
 )
+from elasticps.cli.failures import check, decoded, plain_errors
 from elasticps.cli.frames import Frame, FrameParser
-from elasticps.errors import AccessDenied, ElasticError, PeerUnavailable, UsageError
+from elasticps.errors import PeerUnavailable, UsageError
 
 if TYPE_CHECKING:
     from elasticps.daemon.machine_facts import MachineFacts
@@ -48,8 +46,6 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 15.0
 PATIENCE_S = 30.0
 """How long an outage may last while something is watched: a new leader needs some seconds."""
-_BROKEN = "the daemon has ended, or the token was revoked: ask again, or another by --api URL"
-_HINT = "is the daemon running? see `systemctl status elasticpsd`, or name another by --api URL"
 QUIET_S = 45.0
 """A stream that says nothing for this long is dead: a comment comes every 15 s."""
 AGAIN_AFTER_S = (0.2, 1.0, 3.0)
@@ -170,13 +166,13 @@ class Api:
         patience = aiohttp.ClientTimeout(
             total=wait_s + 4 * ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S
         )
-        with _plain_errors(url):
+        with plain_errors(url):
             async with self._session.post(
                 url, data=body, headers=headers, timeout=patience, allow_redirects=False
             ) as response:
-                await _check(response, url)
+                await check(response, url)
                 document = await response.read()
-        return _decoded(document, Profiled, url), document
+        return decoded(document, Profiled, url), document
 
     async def machine(self, node: Node) -> MachineFacts:
         """What the node's own daemon says of its machine."""
@@ -199,13 +195,13 @@ class Api:
         url = f"{_url(node) if node else self.url}/api/v1/jobs/{_part(job)}/logs"
         url += f"?follow={int(follow)}" + ("&local=1" if node else "")
         endless = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
-        with _plain_errors(url):
+        with plain_errors(url):
             async with self._session.get(
                 url, headers=self._proof(url), timeout=endless, allow_redirects=False
             ) as response:
-                await _check(response, url)
+                await check(response, url)
                 async for line in response.content:
-                    yield _decoded(line, Line, url)
+                    yield decoded(line, Line, url)
 
     async def events(self, *, limit: int, job: str | None = None) -> Events:
         """The newest events of the daemon's timeline, oldest first."""
@@ -224,11 +220,11 @@ class Api:
             total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=QUIET_S
         )
         parser = FrameParser()
-        with _plain_errors(url):
+        with plain_errors(url):
             async with self._session.get(
                 url, headers=headers, timeout=patience, allow_redirects=False
             ) as response:
-                await _check(response, url)
+                await check(response, url)
                 async for chunk in response.content.iter_any():
                     for frame in parser.feed(chunk):
                         yield frame
@@ -283,12 +279,12 @@ class Api:
         headers |= self._proof(url)
         if key is not None:
             headers["Idempotency-Key"] = key
-        with _plain_errors(url):
+        with plain_errors(url):
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
-                await _check(response, url)
-                return _decoded(await response.read(), kind, url)
+                await check(response, url)
+                return decoded(await response.read(), kind, url)
 
 
 async def watch(
@@ -311,49 +307,6 @@ async def watch(
         await asyncio.sleep(period_s)
 
 
-def _certificate_hint(what: str) -> str:
-    if "has expired" in what:
-        return "`elasticps certs issue` makes another; the daemon takes it from its file by itself"
-    return (
-        "--ca names the cluster's authority; the certificate must name the URL's host"
-        " (`elasticps certs issue --host`)"
-    )
-
-
-@contextlib.contextmanager
-def _plain_errors(url: str) -> Iterator[None]:
-    try:
-        yield
-    except aiohttp.ClientConnectorCertificateError as error:
-        raise PeerUnavailable(
-            f"the daemon's certificate is not to be trusted: {error.certificate_error}",
-            where=url,
-            hint=_certificate_hint(str(error.certificate_error)),
-        ) from None
-    except TimeoutError:
-        raise PeerUnavailable("the daemon did not answer in time", where=url, hint=_HINT) from None
-    except aiohttp.ClientSSLError as error:
-        raise PeerUnavailable(
-            f"no TLS with the daemon: {error.os_error.strerror or error.os_error}",
-            where=url,
-            hint="does its API begin with http://? a cluster without certificates has no https",
-        ) from None
-    except aiohttp.ClientPayloadError:
-        raise PeerUnavailable("the daemon's answer broke off", where=url, hint=_BROKEN) from None
-    except (aiohttp.ClientError, OSError) as error:
-        raise PeerUnavailable(
-            f"the daemon cannot be reached: {_cause(error)}", where=url, hint=_HINT
-        ) from None
-
-
-def _cause(error: Exception) -> str:
-    """In the system's words, where it was the system that refused."""
-    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(inner, OSError) and (inner.errno or 0) > 0:
-        return os.strerror(inner.errno or 0)
-    return str(inner) or type(error).__name__
-
-
 def _trust(ca: Path) -> ssl.SSLContext:
     """That authority's certificates and no others. Raises UsageError."""
     try:
@@ -364,48 +317,6 @@ def _trust(ca: Path) -> ssl.SSLContext:
             where=str(ca),
             field="ca",
             limit="a PEM file",
-        ) from None
-
-
-async def _check(response: aiohttp.ClientResponse, url: str) -> None:
-    """Raise the error that the daemon answered with, if any."""
-    if 200 <= response.status < 300:
-        return
-    body = await response.read()
-    try:
-        error = msgspec.json.decode(body, type=ErrorAnswer).error
-    except msgspec.MsgspecError:
-        raise ElasticError(
-            f"HTTP {response.status} {response.reason}, not an answer of elasticps",
-            where=url,
-            hint="does --api name a daemon's HTTP address?",
-        ) from None
-    raise _error(response.status, error)
-
-
-def _error(status: int, body: ErrorBody) -> ElasticError:
-    kinds: dict[int, type[ElasticError]] = {
-        400: UsageError,
-        401: AccessDenied,
-        403: AccessDenied,
-        404: UsageError,
-        413: UsageError,
-        415: UsageError,
-        503: PeerUnavailable,
-    }
-    return kinds.get(status, ElasticError)(
-        body.what, where=body.where, field=body.field, limit=body.limit, hint=body.hint
-    )
-
-
-def _decoded(body: bytes, kind: type[Answer], url: str) -> Answer:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
-        raise ElasticError(
-            f"the answer is not understood: {error}",
-            where=url,
-            hint="does --api name a daemon of this version of elasticps?",
         ) from None
 
 

@@ -20,7 +20,7 @@ from elasticps.cli.options import (
     require_known,
     run_async,
     script_argument,
-    seconds,
+    waiting_option,
 )
 from elasticps.cli.output import count, print_answer, print_json, printable
 from elasticps.cli.progress import Progress
@@ -38,13 +38,7 @@ GONE = "gone"
 @click.argument("node", shell_complete=complete_node)
 @click.option("--stay", is_flag=True, help="The daemon stays in the cluster, holding nothing.")
 @click.option("--no-wait", is_flag=True, help="Ask, and do not wait until the node is empty.")
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=seconds,
-    metavar="SECONDS",
-    help="Give up waiting after this long.",
-)
+@waiting_option
 @json_option
 @click.pass_obj
 def drain(

@@ -19,12 +19,7 @@ from elasticps.api.strategy_choice import joined
 from elasticps.cli.answers import Submission
 from elasticps.core.blocks import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
 from elasticps.core.chosen import DEFAULT_CODEC, DEFAULT_STRATEGY
-from elasticps.core.consistency import (
-    MAX_REPLICAS,
-    Consistency,
-    NonFinite,
-    check_guarantees,
-)
+from elasticps.core.consistency import MAX_REPLICAS, Consistency, NonFinite, check_guarantees
 from elasticps.errors import UsageError, listed
 
 if TYPE_CHECKING:  # aiohttp takes longer to import than all the rest
@@ -150,6 +145,27 @@ def script_argument(command: Command) -> Command:
     return click.argument("script", type=script)(command)
 
 
+def block_bytes_option(command: Command) -> Command:
+    return click.option(
+        "--block-bytes",
+        type=block_size,
+        metavar="BYTES",
+        default=f"{DEFAULT_BLOCK_BYTES >> 20}MiB",
+        show_default=True,
+        help="The largest block, the unit that is placed and moved.",
+    )(command)
+
+
+def waiting_option(command: Command) -> Command:
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        type=seconds,
+        metavar="SECONDS",
+        help="Give up waiting after this long.",
+    )(command)
+
+
 def job_options(command: Command) -> Command:
     """What ``run`` and ``submit`` say of a job."""
     options = (
@@ -263,14 +279,7 @@ def job_options(command: Command) -> Command:
             help="With --resume: leave the optimizer's state there, and begin with none, whichever"
             " the job's optimizer is.",
         ),
-        click.option(
-            "--block-bytes",
-            type=block_size,
-            metavar="BYTES",
-            default=f"{DEFAULT_BLOCK_BYTES >> 20}MiB",
-            show_default=True,
-            help="The largest block, the unit that is placed and moved.",
-        ),
+        block_bytes_option,
         click.option(
             "--audit",
             is_flag=True,

@@ -14,7 +14,7 @@ from elasticps.cli.opened import MAX_NODES, MAX_WORKERS_PER_NODE, local_cluster,
 from elasticps.cli.options import (
     MAX_WORKERS,
     Settings,
-    block_size,
+    block_bytes_option,
     check_job,
     json_option,
     run_async,
@@ -22,7 +22,6 @@ from elasticps.cli.options import (
 )
 from elasticps.cli.progress import Progress
 from elasticps.cli.trial import AUTO, Trial, link_from, try_out
-from elasticps.core.blocks import DEFAULT_BLOCK_BYTES
 from elasticps.core.choices import choose
 from elasticps.core.consistency import MAX_REPLICAS
 from elasticps.core.cost import Link, Prediction
@@ -97,14 +96,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     show_default=True,
     help="Copies of each block.",
 )
-@click.option(
-    "--block-bytes",
-    type=block_size,
-    metavar="BYTES",
-    default=f"{DEFAULT_BLOCK_BYTES >> 20}MiB",
-    show_default=True,
-    help="The largest block, the unit that is placed and moved.",
-)
+@block_bytes_option
 @json_option
 @script_argument
 @click.pass_obj

@@ -16,7 +16,7 @@ from elasticps.cli.options import (
     json_option,
     require_known,
     run_async,
-    seconds,
+    waiting_option,
 )
 from elasticps.cli.output import print_json, printable
 from elasticps.cli.progress import Progress
@@ -37,13 +37,7 @@ if TYPE_CHECKING:
     help="How many workers the job is to have.",
 )
 @click.option("--no-wait", is_flag=True, help="Ask, and do not wait until they are there.")
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=seconds,
-    metavar="SECONDS",
-    help="Give up waiting after this long.",
-)
+@waiting_option
 @json_option
 @click.pass_obj
 def scale(

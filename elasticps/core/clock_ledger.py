@@ -15,8 +15,9 @@ from elasticps.core.commands import Answers, Committed, Cut, Floor, Ready, Refus
 from elasticps.core.ids import Round, Seq, WorkerId
 from elasticps.core.lending import Ranges
 from elasticps.core.ranges import count_of, first_of, less
+from elasticps.core.reading import NOT_ALL_READ, NOT_LENT
 from elasticps.core.replica import Commit
-from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
+from elasticps.core.roster import Roster
 
 MAX_RESERVED = 1024
 """Steps of all members together whose samples are set aside: what comes back must be kept too."""

@@ -22,8 +22,9 @@ from elasticps.core.commands import (
 )
 from elasticps.core.ids import Round, WorkerId
 from elasticps.core.ranges import Range, count_of
+from elasticps.core.reading import NOT_ALL_READ, NOT_LENT
 from elasticps.core.replica import Commit
-from elasticps.core.roster import NOT_ALL_READ, NOT_LENT, Roster
+from elasticps.core.roster import Roster
 
 NOT_ALL_PUSHED = "some workers of this round pushed to the shards, and others did not"
 

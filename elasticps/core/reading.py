@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Self
 
 import msgspec
 
-from elasticps.core.commands import Hold, Vote
+from elasticps.core.commands import LARGEST, Hold, Register, Vote
 from elasticps.core.ids import Generation, Round, WorkerId
 from elasticps.core.lending import (
     BUILT_IN,
@@ -25,6 +26,8 @@ MAX_AHEAD = 32
 """Rounds that a worker may ask to know its samples of beforehand."""
 MAX_LOCAL = 1024
 """Pieces that a worker may say lie on its node."""
+NOT_LENT = "only samples that were lent can be kept"
+NOT_ALL_READ = "every worker must take its samples from run.data, or none"
 
 
 class Reading(msgspec.Struct, kw_only=True, dict=True):
@@ -33,6 +36,9 @@ class Reading(msgspec.Struct, kw_only=True, dict=True):
     ``data_policy`` names who shares samples out, ``policy`` the built-in one that the script asked
     for instead; ``owned`` is what it is told of its last answer, ``speeds`` and ``holds`` what
     workers have said. ``ahead``: of how many rounds to come they like to know their samples.
+    ``readers`` take what they are lent. ``begun`` is the round that the job began with, ``resumed``
+    what a checkpoint's job read; ``drawn_from`` the supply before the round under way was lent,
+    with what was kept from the one before.
     ``failed`` is why the job cannot go on: then everybody is refused.
     """
 
@@ -49,6 +55,10 @@ class Reading(msgspec.Struct, kw_only=True, dict=True):
     speeds: dict[WorkerId, float] = {}
     holds: dict[WorkerId, Hold] = {}
     ahead: int = 0
+    readers: list[WorkerId] = []
+    begun: Round = Round(0)
+    resumed: DataSpec | None = None
+    drawn_from: Supply = Supply()
     failed: str = ""
 
     def ruled_by(self, lender: Lender) -> Self:
@@ -82,6 +92,59 @@ class Reading(msgspec.Struct, kw_only=True, dict=True):
     def _is_all_lent(self) -> bool:
         """Will nobody be lent anything more, unless a worker dies?"""
         return self.data is not None and self.supply.spent(self.data)
+
+    # -- who reads ------------------------------------------------------------------------------
+
+    def _enrol(self, command: Register) -> str:
+        """Why a member cannot read this; empty where it can: it is a reader from now on."""
+        worker, data = command.worker, command.data
+        if min(data.size, data.batch_size, data.epochs) < 1 or data.size * data.epochs >= LARGEST:
+            return f"there is nothing to read in {data}"
+        if command.policy and command.policy not in BUILT_IN:
+            return f"{command.policy} is no built-in data policy"
+        if self.data is None:
+            reason = self._objection(data)
+            if reason:
+                return reason
+            self.data, self.policy = data, command.policy
+            # Who has begun a step without samples must hear that there are some.
+            self.generation = Generation(self.generation + 1)
+            self._lend()
+        elif self.data != data:
+            return f"the job reads {self.data}, this worker {data}"
+        elif self.policy != command.policy:
+            asked = command.policy or self.data_policy
+            return f"the job's data policy is {self.ruling}, this worker asks for {asked}"
+        self.ahead = max(self.ahead, min(command.ahead, MAX_AHEAD))
+        if worker not in self.readers:
+            self.readers.append(worker)
+        return ""
+
+    def _objection(self, data: DataSpec) -> str:
+        """Why the job cannot begin to read ``data`` now; empty when it can."""
+        if self.round > self.begun or self._stepped:
+            return "run.data must come before the first optimizer step"
+        before = self.resumed
+        if before is not None and (before.size, before.seed) != (data.size, data.seed):
+            return (
+                f"the checkpoint's job read {before}, this one {data}: their number and the seed "
+                "must be the same; to train its weights on other data, `elasticps checkpoint "
+                "export` them, `import` that file and --resume what it makes"
+            )
+        return ""
+
+    def _is_no_reader(self, worker: WorkerId) -> bool:
+        """Does this member not take the samples that it is lent?"""
+        return self.data is not None and worker not in self.readers
+
+    @property
+    @abstractmethod
+    def _stepped(self) -> bool:
+        """Has a worker taken a step already?"""
+
+    @abstractmethod
+    def _lend(self) -> None:
+        """Lend samples to those who are to have some."""
 
     # -- what workers say -----------------------------------------------------------------------
 

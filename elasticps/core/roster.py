@@ -9,7 +9,6 @@ from msgspec import field
 
 from elasticps.core.bulletin import Notes, objection, under, without, written
 from elasticps.core.commands import (
-    LARGEST,
     Admitted,
     Answers,
     Command,
@@ -37,23 +36,17 @@ from elasticps.core.commands import (
     Vote,
 )
 from elasticps.core.ids import Generation, Round, WorkerId
-from elasticps.core.lending import BUILT_IN
-from elasticps.core.ranges import DataSpec, Range, Supply
-from elasticps.core.reading import MAX_AHEAD, Reading
+from elasticps.core.ranges import Range
+from elasticps.core.reading import Reading
 from elasticps.core.reduction import MAX_NUMBERS, Reduction
 from elasticps.core.replica import Commit
-
-NOT_LENT = "only samples that were lent can be kept"
-NOT_ALL_READ = "every worker must take its samples from run.data, or none"
 
 
 class Roster(Reading, kw_only=True, dict=True):
     """The state; ``apply`` is its only mutator. Members are in rank order.
 
     A ledger adds what a vote does, and what a change of the members means for those who wait.
-    ``begun`` is the round that the job began with, ``resumed`` what a checkpoint's job read;
-    ``drawn_from`` the supply before the round under way was lent, with what was kept from the one
-    before. ``notes`` are the bulletin. The members of ``short`` cannot go on without another.
+    ``notes`` are the bulletin. The members of ``short`` cannot go on without another.
     ``through``: the main worker has left, all data read; nobody is to be the main one after it.
     """
 
@@ -67,10 +60,6 @@ class Roster(Reading, kw_only=True, dict=True):
     observed: int = 0
     departed: list[WorkerId] = field(default_factory=list)
     farewells: dict[WorkerId, Commit] = field(default_factory=dict)
-    readers: list[WorkerId] = field(default_factory=list)
-    begun: Round = Round(0)
-    resumed: DataSpec | None = None
-    drawn_from: Supply = Supply()
     notes: Notes = field(default_factory=dict)
     reduction: Reduction = Reduction()
     through: bool = False
@@ -172,10 +161,6 @@ class Roster(Reading, kw_only=True, dict=True):
         """The members that have nothing more to give to the round that is whole."""
 
     @abstractmethod
-    def _lend(self) -> None:
-        """Lend samples to those who are to have some."""
-
-    @abstractmethod
     def _next_round(self, worker: WorkerId) -> Round: ...
 
     def _ahead_of(self, worker: WorkerId) -> tuple[tuple[Range, ...], ...]:
@@ -188,10 +173,6 @@ class Roster(Reading, kw_only=True, dict=True):
         if self.data is None:
             return self.members
         return [member for member in self.members if self._lent(member)]
-
-    def _is_no_reader(self, worker: WorkerId) -> bool:
-        """Does this member not take the samples that it is lent?"""
-        return self.data is not None and worker not in self.readers
 
     @property
     def _floor(self) -> Floor:
@@ -369,30 +350,12 @@ class Roster(Reading, kw_only=True, dict=True):
     # -- data -----------------------------------------------------------------------------------
 
     def _register(self, command: Register) -> Answers:
-        worker, data = command.worker, command.data
+        worker = command.worker
         if worker not in self.members:
             return [(worker, Refused("only a member may register data"))]
-        if min(data.size, data.batch_size, data.epochs) < 1 or data.size * data.epochs >= LARGEST:
-            return [(worker, Refused(f"there is nothing to read in {data}"))]
-        if command.policy and command.policy not in BUILT_IN:
-            return [(worker, Refused(f"{command.policy} is no built-in data policy"))]
-        if self.data is None:
-            reason = self._objection(data)
-            if reason:
-                return [(worker, Refused(reason))]
-            self.data, self.policy = data, command.policy
-            # Who has begun a step without samples must hear that there are some.
-            self.generation = Generation(self.generation + 1)
-            self._lend()
-        elif self.data != data:
-            return [(worker, Refused(f"the job reads {self.data}, this worker {data}"))]
-        elif self.policy != command.policy:
-            asked = command.policy or self.data_policy
-            reason = f"the job's data policy is {self.ruling}, this worker asks for {asked}"
+        reason = self._enrol(command)
+        if reason:
             return [(worker, Refused(reason))]
-        self.ahead = max(self.ahead, min(command.ahead, MAX_AHEAD))
-        if worker not in self.readers:
-            self.readers.append(worker)
         return [(worker, Registered(self.turn(worker), self.last))]
 
     def _hold(self, command: Hold) -> Answers:
@@ -401,21 +364,3 @@ class Roster(Reading, kw_only=True, dict=True):
             return [(worker, Refused("only a member may say what lies on its node"))]
         reason = self._note_local(command)
         return [(worker, Refused(reason) if reason else Held())]
-
-    def _objection(self, data: DataSpec) -> str:
-        """Why the job cannot begin to read ``data`` now; empty when it can."""
-        if self.round > self.begun or self._stepped:
-            return "run.data must come before the first optimizer step"
-        before = self.resumed
-        if before is not None and (before.size, before.seed) != (data.size, data.seed):
-            return (
-                f"the checkpoint's job read {before}, this one {data}: their number and the seed "
-                "must be the same; to train its weights on other data, `elasticps checkpoint "
-                "export` them, `import` that file and --resume what it makes"
-            )
-        return ""
-
-    @property
-    @abstractmethod
-    def _stepped(self) -> bool:
-        """Has a worker taken a step already?"""

@@ -13,14 +13,14 @@ from importlib.metadata import version
 
 from elasticps.core.ids import JobKey, NodeId
 from elasticps.core.proposal import Placed
-from elasticps.core.records import NodeRecord, ServerRecord
-from elasticps.daemon.access import NodeAccess, is_of_child, is_of_unit
+from elasticps.core.records import NodeRecord
+from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.certificate_watch import warn_of_end
+from elasticps.daemon.children import NodeChildren
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.departure import Departure
 from elasticps.daemon.failure_detector import FailureDetector
 from elasticps.daemon.leader import Leader
-from elasticps.daemon.life import Life
 from elasticps.daemon.links import Links
 from elasticps.daemon.log_files import LogBuffer
 from elasticps.daemon.making import Making
@@ -36,29 +36,15 @@ from elasticps.daemon.self_check import SelfCheck
 from elasticps.daemon.shard_servers import ShardServers
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.daemon.timeline import Timeline
-from elasticps.daemon.unit_child import main_process
 from elasticps.daemon.view import ClusterView
 from elasticps.daemon.workers import Workers
 from elasticps.errors import StoreError, StoreRolledBack
 from elasticps.security.passes import RENEWED_AFTER_S
 from elasticps.store import Keys, Lease, Store, check_format, watch_prefix
 from elasticps.wire.address import Address
-from elasticps.wire.control_messages import (
-    Access,
-    Describe,
-    Finished,
-    PluginsMade,
-    Prefer,
-    Progress,
-    Promises,
-    RecordedSpans,
-    Retire,
-    ServerLoad,
-    Welcome,
-)
+from elasticps.wire.control_messages import Control
 from elasticps.wire.listener import listen
 from elasticps.wire.machine import this_machine
-from elasticps.wire.peer_process import PeerProcess
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +54,7 @@ LOG_LINES, LOG_BYTES = 50_000, 16 << 20
 
 
 class Node:
-    """The daemon's parts. ``run`` is its life; it also takes what children say (links.Children).
+    """The daemon's parts. ``run`` is its life.
 
     ``reread`` reads the configuration anew, at SIGHUP.
     """
@@ -101,10 +87,31 @@ class Node:
         self._changed = asyncio.Condition()
         self._nudge = asyncio.Event()
         self._rehearsals = Rehearsals(lambda: self._links.sync())
-        self._links = Links(self.view, self.machine, self, self._rehearsals)
-        self.recordings = Recordings(self._links.tell_worker, self._links.tell_servers)
-        self.making = Making(self._links.tell_servers)
-        self._reports = Reports(store, self.view, self.name, self._links.tell_worker)
+        self.recordings = Recordings(self._tell_worker, self._tell_servers)
+        self.making = Making(self._tell_servers)
+        self._reports = Reports(store, self.view, self.name, self._tell_worker)
+        self.workers = Workers(
+            config,
+            store,
+            self.view,
+            self.supervisor,
+            self.logs,
+            str(control),
+            self._tell_changed,
+            self.access,
+        )
+        children = NodeChildren(
+            config=config,
+            view=self.view,
+            supervisor=self.supervisor,
+            servers=self.servers,
+            workers=self.workers,
+            measured=self.measured,
+            recordings=self.recordings,
+            making=self.making,
+            reports=self._reports,
+        )
+        self._links = Links(self.view, self.machine, children, self._rehearsals)
         self._leader = Leader(
             store, self.view, self._changed, config.lost_after_s, self.access, config.kept_jobs
         )
@@ -128,16 +135,6 @@ class Node:
             self.measured.failovers.signs,
         )
         self.timeline = Timeline(self.view, self._detector.found_dead)
-        self.workers = Workers(
-            config,
-            store,
-            self.view,
-            self.supervisor,
-            self.logs,
-            str(control),
-            self._tell_changed,
-            self.access,
-        )
         self.departure = Departure(
             store, self.view, self._changed, self.name, config.drain_timeout_s, self._is_empty
         )
@@ -339,93 +336,11 @@ class Node:
     def _servers_changed(self) -> None:
         self.membership.rewritten.set()
 
-    # -- what children say ----------------------------------------------------------------------
+    def _tell_worker(self, uid: str, message: Control) -> None:
+        self._links.tell_worker(uid, message)
 
-    def server_said_hello(self, record: ServerRecord, process: PeerProcess) -> str | None:
-        """The name of the child that it is; None: it was not started here."""
-        for name, child in self.servers.children.items():
-            if self._is_child(name, process):
-                child.said_hello(record)
-                self.measured.tallies.server_starts += 1
-                return name
-        return None
-
-    def server_gone(self, child: str) -> None:
-        self.recordings.gone(child)
-        server = self.servers.children[child]
-        if server.record is not None:
-            self.measured.tallies.server_ended(server.record.server)
-        server.gone()
-
-    def promised(self, child: str, promises: Promises) -> None:
-        self._reports.promised(child, promises)
-
-    def loaded(self, child: str, load: ServerLoad) -> None:
-        server = self.servers.children[child]
-        server.heard(load)
-        if server.record is not None:
-            self.measured.served(server.record.server, load, self.view)
-
-    def plugins_made(self, said: PluginsMade) -> None:
-        self.making.answered(said)
-
-    def welcome(self, uid: str, process: PeerProcess) -> Welcome | None:
-        life = self.workers.lives.get(uid)
-        if life is None or not self._is_worker(life, process):
-            return None
-        return self.workers.welcome(uid, self.config.cluster)
-
-    def access_of(self, uid: str) -> Access | None:
-        return self.workers.access(uid)
-
-    def _is_worker(self, life: Life, process: PeerProcess) -> bool:
-        if self.config.worker_units:  # the child stands for it alone
-            return is_of_unit(process, main_process(life.worker, self.config.runtime_dir))
-        return self._is_child(life.child, process)
-
-    def _is_child(self, name: str, process: PeerProcess) -> bool:
-        """By the kernel's word, for whoever may open the socket may say any name."""
-        return any(
-            child.name == name and is_of_child(process, child.pid)
-            for child in self.supervisor.snapshot()
-        )
-
-    def retired(self, uid: str) -> Retire | None:
-        life = self.workers.lives.get(uid)
-        return life.retire if life is not None else None
-
-    def described(self, uid: str, describe: Describe) -> None:
-        life = self.workers.lives.get(uid)
-        if life is not None:
-            self._reports.described(life, describe)
-
-    def recorded(self, uid: str, part: RecordedSpans) -> None:
-        self.recordings.recorded(uid, part)
-
-    def progressed(self, uid: str, progress: Progress) -> None:
-        life = self.workers.lives.get(uid)
-        if life is not None:
-            life.progressed(progress)
-            self.measured.tallies.trained(life.job_name, life.job, uid, progress)
-            self._reports.progressed(life)
-
-    def preferred(self, uid: str, prefer: Prefer) -> None:
-        life = self.workers.lives.get(uid)
-        if life is not None:
-            self._reports.preferred(life, prefer)
-
-    def finished(self, uid: str, finished: Finished) -> None:
-        life = self.workers.lives.get(uid)
-        if life is not None:
-            life.finished = finished
-
-    def worker_gone(self, uid: str) -> None:
-        self.measured.tallies.worker_ended(uid)
-        self.recordings.gone(uid)
-        life = self.workers.lives.get(uid)
-        if life is not None:
-            life.hung_up.set()
-            self._reports.preferred(life, Prefer(()))
+    def _tell_servers(self, message: Control) -> list[str]:
+        return self._links.tell_servers(message)
 
 
 ServeHttp = Callable[[Node], AbstractAsyncContextManager[str]]

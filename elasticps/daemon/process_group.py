@@ -71,6 +71,17 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def taken_port(env: Mapping[str, str]) -> str:
+    """Why rank 0 cannot listen where the others look for it; empty where it can."""
+    port = env.get("MASTER_PORT", "")
+    if env.get("RANK") != "0" or not port.isdecimal() or port_is_free(int(port)):
+        return ""
+    return (
+        f"port {port} of this machine, where its process group is to meet (MASTER_PORT), is taken:"
+        " submit the job again, which gives it another, or with a MASTER_PORT in its environment"
+    )
+
+
 def torchrun_variables(
     spec: JobSpec,
     node: NodeId,

@@ -6,12 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -32,16 +29,14 @@ from elasticps.daemon.access import NodeAccess
 from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.life import Life, record_of_end
-from elasticps.daemon.log_files import LogBuffer, LogLine
-from elasticps.daemon.process_group import makes_own_group, port_is_free, torchrun_variables
+from elasticps.daemon.log_files import LogBuffer
+from elasticps.daemon.process_group import makes_own_group, taken_port, torchrun_variables
 from elasticps.daemon.supervisor import Supervisor
-from elasticps.daemon.unit_child import launch_file, unit_child
 from elasticps.daemon.view import ClusterView, JobView
+from elasticps.daemon.worker_child import child_of, failure_of, last_words, remove_files
 from elasticps.errors import StoreError, StoreUnavailable, UsageError
 from elasticps.store import Lease, Store
 from elasticps.wire.control_messages import Access, Retire, Welcome
-from elasticps.worker.launch import ScriptFailure
-from elasticps.worker.unit import Launch
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +45,6 @@ RETIRE_GRACE_S = 15.0
 stopping daemon waits by default."""
 RECORD_RETRY_S = 0.5
 LAST_WORDS_S = 2.0
-LAST_LINES = 20
 MAX_RANKS = 1000
 """Of so many ended workers it is known which rank they had, for who asks what they wrote."""
 AFTER_SIGNALS = RestartPolicy(when=RestartWhen.ON_SIGNAL, max_restarts=5)
@@ -195,8 +189,8 @@ class Workers:
         )
         self.lives[uid] = life
         try:
-            child = self._child_spec(life, spec, job.status.workers if job.status else {})
-            if life.own_group and (taken := _taken_port(child.env)):
+            child = self._child_of(life, spec, job)
+            if life.own_group and (taken := taken_port(child.env)):
                 self._bury(life, self._failed(taken))
                 return
             self._supervisor.add(
@@ -212,35 +206,11 @@ class Workers:
         taken = {life.place for life in self.lives.values() if life.job == job and not life.ended}
         return next(place for place in itertools.count() if place not in taken)
 
-    def _child_spec(self, life: Life, spec: JobSpec, workers: Mapping[NodeId, int]) -> ChildSpec:
+    def _child_of(self, life: Life, spec: JobSpec, job: JobView) -> ChildSpec:
+        workers = job.status.workers if job.status else {}
         addresses = {name: node.http for name, node in self._view.nodes.items()}
-        env = {
-            "OMP_NUM_THREADS": str(self._config.threads_per_worker),
-            **torchrun_variables(spec, self._me, life.place, workers, addresses),
-            **spec.env,
-            "PYTHONUNBUFFERED": "1",
-            "ELASTICPS_AGENT": self._control,
-            "ELASTICPS_WORKER": life.uid,
-            "ELASTICPS_FAILURE_FILE": str(self._failure_file(life)),
-        }
-        if self._config.worker_units:
-            launch = Launch(argv=spec.argv, env=env, cwd=spec.cwd)
-            failure_file = self._failure_file(life)
-            directory = self._config.runtime_dir
-            child = unit_child(life.child, life.worker, launch, directory, failure_file)
-            return replace(child, source=life.source)
-        return ChildSpec(
-            name=life.child,
-            argv=(sys.executable, "-P", "-m", "elasticps.worker", *spec.argv),
-            env={**os.environ, **env},
-            cwd=spec.cwd,
-            restart=RestartPolicy(when=RestartWhen.NEVER),
-            source=life.source,
-        )
-
-    def _failure_file(self, life: Life) -> Path:
-        # After a daemon's own death a name comes again, and what an earlier life left behind too.
-        return self._config.runtime_dir / f"{life.child}.{life.worker}.failure"
+        group = torchrun_variables(spec, self._me, life.place, workers, addresses)
+        return child_of(life, spec, self._config, self._control, group)
 
     # -- endings --------------------------------------------------------------------------------
 
@@ -293,7 +263,9 @@ class Workers:
                     await life.hung_up.wait()
         if life.ended:
             return
-        record = record_of_end(self._me, life, exit_, self._failure(life), self._last_words(life))
+        directory = self._config.runtime_dir
+        failure, words = failure_of(life, directory), last_words(life, self._logs)
+        record = record_of_end(self._me, life, exit_, failure, words)
         slot = self._slots.get(life.job)
         if slot is not None and record.state is WorkerState.KILLED:
             decision = slot.tracker.exited(time.monotonic(), Ended.SIGNAL)
@@ -310,25 +282,6 @@ class Workers:
     def _failed(self, reason: str) -> WorkerRecord:
         return WorkerRecord(node=self._me, state=WorkerState.FAILED, reason=reason)
 
-    def _failure(self, life: Life) -> ScriptFailure | None:
-        path = self._failure_file(life)
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=ScriptFailure)
-        except FileNotFoundError:
-            return None
-        except msgspec.MsgspecError as error:
-            return ScriptFailure(f"its failure could not be read: {error}", "")
-
-    def _last_words(self, life: Life) -> list[str]:
-        """What a process that ended by itself, and by no exception, wrote to stderr last."""
-        words: list[str] = []
-        for line in reversed(self._logs.since()):
-            if isinstance(line, LogLine) and (line.source, line.stream) == (life.source, "stderr"):
-                words.append(line.text)
-                if len(words) == LAST_LINES:
-                    break
-        return words[::-1]
-
     def _bury(self, life: Life, record: WorkerRecord) -> None:
         life.ended = True
         life.over.set()
@@ -336,8 +289,7 @@ class Workers:
             self._last_ranks[life.uid] = life.progress.rank
             for forgotten in list(self._last_ranks)[:-MAX_RANKS]:
                 del self._last_ranks[forgotten]
-        self._failure_file(life).unlink(missing_ok=True)
-        launch_file(life.worker, self._config.runtime_dir).unlink(missing_ok=True)
+        remove_files(life, self._config.runtime_dir)
         log.info(
             "job=%s worker=%s %s: %s", life.job_name, life.uid, record.state.value, record.reason
         )
@@ -386,17 +338,6 @@ class Workers:
             access=self.access(uid),
             shared_memory=self._config.shared_memory,
         )
-
-
-def _taken_port(env: Mapping[str, str]) -> str:
-    """Why rank 0 cannot listen where the others look for it; empty where it can."""
-    port = env.get("MASTER_PORT", "")
-    if env.get("RANK") != "0" or not port.isdecimal() or port_is_free(int(port)):
-        return ""
-    return (
-        f"port {port} of this machine, where its process group is to meet (MASTER_PORT), is taken:"
-        " submit the job again, which gives it another, or with a MASTER_PORT in its environment"
-    )
 
 
 def _has_all(job: JobView) -> bool:

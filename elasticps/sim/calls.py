@@ -15,7 +15,7 @@ from elasticps.sim.process import Process
 
 if TYPE_CHECKING:
     from elasticps.core.ids import NodeId
-    from elasticps.sim.daemon import News
+    from elasticps.sim.links import News
     from elasticps.sim.world import World
 
 FIRST_RETRY, LAST_RETRY = 1 * MS, 16 * MS

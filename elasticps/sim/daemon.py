@@ -1,19 +1,18 @@
-"""A simulated daemon: its lease, registration and view, its children, and their reports."""
+"""A simulated daemon: its lease, registration and view, and its children."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from elasticps.core.affinity import Span, joined
 from elasticps.core.ids import NodeId, ServerId, WorkerId, server_of
 from elasticps.core.plan import Entry, decode_part
-from elasticps.core.records import CaughtUpRow, ReportRecord
 from elasticps.sim.clock import MS
 from elasticps.sim.etcd import Compare, Etcd, Item, Put, Watch, alive_nodes
 from elasticps.sim.leader import Leader
+from elasticps.sim.links import Links
 from elasticps.sim.network import LOCAL_DELAY
 from elasticps.sim.process import Process
+from elasticps.sim.reports import Reports
 from elasticps.sim.server import Server
 from elasticps.sim.worker import Worker
 
@@ -22,25 +21,6 @@ if TYPE_CHECKING:
 
 RETRY = 15 * MS
 START_DELAY = 20 * MS
-NOTHING = ReportRecord(())
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What has changed for a child; None: nothing there."""
-
-    servers: dict[ServerId, object] | None = None
-    entries: tuple[Entry, ...] | None = None
-    alive: tuple[tuple[WorkerId, ...], int] | None = None
-
-
-@dataclass(slots=True)
-class _Told:
-    """What a child knows."""
-
-    servers: dict[ServerId, object] | None = None
-    plan: int = 0
-    alive: tuple[WorkerId, ...] | None = None
 
 
 class Daemon(Process):
@@ -63,20 +43,17 @@ class Daemon(Process):
         self._servers = 0
         self._next_worker = 0
         self._starting = False
-        self._told: dict[Process, _Told] = {}
-        self._rows: tuple[CaughtUpRow, ...] = ()
-        self._wishes: dict[str, tuple[Span, ...]] = {}
-        self._reported = NOTHING
-        self._reporting = False
         self._registering = False
         self._record_revision = 0
         self._campaigning = False
         self._not_before = 0
         self._listed = 0
         """The lease under which the view has shown this node."""
-        self._alive: tuple[WorkerId, ...] = ()
+        self.alive_workers: tuple[WorkerId, ...] = ()
         self._parts: tuple[int, tuple[Entry, ...]] = (0, ())
+        self.reports = Reports(self)
         self.leader = Leader(self)
+        self._links = Links(self)
         self._watch = Watch(self, self._mirror)
 
     @property
@@ -116,12 +93,11 @@ class Daemon(Process):
                 self.later(RETRY, self._register)
                 return
             self.lease, self._claimed = lease, revision
-            self._reported = NOTHING
             self.clock.note(f"{self.name} registered lease {lease}")
             self._held_until(asked_at + ttl)
             self.later(ttl // 3, self._keep_alive, lease)
             self._record_changed()
-            self._report()
+            self.reports.registered()
             self._reconcile()
             self._campaign()
 
@@ -194,7 +170,7 @@ class Daemon(Process):
             if worker is not None:
                 self.world.kill(worker)
         self.workers.clear()
-        self._wishes.clear()
+        self.reports.workers_gone()
         self.later(RETRY, self._register)
 
     # -- the view -------------------------------------------------------------------------------
@@ -211,10 +187,10 @@ class Daemon(Process):
         named = (self.view[f"nodes/{node}"].value[1] for node in alive_nodes(self.view))
         self.servers = {server: None for server in named if server}
         found = [item.created for key, item in self.view.items() if key.startswith("workers/")]
-        self._alive = tuple(WorkerId(created) for created in sorted(found))
+        self.alive_workers = tuple(WorkerId(created) for created in sorted(found))
         for child in [self.server, *self.workers.values()]:
             if child is not None:
-                self._sync(child)
+                self._links.sync(child)
         if self.lease and older < self._claimed <= revision:
             self._held_until(self.deadline)
         own = self.view.get(f"nodes/{self.node}")
@@ -244,25 +220,6 @@ class Daemon(Process):
     def finishing(self) -> bool:
         return "finishing" in self.view
 
-    def _sync(self, child: Server | Worker) -> None:
-        """Tell a child what it does not know yet."""
-        told = self._told.setdefault(child, _Told())
-        item = self.view.get("plan")
-        plan = item.modified if item else 0
-        servers = self.servers
-        servers_news = servers if servers != told.servers else None
-        plan_news = self.entries if plan != told.plan else None
-        alive_news = None
-        if isinstance(child, Server):
-            alive = self._alive
-            if alive != told.alive:
-                told.alive, alive_news = alive, (alive, self.revision)
-        told.servers, told.plan = servers, plan
-        if servers_news is None and plan_news is None and alive_news is None:
-            return
-        news = News(servers_news, plan_news, alive_news)
-        self.clock.after(LOCAL_DELAY, child.run, child.hear, news)
-
     # -- children -------------------------------------------------------------------------------
 
     def _start_server(self) -> None:
@@ -273,15 +230,15 @@ class Daemon(Process):
         if self.revision >= self._claimed:
             server.serve_until(self.deadline)
         self.clock.note(f"{server.id} starts")
-        self._sync(server)
+        self._links.sync(server)
         self._record_changed()
 
     def server_died(self) -> None:
         """Its channel closed: the cluster is told at once, and another is started."""
         if self.server is not None:
-            self._told.pop(self.server, None)
+            self._links.gone(self.server)
         self.server = None
-        self._rows = ()
+        self.reports.server_gone()
         self._record_changed()
         self.later(START_DELAY, self._start_server)
 
@@ -333,12 +290,12 @@ class Daemon(Process):
             id_,
             self.node,
             lambda how: self._worker_ended(uid, how),
-            lambda blocks: self.later(LOCAL_DELAY, self._preferred, uid, blocks),
+            lambda blocks: self.later(LOCAL_DELAY, self.reports.preferred, uid, blocks),
         )
         self.workers[uid] = worker
         self.world.workers.append(worker)
         self.clock.note(f"worker {id_} starts on {self.node}")
-        self._sync(worker)
+        self._links.sync(worker)
         worker.start()
 
     def _worker_ended(self, uid: str, how: str) -> None:
@@ -348,8 +305,8 @@ class Daemon(Process):
     def _bury(self, uid: str, how: str) -> None:
         worker = self.workers.pop(uid, None)
         if worker is not None:
-            self._told.pop(worker, None)
-        self._preferred(uid, ())
+            self._links.gone(worker)
+        self.reports.preferred(uid, ())
         self._not_before = self.clock.now + RETRY
         self.later(RETRY + 1, self._reconcile)
         self._write_end(uid, how)
@@ -369,41 +326,6 @@ class Daemon(Process):
         for uid, known in list(self.workers.items()):
             if known is worker:
                 self._worker_ended(uid, "killed")
-
-    # -- reports --------------------------------------------------------------------------------
-
-    def promised(self, server: Server, rows: tuple[CaughtUpRow, ...]) -> None:
-        if server is self.server:
-            self._rows = rows
-            self._report()
-
-    def _preferred(self, uid: str, blocks: tuple[Span, ...]) -> None:
-        """A worker's wishes replace those that it had; one that is gone has none."""
-        self._wishes[uid] = blocks if uid in self.workers else ()
-        self._report()
-
-    def _report(self) -> None:
-        """Write the newest promises and wishes under the node's lease."""
-        wishes = joined(span for each in self._wishes.values() for span in each)
-        lease, report = self.lease, ReportRecord(self._rows, wishes)
-        if not lease or self._reporting or report == self._reported:
-            return
-        self._reporting = True
-        key = f"report/{self.node}"
-
-        def done(written: Any) -> None:
-            self._reporting = False
-            if written is not None and lease == self.lease:
-                self._reported = report
-            if written is not None or lease != self.lease:
-                self._report()
-
-        def timed_out() -> None:
-            self._reporting = False
-            self.later(RETRY, self._report)
-
-        put = Put(key, report, lease)
-        self.etcd.request(self, lambda etcd: etcd.txn([], [put]), done, timed_out)
 
     # -- leadership -----------------------------------------------------------------------------
 

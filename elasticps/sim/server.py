@@ -17,7 +17,8 @@ from elasticps.sim.network import LOCAL_DELAY
 from elasticps.sim.process import Process
 
 if TYPE_CHECKING:
-    from elasticps.sim.daemon import Daemon, News
+    from elasticps.sim.daemon import Daemon
+    from elasticps.sim.links import News
     from elasticps.sim.world import World
 
 
@@ -131,4 +132,6 @@ class Server(Process):
         rows: list[CaughtUpRow] = []
         for hosted in self.hosted.values():
             rows += hosted.promises()
-        self.clock.after(LOCAL_DELAY, self.daemon.run, self.daemon.promised, self, tuple(rows))
+        self.clock.after(
+            LOCAL_DELAY, self.daemon.run, self.daemon.reports.promised, self, tuple(rows)
+        )

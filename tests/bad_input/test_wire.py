@@ -6,127 +6,42 @@ import asyncio
 import math
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
-import torch
 
-from elasticps.core.consistency import NonFinite
-from elasticps.core.ids import (
-    LEDGER,
-    BlockId,
-    Generation,
-    JobKey,
-    PlanEpoch,
-    Round,
-    Seq,
-    WorkerId,
-)
-from elasticps.core.replica import RoundOp
+from elasticps.core.ids import JobKey, WorkerId
 from elasticps.daemon.links import Links
-from elasticps.errors import ElasticError, JobFailed, WireError
+from elasticps.errors import ElasticError, WireError
 from elasticps.server.main import _note as note_of_server
-from elasticps.testing.members import Blueprint, Member
+from elasticps.testing.members import Member
 from elasticps.testing.rig import Rig
-from elasticps.testing.rig_server import CLUSTER, JOB, RigServer
+from elasticps.testing.rig_server import JOB
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
-from elasticps.wire.frame import (
-    FLAG_EMPTY,
-    FLAG_PAYLOAD_CHECKSUM,
-    HEADER_SIZE,
-    Header,
-    Kind,
-    Status,
-    checksum,
-    pack,
-    unpack,
-)
+from elasticps.wire.frame import FLAG_EMPTY, HEADER_SIZE, Header, Kind, Status, pack
 from elasticps.wire.listener import OnError, listen
-from elasticps.wire.messages import (
-    HelloMeta,
-    OpMeta,
-    PullMeta,
-    PushMeta,
-    StateMeta,
-    TensorMeta,
-    encode,
+from elasticps.wire.messages import HelloMeta, PullMeta, encode
+from tests.bad_input.frames import (
+    BLOCK,
+    BLUEPRINT,
+    BYSTANDER,
+    DEEP,
+    ELEMENTS,
+    OP,
+    VALUE,
+    Row,
+    everything,
+    first_value,
+    push,
+    sent,
+    server_of,
+    with_option,
 )
 from tests.support.checkers import digest
 from tests.support.wire import PATIENCE_S, Echo, eventually, raw_stream
 
 pytestmark = [pytest.mark.bad_input, pytest.mark.asyncio(loop_scope="module")]
-
-BLUEPRINT = Blueprint(options={"lr": 0.1, "momentum": 0.9})
-BLOCK = BlockId(2)
-ELEMENTS = 476
-VALUE = bytes(4 * ELEMENTS)
-MALLORY, BYSTANDER = WorkerId(1_000_000), WorkerId(2_000_000)
-HELLO = HelloMeta(CLUSTER, str(MALLORY))
-EMPTY_OPTIONS, DEEP = b"\x80", b"\x91" * 100_000 + b"\xc0"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A frame after a proper hello, and what must come of it: the field of the WireError that
-    closes its connection, or the status of its answer.
-
-    ``overwritten`` bytes (offset, bytes) of the header get it a right checksum, unless ``damaged``.
-    ``epoch`` counts from the right one. ``to_backup``: not to the block's primary.
-    """
-
-    gives: str | Status
-    kind: Kind = Kind.PUSH
-    meta: bytes = b""
-    payload: bytes = b""
-    overwritten: tuple[int, bytes] = (0, b"")
-    damaged: bool = False
-    hello: HelloMeta | None = HELLO
-    job: JobKey = JOB
-    worker: WorkerId = MALLORY
-    epoch: int = 0
-    seq: int = 1
-    round: int = 2
-    flags: int = 0
-    to_backup: bool = False
-
-    def frame(self, epoch: int) -> bytes:
-        header = Header(
-            self.kind,
-            flags=self.flags | (FLAG_PAYLOAD_CHECKSUM if self.payload else 0),
-            job=self.job,
-            plan_epoch=PlanEpoch(epoch + self.epoch),
-            block=BLOCK,
-            worker=self.worker,
-            seq=Seq(self.seq),
-            round=Round(self.round),
-            payload_length=0 if self.flags & FLAG_EMPTY else len(self.payload),
-            payload_checksum=checksum(self.payload),
-        )
-        packed = bytearray(pack(header, self.meta))
-        offset, data = self.overwritten
-        packed[offset : offset + len(data)] = data
-        if not self.damaged:
-            fixed = bytes(packed[: HEADER_SIZE - 8])
-            packed[HEADER_SIZE - 8 : HEADER_SIZE] = struct.pack("<Q", checksum(fixed + self.meta))
-        return bytes(packed) + self.payload
-
-
-def push(weight: float = 1.0, generation: int = 1, **hyper: object) -> bytes:
-    return encode(PushMeta(Generation(generation), weight, dict(hyper), 1, None))
-
-
-def with_option(coded: bytes) -> bytes:
-    """A push's meta whose options are these bytes of msgpack."""
-    return push().replace(EMPTY_OPTIONS, coded, 1)
-
-
-def first_value(dtype: str = "float32", shape: tuple[int, ...] = (ELEMENTS,)) -> bytes:
-    return encode(StateMeta((TensorMeta("value", dtype, shape, len(VALUE)),)))
-
-
-OP = OpMeta(version=9, op=RoundOp(Round(2), Generation(1), ((MALLORY, Seq(1)),)))
 
 ROWS = {
     # the frame
@@ -212,51 +127,10 @@ def note_of_daemon(conn: Connection, error: ElasticError) -> None:
     Links.lost(None, conn, error)  # type: ignore[arg-type]
 
 
-def everything(rig: Rig) -> list[object]:
-    """What no bad input may change: values, optimizer state, dedup tables, and the ledger."""
-    blocks = [block for block in rig.entries if block != LEDGER]
-    replicas = [
-        digest(rig.servers[server].parameter_block(block))
-        for block in blocks
-        for server in rig.entries[block].holders
-    ]
-    return [*replicas, rig.ledger.round, rig.ledger.members]
-
-
-def values(rig: Rig) -> list[bytes]:
-    blocks = [block for block in rig.entries if block != LEDGER]
-    return [rig.primary(block).parameter_block(block).tensor.value_bytes() for block in blocks]
-
-
-def server_of(rig: Rig, row: Row) -> RigServer:
-    entry = rig.entries[BLOCK]
-    return rig.servers[entry.in_sync[0] if row.to_backup else entry.primary]
-
-
 def pull(rig: Rig) -> tuple[Header, bytes]:
     epoch = rig.entries[BLOCK].epoch
     header = Header(Kind.PULL, job=JOB, plan_epoch=epoch, block=BLOCK, worker=BYSTANDER)
     return header, encode(PullMeta())
-
-
-async def sent(server: RigServer, row: Row, epoch: int) -> Status | None:
-    """The status of the answer, or None where the connection was closed instead."""
-    reader, writer = await asyncio.open_connection(server.tcp.host, server.tcp.port)
-    try:
-        if row.hello is not None:
-            writer.write(pack(Header(Kind.HELLO), encode(row.hello)))
-        writer.write(row.frame(epoch))
-        answers = 1 + (row.hello is not None)
-        async with asyncio.timeout(PATIENCE_S):
-            while answers:
-                header = unpack(await reader.readexactly(HEADER_SIZE))
-                await reader.readexactly(header.meta_length + header.payload_length)
-                answers -= 1
-        return header.status
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-    finally:
-        writer.close()
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -377,93 +251,3 @@ async def test_a_frame_that_comes_slowly_is_waited_for() -> None:
             stream.write(bytes([byte]))
         await eventually(lambda: len(echo.frames) == 1)
     assert server.wire_errors == 0
-
-
-# -- gradients that are not finite ----------------------------------------------------------------
-
-
-def counted(rig: Rig) -> int:
-    return sum(
-        job.counts.nonfinite
-        for server in rig.servers.values()
-        for job in server.server.table.load().tally.jobs
-    )
-
-
-def look_at_all(rig: Rig) -> None:
-    for server in rig.servers.values():
-        server.server.table._spot_check._due_s = 0.0
-
-
-def one_bad(number: float) -> list[torch.Tensor]:
-    gradients = BLUEPRINT.full(1.0)
-    gradients[0][700] = number
-    return gradients
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-async def test_a_gradient_that_is_not_finite_is_applied_as_torch_does_and_counted(
-    number: float, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with Rig() as rig:
-        (member,) = await rig.workers(1, BLUEPRINT)
-        look_at_all(rig)
-        await member.step(one_bad(number))
-        first = member.values()[0]
-        assert not first[700].isfinite()
-        assert first.isfinite().sum() == first.numel() - 1
-        assert counted(rig) == 1
-        look_at_all(rig)
-        await member.step(BLUEPRINT.full(1.0))
-        assert counted(rig) == 1
-    assert "a gradient is not finite, nonfinite=apply" in caplog.text
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-async def test_a_job_may_refuse_them_and_then_its_worker_fails_alone(number: float) -> None:
-    async with Rig(start_workers=2, nonfinite=NonFinite.REFUSE) as rig:
-        wild, other = await rig.workers(2, BLUEPRINT)
-        before = values(rig)
-        going = asyncio.create_task(other.step(BLUEPRINT.full(1.0)))
-        with pytest.raises(JobFailed, match=r"block 1 is not finite .*nonfinite=refuse"):
-            await wild.step(one_bad(number))
-        assert values(rig) == before
-        assert counted(rig) == 1
-        await rig.kill(wild)
-        await going
-        assert all(value.isfinite().all() for value in other.values())
-
-
-# -- sequence numbers -----------------------------------------------------------------------------
-
-
-async def test_a_replayed_push_gets_the_first_ones_answer_and_changes_nothing() -> None:
-    async with Rig() as rig:
-        (member,) = await rig.workers(1, BLUEPRINT)
-        await member.step(BLUEPRINT.full(1.0))
-        before, epoch = everything(rig), rig.entries[BLOCK].epoch
-        row = Row(
-            hello=HelloMeta(CLUSTER, str(member.id)),
-            worker=member.id,
-            seq=member.exchange._seq,
-            round=1,
-            meta=push(),
-            payload=VALUE,
-            gives=Status.OK,
-        )
-        for _ in range(3):
-            assert await sent(server_of(rig, row), row, epoch) is row.gives
-        assert everything(rig) == before
-
-
-async def test_a_gap_in_a_workers_numbers_is_taken_and_a_number_of_the_past_is_not() -> None:
-    """Whoever gave a push up leaves a gap: it is no sign of a loss, as one in the ops is."""
-    async with Rig() as rig:
-        (member,) = await rig.workers(1, BLUEPRINT)
-        member.exchange._seq = Seq(40)
-        await member.step(BLUEPRINT.full(1.0))
-        before = everything(rig)
-        member.exchange._seq = Seq(3)
-        member.give(BLUEPRINT.full(8.0))
-        await member.exchange.push()
-        assert everything(rig) == before

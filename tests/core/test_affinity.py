@@ -14,7 +14,7 @@ from elasticps.core.affinity import MAX_SPANS, affinities, joined
 from elasticps.core.ids import BlockId, NodeId, ServerId, node_of
 from elasticps.core.placement import Site, place, spread
 from elasticps.core.planner import targets
-from tests.core.test_placement import (
+from tests.support.placements import (
     Situation,
     any_zones,
     clusters,
@@ -28,7 +28,7 @@ from tests.core.test_placement import (
     situations,
     wild_weights,
 )
-from tests.core.test_planner import Cluster
+from tests.support.planned_cluster import Cluster
 from tests.support.properties import REPRODUCIBLE
 
 Wishes = Mapping[int, Sequence[NodeId]]

@@ -6,8 +6,6 @@ import msgspec
 import pytest
 
 from elasticps.core.commands import (
-    Answer,
-    Answers,
     Called,
     Command,
     Committed,
@@ -25,6 +23,7 @@ from elasticps.core.ids import Generation, Round, WorkerId
 from elasticps.core.ledger import Ledger
 from elasticps.core.ranges import DataSpec, Range
 from elasticps.core.replica import Commit
+from tests.support.ledger_answers import only
 
 ONE, TWO, THREE = WorkerId(1), WorkerId(2), WorkerId(3)
 
@@ -46,11 +45,6 @@ def ledger_of(*workers: WorkerId, backups: int = 1, data: DataSpec | None = None
         for worker in workers:
             ledger.apply(Register(worker, data))
     return ledger
-
-
-def only(answers: Answers, worker: WorkerId) -> Answer:
-    (answer,) = [answer for name, answer in answers if name == worker]
-    return answer
 
 
 def after_round_1() -> Ledger:

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elasticps.core.commands import (
-    Held,
-    Hold,
-    Initialized,
-    Join,
-    Leave,
-    Refused,
-    Register,
-    Vote,
-)
+from elasticps.core.commands import Held, Hold, Initialized, Join, Leave, Refused, Register, Vote
 from elasticps.core.ids import Round, WorkerId
 from elasticps.core.ledger import Ledger
 from elasticps.core.lending import DYNAMIC, LEASED, LOCAL, Leased, Lending, Local, apportioned
@@ -32,6 +22,7 @@ from elasticps.core.ranges import (
     less_sorted,
 )
 from elasticps.core.reading import MAX_LOCAL
+from tests.support.ledger_answers import positions
 from tests.support.properties import REPRODUCIBLE
 
 ONE, TWO, THREE = WorkerId(1), WorkerId(2), WorkerId(3)
@@ -41,10 +32,6 @@ ranges = st.lists(st.integers(0, 40), unique=True, max_size=12).map(
         Range(a, b) for a, b in zip(sorted(bounds)[::2], sorted(bounds)[1::2], strict=False)
     )
 )
-
-
-def positions(parts: Iterable[Range]) -> list[int]:
-    return [position for part in parts for position in range(part.start, part.stop)]
 
 
 def ledger_of(

@@ -28,6 +28,7 @@ from elasticps.core.ids import Generation, Round, WorkerId
 from elasticps.core.ledger import Ledger
 from elasticps.core.lending import BUILT_IN, MAX_PIECES, STATIC, Lending, Loans, Static
 from elasticps.core.ranges import DataSpec, Range, Supply
+from tests.support.ledger_answers import positions
 from tests.support.properties import REPRODUCIBLE
 
 ONE, TWO, THREE = WorkerId(1), WorkerId(2), WorkerId(3)
@@ -44,10 +45,6 @@ class Answers:
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer  # type: ignore[return-value]
-
-
-def positions(ranges: Iterable[Range]) -> list[int]:
-    return [position for part in ranges for position in range(part.start, part.stop)]
 
 
 def ledger_of(*workers: WorkerId, data: DataSpec, data_policy: str = STATIC) -> Ledger:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elasticps.core.ranges import DataSpec, Range, Supply, divide, take
+from tests.support.ledger_answers import positions
 from tests.support.properties import REPRODUCIBLE
 
 SPECS = st.builds(
@@ -25,10 +26,6 @@ RANGES = st.builds(
 
 def spec(size: int, batch_size: int, epochs: int = 1) -> DataSpec:
     return DataSpec(size, batch_size, epochs, seed=0)
-
-
-def positions(ranges: tuple[Range, ...]) -> list[int]:
-    return [position for part in ranges for position in range(part.start, part.stop)]
 
 
 @pytest.mark.parametrize(

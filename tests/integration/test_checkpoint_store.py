@@ -20,7 +20,7 @@ from elasticps.checkpoint.storage import STORAGE
 from elasticps.checkpoint.url import place_of
 from elasticps.daemon.reachable import check_reachable
 from elasticps.errors import UsageError
-from tests.integration.test_checkpoints import CheckpointRig, Training
+from tests.support.checkpoint_rig import CheckpointRig, Training
 from tests.support.scripts import as_worker, assert_equal
 
 

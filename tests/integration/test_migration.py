@@ -5,105 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import pytest
-import torch
 
-from elasticps.core.audit import Verdict
 from elasticps.core.ids import LEDGER, BlockId, PlanEpoch, ServerId
-from elasticps.core.stream import MAX_OPS_QUEUED
 from elasticps.server.parameter_block import ParameterBlock
-from elasticps.testing.members import Blueprint, Member, together
+from elasticps.testing.members import Blueprint, together
 from elasticps.testing.rig import Rig
-from elasticps.testing.rig_server import JOB, RigServer
+from elasticps.testing.rig_server import JOB
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.messages import PullMeta, encode
 from elasticps.worker.block_calls import CALLS_IN_FLIGHT
-from tests.support.checkers import brought_up, digest
+from tests.support.undisturbed import (
+    ADAM,
+    BLUEPRINTS,
+    MOMENTUM,
+    assert_none_lost,
+    assert_undisturbed,
+    begun,
+    settled,
+)
 from tests.support.wire import PATIENCE_S, eventually
 
-MOMENTUM = Blueprint(options={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})
-ADAM = Blueprint(optimizer="adamw", options={"lr": 0.01, "amsgrad": True})
-WHOLE = Blueprint(optimizer="adafactor", options={"lr": 0.01})
-LARGE = Blueprint(shapes=((1 << 19,),), options={"lr": 0.1, "momentum": 0.9}, block_bytes=4 << 20)
-"""One block whose snapshot takes many reads."""
-
-BLUEPRINTS = pytest.mark.parametrize(
-    "blueprint", [MOMENTUM, ADAM, WHOLE], ids=["sgd", "adamw", "adafactor"]
-)
 Work = Callable[[Rig], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class Training:
-    """Two workers' rounds, to the same last one, with gradients that depend on the round alone."""
-
-    blueprint: Blueprint
-    members: list[Member]
-    last_round: float = float("inf")
-
-    @property
-    def round(self) -> int:
-        """The round under way."""
-        turn = self.members[0].exchange.turn
-        assert turn is not None
-        return turn.round
-
-    async def _train(self, rank: int) -> None:
-        member = self.members[rank]
-        while (turn := member.exchange.turn) is not None and turn.round <= self.last_round:
-            await member.step(self.blueprint.random(10 * turn.round + rank))
-
-    async def go_on(self, rounds: int) -> None:
-        goal = self.round + rounds
-        await eventually(lambda: self.round >= goal)
-
-    async def during(self, work: Awaitable[None]) -> int:
-        """Train until ``work`` is done, and two rounds longer. Returns how many it took."""
-        first = self.round
-        async with asyncio.TaskGroup() as tasks:
-            for rank in range(len(self.members)):
-                tasks.create_task(self._train(rank))
-            await self.go_on(2)
-            await work
-            self.last_round = self.round + 2
-        return self.round - first
-
-    async def verdict(self) -> Verdict:
-        total = Verdict()
-        for member in self.members:
-            total = total.plus(await member.exchange.audit())
-        return total
-
-
-async def begun(rig: Rig, blueprint: Blueprint) -> Training:
-    return Training(blueprint, await rig.workers(2, blueprint))
-
-
-async def undisturbed(blueprint: Blueprint, rounds: int) -> list[torch.Tensor]:
-    """The values after ``rounds`` of the same training in which nothing moves."""
-    async with Rig(servers=1, start_workers=2) as rig:
-        training = await begun(rig, blueprint)
-        training.last_round = rounds
-        await together(training._train(0), training._train(1))
-        return training.members[0].values()
-
-
-async def assert_undisturbed(training: Training) -> None:
-    """The values are, bit for bit, those of the same training in which nothing moves."""
-    rounds = training.round - 1
-    one, other = (member.values() for member in training.members)
-    wanted = await undisturbed(training.blueprint, rounds)
-    for mine, its, value in zip(one, other, wanted, strict=True):
-        assert torch.equal(mine, value)
-        assert torch.equal(its, value)
-
-
-async def assert_none_lost(training: Training, rounds: int) -> None:
-    verdict = await training.verdict()
-    blocks = len(training.members[0].blocks)
-    assert verdict == Verdict(acknowledged=2 * blocks * rounds)
 
 
 # -- from one server to another -----------------------------------------------------------------
@@ -159,78 +83,8 @@ async def test_a_server_that_joins_takes_its_share_and_one_that_drains_gives_all
     await assert_undisturbed(training)
 
 
-def settled(rig: Rig) -> bool:
-    return not any(entry.learners for entry in rig.entries.values())
-
-
 def holds_nothing(rig: Rig, server: ServerId) -> bool:
     return all(rig.servers[server].replica(block) is None for block in rig.entries)
-
-
-# -- backups ------------------------------------------------------------------------------------
-
-
-def assert_replicas_equal(rig: Rig) -> None:
-    """Every holder of a block has the same state, bit for bit."""
-    for block, entry in rig.entries.items():
-        replicas = [rig.servers[server].replica(block) for server in entry.holders]
-        digests = {digest(brought_up(item, rig.ledger.last)) for item in replicas if item}
-        assert (len(replicas), len(digests)) == (2, 1), block
-
-
-def assert_histories_agree(rig: Rig) -> None:
-    """Replicas of one block at equal versions have the same history."""
-    for block in rig.entries:
-        found = [server.replica(block) for server in rig.servers.values()]
-        states = [replica.replication for replica in found if replica is not None]
-        seen: dict[int, int] = {}
-        for state in states:
-            if state.holds_state:
-                assert seen.setdefault(state.version, state.history) == state.history
-
-
-NESTEROV = Blueprint(options={"lr": 0.1, "momentum": 0.9, "nesterov": True, "foreach": True})
-"""An optimizer that writes to the gradient it is given."""
-
-
-@pytest.mark.parametrize(
-    "blueprint", [ADAM, WHOLE, NESTEROV], ids=["adamw", "adafactor", "nesterov"]
-)
-async def test_backups_equal_their_primary_bit_for_bit(blueprint: Blueprint) -> None:
-    async def watch() -> None:
-        await eventually(lambda: settled(rig))
-        for _ in range(5):
-            await training.go_on(1)
-            assert_histories_agree(rig)
-
-    async with Rig(servers=3, start_workers=2, replicas=2) as rig:
-        training = await begun(rig, blueprint)
-        rounds = await training.during(watch())
-        await eventually(lambda: settled(rig))
-        assert_replicas_equal(rig)
-        await assert_none_lost(training, rounds)
-    await assert_undisturbed(training)
-
-
-@BLUEPRINTS
-async def test_training_goes_on_bit_for_bit_when_a_server_dies_and_backups_take_over(
-    blueprint: Blueprint,
-) -> None:
-    async def kill_two() -> None:
-        for _ in range(2):
-            await eventually(lambda: settled(rig) and all(e.in_sync for e in rig.entries.values()))
-            await training.go_on(2)
-            await rig.kill_server(rig.entries[LEDGER].primary)
-            await rig.start_server()
-            await training.go_on(2)
-        await eventually(lambda: settled(rig) and all(e.in_sync for e in rig.entries.values()))
-
-    async with Rig(servers=3, start_workers=2, replicas=2) as rig:
-        training = await begun(rig, blueprint)
-        rounds = await training.during(kill_two())
-        await assert_none_lost(training, rounds)
-        assert_replicas_equal(rig)
-    await assert_undisturbed(training)
 
 
 # -- in the middle of a round -------------------------------------------------------------------
@@ -351,110 +205,6 @@ async def test_the_ledger_moves_and_who_waits_for_a_push_still_hears_of_a_death(
         assert not step.done()
         await rig.kill(dying)
         await step
-
-
-# -- snapshots ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rounds", [5, MAX_OPS_QUEUED + 5], ids=["its ops", "a new snapshot"])
-async def test_a_slow_learner_catches_up_while_the_primary_serves(rounds: int) -> None:
-    async def move_slowly() -> None:
-        for conn in rig.servers[target].connections_from(source):
-            conn.pause_reading()
-        rig.pin([block], target)
-        await training.go_on(rounds)
-        assert rig.entries[block].primary == source
-        for conn in rig.servers[target].connections_from(source):
-            conn.resume_reading()
-        await eventually(lambda: rig.is_at(block, target))
-
-    async with Rig(servers=1, start_workers=2) as rig:
-        (source,) = rig.servers
-        training = await begun(rig, MOMENTUM)
-        target = await rig.start_server(site=False)
-        first, block = training.members[0].blocks[:2]
-        await rig.move(first, target)
-        total = await training.during(move_slowly())
-        await assert_none_lost(training, total)
-    await assert_undisturbed(training)
-
-
-@pytest.mark.parametrize("fault", ["cut", "dies"])
-async def test_a_snapshot_that_breaks_off_costs_nothing(fault: str) -> None:
-    async def break_off(target: ServerId) -> None:
-        for _ in range(3):
-            rig.pin([BlockId(1)], target)
-            await something_arrives(rig.servers[target])
-            if fault == "cut":
-                rig.servers[target].cut()
-            else:
-                await rig.kill_server(target)
-                target = await rig.start_server(site=False)
-        await rig.move(BlockId(1), target)
-        assert rig.entries[BlockId(1)].holders == (target,)
-
-    async with Rig(servers=1, start_workers=2, local=False) as rig:
-        training = await begun(rig, LARGE)
-        target = await rig.start_server(site=False)
-        rounds = await training.during(break_off(target))
-        await assert_none_lost(training, rounds)
-    await assert_undisturbed(training)
-
-
-async def something_arrives(server: RigServer) -> None:
-    """Looks between any two steps of the event loop: some of a payload's bytes may be there."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not server.receives:
-            await asyncio.sleep(0)
-
-
-async def test_training_goes_on_when_every_connection_is_cut_again_and_again() -> None:
-    async def cut() -> None:
-        for number in range(10):
-            rig.pin([BlockId(1 + number % 3)], *list(rig.servers)[number % 2 :][:2])
-            await training.go_on(1)
-            for server in rig.servers.values():
-                server.cut()
-            await asyncio.sleep(0)
-
-    async with Rig(servers=3, start_workers=2, replicas=2) as rig:
-        training = await begun(rig, ADAM)
-        rounds = await training.during(cut())
-        await assert_none_lost(training, rounds)
-        await eventually(lambda: settled(rig))
-        assert_histories_agree(rig)
-    await assert_undisturbed(training)
-
-
-async def test_a_promised_learner_is_waited_for_until_the_plan_drops_it() -> None:
-    async def lose_it() -> None:
-        rig.leading = False
-        assert rig.servers[source].promises
-        dead = rig.servers[target]
-        dead.child.stop()
-        dead.cut()
-        dead.stopped.set()
-        stuck_at = training.round
-        await eventually(lambda: is_waiting(rig, BlockId(1)))
-        assert training.round <= stuck_at + 1
-        rig.leading = True
-        await rig.kill_server(target)
-        await training.go_on(2)
-
-    async with Rig(servers=1, start_workers=2) as rig:
-        (source,) = rig.servers
-        training = await begun(rig, MOMENTUM)
-        target = await rig.start_server(site=False)
-        rig.pin([BlockId(1)], target)
-        rig.leading = False
-        await eventually(lambda: bool(rig.servers[source].promises))
-        rounds = await training.during(lose_it())
-        await assert_none_lost(training, rounds)
-    await assert_undisturbed(training)
-
-
-def is_waiting(rig: Rig, block: BlockId) -> bool:
-    return len(rig.primary(block).parameter_block(block).replication._waiting) == 2
 
 
 # -- epochs and leases --------------------------------------------------------------------------

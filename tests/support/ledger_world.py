@@ -7,7 +7,6 @@ promise of the ledger against what the workers saw.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -34,20 +33,18 @@ from elasticps.core.commands import (
 from elasticps.core.ids import Generation, Round, WorkerId
 from elasticps.core.ledger import Ledger
 from elasticps.core.lending import DYNAMIC
-from elasticps.core.ranges import DataSpec, Range
+from elasticps.core.ranges import DataSpec
 from elasticps.core.replica import Commit
+from elasticps.core.roster import Roster
+from tests.support.ledger_answers import positions
 
 
-def encoded(ledger: Ledger) -> bytes:
+def encoded(ledger: Roster) -> bytes:
     return msgspec.msgpack.encode(ledger)
 
 
 def copied(ledger: Ledger) -> Ledger:
     return msgspec.msgpack.decode(encoded(ledger), type=Ledger)
-
-
-def positions(ranges: Iterable[Range]) -> list[int]:
-    return [position for part in ranges for position in range(part.start, part.stop)]
 
 
 @dataclass(slots=True)

@@ -95,3 +95,7 @@ def shards_of(rig: Rig, model: nn.Module) -> nn.Module:
             into = parameters[block.parameter].detach().view(-1)[block.start : block.stop]
             into.copy_(tensor.value.view(-1))
     return model
+
+
+def sgd(run: elasticps.Run, **options: Any) -> Any:
+    return run.optimizer(network(), "sgd", **{"lr": 0.01, **options})

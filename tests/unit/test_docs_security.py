@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from elasticps.cli.daemon import daemon, settings_of
 from elasticps.cli.main import cli, main
 from elasticps.daemon.settings import SETTINGS
 from elasticps.security.tokens import Role, TokenFile
+from tests.support.daemon_command import config
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 
@@ -34,8 +34,7 @@ def test_files_that_the_page_makes_are_those_that_its_daemon_takes():
     for command in (*commands("certs"), *commands("token")):
         assert main(command) == 0
     (given,) = commands("daemon")
-    with daemon.make_context("daemon", given[1:]) as context:
-        made = settings_of(context.params).config()
+    made = config(*given[1:])
     assert made.security is not None
     assert (made.node, made.http, made.etcd.tls) == ("a", ("10.0.0.7", 7400), True)
     entry = TokenFile(Path("tokens.json")).find(Path("alice.token").read_text().strip())

@@ -273,3 +273,12 @@ async def started(nodes: int, directory: Path, **settings: Any) -> AsyncIterator
     """A cluster whose logs stay in ``directory``."""
     async with LocalCluster(nodes=nodes, directory=directory / "cluster", **settings) as local:
         yield Cluster(local, directory)
+
+
+def notes(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    """What each life of a worker has noted; the last line of a killed one may be half a line."""
+    found = {}
+    for path in directory.glob("*.steps"):
+        lines = path.read_text().splitlines()
+        found[path.stem] = [json.loads(line) for line in lines if line.endswith("}")]
+    return found

@@ -53,3 +53,10 @@ def script(tmp_path: Path) -> Script:
         return path
 
     return write
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """n1, n2 and n3."""
+    async with started(3, tmp_path_factory.mktemp("three-nodes")) as cluster:
+        yield cluster

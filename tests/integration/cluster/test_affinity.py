@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,15 @@ from elasticps.core.blocks import Model, partition
 from elasticps.core.ids import node_of
 from elasticps.core.plan import Entry, decode_part
 from elasticps.core.records import decode
-from tests.integration.cluster.acts import LOOK_S, SCRIPTS, WAIT_S, Cluster, Training, started
+from tests.integration.cluster.acts import (
+    LOOK_S,
+    SCRIPTS,
+    WAIT_S,
+    Cluster,
+    Training,
+    notes,
+    started,
+)
 from tests.integration.cluster.scripts import placed
 
 ROOT = str(Path(__file__).parents[3])
@@ -39,15 +46,6 @@ async def begun(
         **wishes,
     )
     return Training(cluster, job.name, directory)
-
-
-def notes(directory: Path) -> dict[str, list[dict[str, Any]]]:
-    """What each life of a worker has noted; the last line of a killed one may be half a line."""
-    found = {}
-    for path in directory.glob("*.steps"):
-        lines = path.read_text().splitlines()
-        found[path.stem] = [json.loads(line) for line in lines if line.endswith("}")]
-    return found
 
 
 async def leaders(job: Training) -> dict[str, set[str]]:

@@ -6,26 +6,18 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
-from tests.integration.cluster.acts import SCRIPTS, Cluster, Job, kill, started
+from tests.integration.cluster.acts import SCRIPTS, Cluster, Job, kill, notes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SAMPLES = 60
 EPOCHS = 100
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
-    """n1, n2 and n3."""
-    async with started(3, tmp_path_factory.mktemp("three-nodes")) as cluster:
-        yield cluster
 
 
 async def counted(cluster: Cluster, directory: Path, strategy: str, **wishes: Any) -> Job:
@@ -43,21 +35,12 @@ async def counted(cluster: Cluster, directory: Path, strategy: str, **wishes: An
     )
 
 
-def steps(directory: Path) -> dict[str, list[dict[str, Any]]]:
-    """What each life of a worker has noted; the last line of a killed one may be half a line."""
-    found = {}
-    for path in directory.glob("*.steps"):
-        lines = path.read_text().splitlines()
-        found[path.stem] = [json.loads(line) for line in lines if line.endswith("}")]
-    return found
-
-
 def check(directory: Path, gone: str) -> None:
     """No sample has counted twice; none is missing but the last ones of who is gone.
 
     Who was killed, or left with its last step, has not noted that.
     """
-    noted = steps(directory)
+    noted = notes(directory)
     counts = Counter(sample for rows in noted.values() for row in rows for sample in row["samples"])
     assert set(counts) == set(range(SAMPLES))
     assert max(counts.values()) == EPOCHS
@@ -101,7 +84,7 @@ async def test_a_killed_worker_costs_the_others_no_step_and_its_successor_takes_
 
     assert (ended.state, ended.failure) == ("SUCCEEDED", None)
     check(tmp_path, f"n2-{pid}")
-    others = [rows for name, rows in steps(tmp_path).items() if not name.startswith("n2")]
+    others = [rows for name, rows in notes(tmp_path).items() if not name.startswith("n2")]
     without = [
         [row["at"] for row in rows if row["at"] > at and row["world"] == 2] for rows in others
     ]

@@ -6,18 +6,17 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import torch
 from torch import optim
 
 import elasticps
 from elasticps.api.pipeline import Pipeline
-from tests.integration.cluster.acts import SCRIPTS, Cluster, Job, kill, started
+from tests.integration.cluster.acts import SCRIPTS, Cluster, Job, kill, notes
 from tests.integration.cluster.scripts import large, staged
 from tests.integration.cluster.scripts.train import numbers
 from tests.support.pipelines import alone, layers, numbered
@@ -30,13 +29,6 @@ ROOM_MIB = 236
 """For half of the model's parameters, 64 MiB, and their gradients; not for those of all of it."""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
-    """n1, n2 and n3."""
-    async with started(3, tmp_path_factory.mktemp("three-nodes")) as cluster:
-        yield cluster
-
-
 async def begun(cluster: Cluster, directory: Path, strategy: str, **wishes: Any) -> Job:
     return await cluster.submit(
         SCRIPTS / "staged.py",
@@ -47,15 +39,6 @@ async def begun(cluster: Cluster, directory: Path, strategy: str, **wishes: Any)
         env={"PYTHONPATH": ROOT},
         **wishes,
     )
-
-
-def notes(directory: Path) -> dict[str, list[dict[str, Any]]]:
-    """What each life of a worker has noted; the last line of a killed one may be half a line."""
-    found = {}
-    for path in directory.glob("*.steps"):
-        lines = path.read_text().splitlines()
-        found[path.stem] = [json.loads(line) for line in lines if line.endswith("}")]
-    return found
 
 
 def rounds_of(noted: dict[str, list[dict[str, Any]]], gone: str) -> dict[int, list[int]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
 
-from elasticps.cli.main import main
 from elasticps.cli.trial import trying
 from elasticps.core.measured import DONE, CodecSpeed, Measured, to_metrics
 from tests.support.fake_api import FakeApi
+
+pytestmark = pytest.mark.usefixtures("script")
 
 NAMES = ("bf16", "int8", "ef+top-k")
 
@@ -37,30 +37,6 @@ def numbers(**changes: Any) -> dict[str, float]:
     }
     speeds = {name: CodecSpeed(fraction=0.25, encode_s=0.1, decode_s=0.1) for name in NAMES}
     return {**to_metrics(Measured(**fields, codecs=speeds)), DONE: 1.0}
-
-
-@pytest.fixture
-def api():
-    with FakeApi() as fake:
-        yield fake
-
-
-@pytest.fixture
-def elasticps(api, capsys, monkeypatch, tmp_path):
-    """Runs a command on the fake API: its exit code, its stdout and its stderr."""
-    for name in [name for name in os.environ if name.startswith("ELASTICPS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.py").write_text("")
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main(["--api", api.url, *map(str, args)])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return run
 
 
 def submitted(api: FakeApi) -> list[dict[str, Any]]:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elasticps.cli.main import main
-from tests.support.fake_api import FakeApi, job, node
-
-
-@pytest.fixture
-def api():
-    with FakeApi() as fake:
-        yield fake
+from tests.support.fake_api import job, node
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from elasticps.cli.main import main
 from tests.support.fake_api import FakeApi, job
 
 Command = Callable[..., tuple[int, str, str]]
@@ -21,17 +20,9 @@ def api() -> Iterator[FakeApi]:
         yield fake
 
 
-@pytest.fixture
-def elasticps(
-    api: FakeApi, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Command:
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main(["--api", api.url, *map(str, args)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def old(request: int) -> dict[str, Any]:

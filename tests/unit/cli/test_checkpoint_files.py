@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from elasticps.cli.main import main
 from tests.support.checkpoints import write_round
 from tests.support.fake_api import FakeApi, job
 
@@ -21,19 +20,6 @@ def api() -> Iterator[FakeApi]:
     with FakeApi() as fake:
         fake.jobs["mnist"] = job("mnist")
         yield fake
-
-
-@pytest.fixture
-def elasticps(
-    api: FakeApi, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Command:
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main(["--api", api.url, *map(str, args)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_a_jobs_checkpoints_are_listed_by_a_daemon(api: FakeApi, elasticps: Command) -> None:

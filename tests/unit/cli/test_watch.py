@@ -7,13 +7,12 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from elasticps.cli import client, watch
-from elasticps.cli.main import main
 from tests.support.fake_api import FakeApi, Json, job, node
 
 PROGRAM = (
@@ -23,29 +22,12 @@ PROGRAM = (
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def api() -> Iterator[FakeApi]:
-    with FakeApi() as fake:
-        yield fake
-
-
-@pytest.fixture
-def elasticps(
-    api: FakeApi, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Run:
-    """Runs a command, which gives up as soon as the fake has no more streams."""
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command gives up as soon as the fake has no more streams."""
     monkeypatch.setattr(client, "PATIENCE_S", 0.0)
     monkeypatch.setattr(watch, "RETRY_S", 0.01)
-    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TZ", "UTC")
-
-    def run(*args: str) -> tuple[int, str, str]:
-        code = main(["--api", api.url, *args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return run
 
 
 def event(number: int, what: str, **changes: Any) -> Json:

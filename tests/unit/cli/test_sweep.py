@@ -16,12 +16,12 @@ from typing import Any
 import click
 import pytest
 
-from elasticps.cli.main import main
 from elasticps.cli.reference import commands, reference
 from tests.support.fake_api import FakeApi, job, line, node
+from tests.support.terminal import on_terminal
 
 Command = Callable[..., tuple[int, str, str]]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMMAND = [sys.executable, "-m", "elasticps"]
 LEAVES = [(path, each) for path, each in commands() if not isinstance(each, click.Group)]
 WITHOUT_JSON = {
@@ -55,13 +55,6 @@ def words(command: list[str], name: str) -> list[str]:
     return [word.format(name) for word in command]
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("ELASTICPS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "80")
-
-
 @pytest.fixture
 def api() -> Iterator[FakeApi]:
     with FakeApi() as fake:
@@ -72,17 +65,6 @@ def api() -> Iterator[FakeApi]:
         row = {"path": "/ckpt/round-00000120", "round": 120, "nbytes": 2048, "created_unix": 1.0}
         fake.checkpoints = {"directory": "/ckpt", "node": LONG_NODE, "checkpoints": [row]}
         yield fake
-
-
-@pytest.fixture
-def elasticps(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main(["--api", api.url, *map(str, args)])
-        out, error = capsys.readouterr()
-        assert "Traceback" not in out + error
-        return code, out, error
-
-    return run
 
 
 def usage() -> dict[str, Any]:
@@ -333,8 +315,6 @@ def test_top_names_the_straggler_and_shows_what_nodes_do(api: FakeApi, elasticps
 
 
 def test_top_on_a_terminal_without_colour_has_no_colour(api: FakeApi) -> None:
-    from tests.unit.test_cli import on_terminal
-
     args = ["--api", api.url, "top", "--count", "2", "--interval", "0.05"]
     written = on_terminal(args, NO_COLOR="1", COLUMNS="80")
     assert "CPU" in written

@@ -21,7 +21,7 @@ from tests.support.checkpoints import write_round
 from tests.support.fake_api import FakeApi, line, node, verdict
 from tests.support.processes import wait_until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3\nValueError: oops\n'
 INCOMPLETE = "audit incomplete: 1 of 3 workers did not end in order"
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from elasticps.cli.daemon import daemon, settings_of
 from elasticps.cli.main import main
-from elasticps.daemon.config import DaemonConfig
 from elasticps.errors import UsageError
 from elasticps.security.tls import TlsFiles
+from tests.support.daemon_command import config
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +25,6 @@ def _here(tmp_path, monkeypatch):
 
 def mode(path: str) -> int:
     return Path(path).stat().st_mode & 0o777
-
-
-def config(*args: str) -> DaemonConfig:
-    with daemon.make_context("daemon", list(args)) as context:
-        return settings_of(context.params).config()
 
 
 def secured(*without: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import runpy
 import sys
 from typing import Any
@@ -12,10 +11,8 @@ from typing import Any
 import pytest
 
 from elasticps.cli.bench import SCRIPT
-from elasticps.cli.main import main
 from elasticps.core.push_pull import PushPull, from_metrics, to_metrics
 from elasticps.testing.rig import Rig
-from tests.support.fake_api import FakeApi
 
 FOUND = PushPull(
     nbytes=100_000_000,
@@ -25,27 +22,6 @@ FOUND = PushPull(
     wrong=0,
     sent={"unix": 10, "tcp": 4_000},
 )
-
-
-@pytest.fixture
-def api():
-    with FakeApi() as fake:
-        yield fake
-
-
-@pytest.fixture
-def elasticps(api, capsys, monkeypatch):
-    """Runs a command on the fake API: its exit code, its stdout and its stderr."""
-    for name in [name for name in os.environ if name.startswith("ELASTICPS_")]:
-        monkeypatch.delenv(name)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main(["--api", api.url, *map(str, args)])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return run
 
 
 def ended(found: PushPull, **changes: Any) -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from elasticps.cli.daemon import daemon, settings_of
 from elasticps.cli.main import main
 from elasticps.daemon.config import DaemonConfig
 from elasticps.errors import UsageError
 from elasticps.store.config import StoreConfig
+from tests.support.daemon_command import config
 
 ETCD = StoreConfig(endpoints=("127.0.0.1:2379",))
 PEM = "-----BEGIN CERTIFICATE-----\n"
@@ -26,12 +26,6 @@ def environment(monkeypatch, tmp_path):
     monkeypatch.setenv("ELASTICPS_CONFIG", os.devnull)
     monkeypatch.setattr(socket, "gethostname", lambda: "Machine-A.lan")
     monkeypatch.chdir(tmp_path)
-
-
-def config(*args: str) -> DaemonConfig:
-    """The configuration that the command makes of its arguments and the environment."""
-    with daemon.make_context("daemon", list(args)) as context:
-        return settings_of(context.params).config()
 
 
 def test_defaults_are_loopback_and_this_machine():
