@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from elasticps.core.ids import BlockId, JobKey, node_of
+from elasticps.core.ids import BlockId, JobKey, ServerId, node_of
 from elasticps.core.past_lives import KEPT
 from elasticps.core.plan import PART_BLOCKS
 from elasticps.core.proposal import Placed
-from elasticps.core.records import JobState, ScaleRecord, WorkerState
+from elasticps.core.records import JobState, ScaleRecord, ServerEnd, WorkerState
 from elasticps.daemon.leader import PARTS_A_WRITE, Now, Orphans, Write, decide
 from elasticps.daemon.view import JobView
 from elasticps.store import Delete
@@ -320,6 +320,20 @@ def test_blocks_are_lost_at_once_when_their_shard_server_is_known_to_be_dead(
     assert job.status.state is JobState.FAILED
     assert job.status.reason == (
         "4 blocks are lost: the shard server of b died, and no other replica was in sync"
+    )
+
+
+def test_blocks_that_are_lost_to_a_plugin_are_told_with_its_name(etcd: Led, job: JobView) -> None:
+    within = "step() of optimizer odd on parameter p, block 1 of job job"
+    mine = ServerEnd(server=ServerId("b/1"), within=within)
+    earlier = ServerEnd(server=ServerId("b/0"), within="step() of another")
+    etcd.node("b", None, server_ends=(earlier, mine))
+    etcd.settle()
+
+    assert job.status is not None
+    assert job.status.reason == (
+        f"4 blocks are lost: the shard server of b died in {within}, and no other replica was"
+        " in sync"
     )
 
 
