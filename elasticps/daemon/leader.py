@@ -69,7 +69,7 @@ def decide(
     """One write at most for each job that is not as it should be, then for some of the old ones.
 
     A job whose status cannot be read is left alone: it may have ended. Of those that have, the
-    newest ``kept_jobs`` stay.
+    newest ``kept_jobs`` stay, and whichever ended a moment ago.
     """
     orphans.keep_only({job.key for job in view.active_jobs})
     writes = []
@@ -83,8 +83,8 @@ def decide(
         )
         if write is not None:
             writes.append(write)
-    jobs = view.jobs.values()
-    return writes + [_forgotten(view.keys, job, kept_jobs) for job in outdated(jobs, kept_jobs)]
+    old = outdated(view.jobs.values(), kept_jobs, now.unix)
+    return writes + [_forgotten(view.keys, job, kept_jobs) for job in old]
 
 
 class Orphans:
