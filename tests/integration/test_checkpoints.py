@@ -21,6 +21,7 @@ from torch import nn, optim
 from torch.utils.data import TensorDataset
 
 import elasticps
+from elasticps.checkpoint import remote_ownership
 from elasticps.checkpoint.directory import complete
 from elasticps.checkpoint.manifest import CutKind, read_manifest
 from elasticps.checkpoint.ownership import OWNER, Owner
@@ -241,6 +242,35 @@ async def test_a_user_gets_one_checkpoint_for_asking_once(tmp_path: Path) -> Non
     assert report is not None
     assert (report.round, report.request, report.error) == (3, 42, "")
     assert report.directory == str(tmp_path / "round-00000003")
+
+
+async def test_a_user_who_asks_between_publications_is_told_what_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    rig = CheckpointRig(checkpoint_dir=str(tmp_path), strategy="gossip:publish_every=4")
+    loop = asyncio.get_running_loop()
+    told: list[str] = []
+
+    def script(run: elasticps.Run) -> None:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
+            if run.round == 1:
+                loop.call_soon_threadsafe(rig.ask, 42)
+                wait_until(lambda: run._job.checkpoint_request == 42)
+            backward(model, batch)
+            optimizer.step()
+            report = run._training.membership.checkpoints.report
+            told.append("" if report is None else report.waits_for)
+
+    async with rig:
+        await as_worker(rig, script)
+        report = rig.progress["w1"].checkpoint
+    assert rounds_in(tmp_path) == [4]
+    waiting = "the next round that strategy gossip:publish_every=4 gives to the shards"
+    assert told[:3] == ["", waiting, waiting]
+    assert report is not None
+    assert (report.round, report.request, report.waits_for) == (4, 42, "")
 
 
 async def test_training_goes_on_where_no_checkpoint_can_be_written(
@@ -706,8 +736,11 @@ async def test_a_checkpoint_that_somebody_waits_for_is_not_paced(
 
 
 @pytest.fixture(params=["directory", "URL"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """Where checkpoints can be."""
+    monkeypatch.setattr(remote_ownership, "SETTLE_S", 0.05)
     root = str(tmp_path) if request.param == "directory" else f"memory:/{tmp_path}"
     yield root
     STORAGE.remove_tree(place_of(root), ignore_errors=True)
