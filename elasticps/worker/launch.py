@@ -52,7 +52,7 @@ def main() -> None:
         sys.exit(FAILED_EXIT_CODE)
     except BaseException as error:  # whatever the script raised is the user's to see
         killed = killed_loader(error)
-        reason = _reason(killed or error)
+        reason = _reason(killed or error).rstrip()
         _record(ScriptFailure(reason, _formatted(error, script), killed is not None))
         sys.exit(FAILED_EXIT_CODE)
 
