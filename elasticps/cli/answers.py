@@ -138,13 +138,15 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A job's newest: ``request`` is the newest asked for that it answers, ``error`` why it failed.
 
-    Where it failed, ``directory`` and ``round`` are those of the one before.
+    Where it failed, ``directory`` and ``round`` are those of the one before. ``waits_for``: why one
+    that was asked for is not begun yet.
     """
 
     directory: str
     round: int
     request: int
     error: str
+    waits_for: str = ""
 
 
 class CheckpointAsked(msgspec.Struct, frozen=True, kw_only=True):

@@ -59,7 +59,8 @@ def save(
 ) -> None:
     """Write a checkpoint of JOB after the round under way, and print its directory.
 
-    The job must have a --checkpoint-dir. `elasticps run --resume DIR` goes on from it.
+    The job must have a --checkpoint-dir. `elasticps run --resume DIR` goes on from it. Where the
+    strategy gives the shards only some rounds, it waits for the next of these, and says so.
 
     \b
     Example:
@@ -87,16 +88,19 @@ def save(
     run_async(write())
 
 
-def _awaited(last_round: int | None) -> str:
+def _awaited(last_round: int | None, waits_for: str) -> str:
     """The workers tell their round: where all are new, nobody has yet."""
     if last_round is None:
         return "waiting for the workers"
+    if waits_for:
+        return f"round {last_round}: waiting for {waits_for}"
     return f"waiting for the end of round {last_round + 1}"
 
 
 async def _written(api: Api, job: str, request: int, timeout_s: float | None) -> Checkpoint:
     from elasticps.cli.client import watch
 
+    waits_for = ""
     try:
         with Progress() as progress:
             async with (
@@ -111,10 +115,12 @@ async def _written(api: Api, job: str, request: int, timeout_s: float | None) ->
                         raise ElasticError(
                             f"the job has ended before: {look.state}, {look.reason}", where=job
                         )
-                    progress.show(_awaited(look.round))
+                    waits_for = found.waits_for if found is not None else ""
+                    progress.show(_awaited(look.round, waits_for))
     except TimeoutError:
+        told = f": it waits for {waits_for}" if waits_for else ""
         raise ElasticError(
-            f"not written within {timeout_s:g} s",
+            f"not written within {timeout_s:g} s{told}",
             where=job,
             field="timeout",
             hint=f"it is still asked for; `elasticps status` shows {job}'s newest",

@@ -194,6 +194,9 @@ def _print_checkpoint(job: str, checkpoint: Checkpoint) -> None:
     if checkpoint.directory:
         at = f"checkpoint of round {checkpoint.round} in {checkpoint.directory}"
         _console().print(Text(printable(f"{job}: {at}")))
+    if checkpoint.waits_for:
+        waiting = f"{job}: the checkpoint that was asked for waits for {checkpoint.waits_for}"
+        _console().print(Text(printable(waiting)))
     if checkpoint.error:
         _console().print(Text(printable(f"{job}: no newer one: {checkpoint.error}"), style="red"))
 

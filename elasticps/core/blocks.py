@@ -25,6 +25,9 @@ DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float64": 8, "float16": 2, "bfl
 HALF = frozenset({"float16", "bfloat16"})
 """What a float32 master copy may be kept of."""
 
+MOST_UNTRAINED = 500
+"""Of the tensors that a job does not serve so many are told one by one."""
+
 Hyperparameters = dict[str, Any]
 """One param group's options, as ``torch.optim`` names them; numbers, booleans, None, or tuples."""
 
@@ -53,12 +56,22 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
         return DTYPE_BYTES["float32" if self.master else self.dtype]
 
 
+class Untrained(msgspec.Struct, frozen=True, array_like=True):
+    """A tensor that a job does not serve: its ``kind`` is shape and dtype, its ``print`` is that of
+    all up to it."""
+
+    name: str
+    kind: str
+    print: str
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """All that the servers must know of a job's model; written once, equal for every worker.
 
     ``options`` are the optimizer's constructor arguments, ``groups`` each param group in full.
     ``untrained`` is a fingerprint of what the job does not serve: frozen parameters and buffers,
-    which each worker makes for itself and which must begin equal.
+    which each worker makes for itself and which must begin equal. ``untrained_rows`` are the first
+    ``MOST_UNTRAINED`` of these, to name what differs; they count for nothing else.
     """
 
     parameters: tuple[Parameter, ...]
@@ -68,6 +81,15 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     elementwise: bool = True
     block_bytes: int = DEFAULT_BLOCK_BYTES
     untrained: str = ""
+    untrained_rows: tuple[Untrained, ...] = ()
+
+    def alike(self, other: Model) -> bool:
+        """Is it the same job's model, as far as its workers have to agree?"""
+        return _without_rows(self) == _without_rows(other)
+
+
+def _without_rows(model: Model) -> Model:
+    return msgspec.structs.replace(model, untrained_rows=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

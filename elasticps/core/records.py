@@ -24,8 +24,18 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
     unix: str
 
 
+class ServerEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plugin did in a shard server when that died: ``within`` is in words."""
+
+    server: ServerId
+    within: str
+
+
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A registered daemon. ``machine`` tells whether a Unix socket of it can be reached."""
+    """A registered daemon. ``machine`` tells whether a Unix socket of it can be reached.
+
+    ``server_ends``: of each place of a shard server the newest end within a plugin, if any.
+    """
 
     node: NodeId
     incarnation: str
@@ -37,6 +47,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     worker_slots: int = 1
     servers: tuple[ServerRecord, ...] = ()
+    server_ends: tuple[ServerEnd, ...] = ()
 
 
 class DrainRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ def in_small(model: Model) -> Model:
         Parameter(name=f"p{index}", shape=shape, dtype=dtype, group=group)
         for index, (group, dtype, shape) in enumerate(sorted(kinds))
     )
-    return msgspec.structs.replace(model, parameters=parameters, untrained="")
+    return msgspec.structs.replace(model, parameters=parameters, untrained="", untrained_rows=())
 
 
 def _shape(model: Model, parameter: Parameter) -> tuple[int, ...]:

@@ -80,6 +80,8 @@ def _left(before: Picture, after: Picture, found_dead: FoundDead) -> Iterator[Ch
             yield _departure(before, after, record, found_dead.get((name, record.incarnation)))
         elif lost := _server_ids(record) - _server_ids(now):
             what = f"node {name} has lost its shard server {', '.join(sorted(lost))}"
+            ends = [end.within for end in now.server_ends if end.server in lost]
+            what += f", in {'; in '.join(ends)}" if ends else ""
             yield Change(kind=Kind.LEAVE, node=name, what=what, severity="warning")
 
 

@@ -69,7 +69,7 @@ def decide(
     """One write at most for each job that is not as it should be, then for some of the old ones.
 
     A job whose status cannot be read is left alone: it may have ended. Of those that have, the
-    newest ``kept_jobs`` stay.
+    newest ``kept_jobs`` stay, and whichever ended a moment ago.
     """
     orphans.keep_only({job.key for job in view.active_jobs})
     writes = []
@@ -83,8 +83,8 @@ def decide(
         )
         if write is not None:
             writes.append(write)
-    jobs = view.jobs.values()
-    return writes + [_forgotten(view.keys, job, kept_jobs) for job in outdated(jobs, kept_jobs)]
+    old = outdated(view.jobs.values(), kept_jobs, now.unix)
+    return writes + [_forgotten(view.keys, job, kept_jobs) for job in old]
 
 
 class Orphans:
@@ -254,6 +254,7 @@ def _with_orphans(
     if forgotten:
         one = len(set().union(*forgotten)) == 1
         why = f"the shard server{'' if one else 's'} of {_listed(forgotten)} died"
+        why += _within(view, orphaned)
         return _lost(spec, status, len(forgotten), why, now)
     if overdue:
         why = f"{_listed(homes)} did not return in {orphans.lost_after_s:g} s"
@@ -264,6 +265,14 @@ def _with_orphans(
     waiting = f"waiting for {_listed(away)} to return: {only} {len(homes)} blocks"
     waiting += f"; after {orphans.lost_after_s:g} s the job fails"
     return msgspec.structs.replace(status, reason=waiting)
+
+
+def _within(view: ClusterView, orphaned: Sequence[Entry]) -> str:
+    """In which plugins the servers of these blocks died, as far as that is known."""
+    dead = {server for entry in orphaned for server in entry.holders}
+    ends = [end for node in view.nodes.values() for end in node.server_ends if end.server in dead]
+    told = dict.fromkeys(end.within for end in ends)
+    return f" in {'; in '.join(told)}" if told else ""
 
 
 def _lost(spec: JobSpec, status: JobStatus, blocks: int, why: str, now: Now) -> JobStatus:

@@ -80,7 +80,8 @@ def record_of_end(
     if life.finished is not None and life.finished.left:
         state, reason, traceback = WorkerState.LEFT, "retired", ""
     elif failure is not None:
-        state, reason, traceback = WorkerState.FAILED, failure.reason, failure.traceback
+        state, reason = _end_by(failure, own_group=life.own_group)
+        traceback = failure.traceback
     elif exit_.code == 0 and not life.joined and life.own_group:
         state, reason, traceback = WorkerState.SUCCEEDED, "finished", ""
     elif exit_.code == 0 and not life.joined:
@@ -110,6 +111,12 @@ def record_of_end(
         gradient_bytes=progress.gradient_bytes if progress else 0,
         checkpoint_attempts=progress.checkpoint_attempts if progress else Attempts(),
     )
+
+
+def _end_by(failure: ScriptFailure, *, own_group: bool) -> tuple[WorkerState, str]:
+    if failure.killed and own_group:
+        return WorkerState.FAILED, f"{failure.reason}: {GROUP_BROKEN}"
+    return WorkerState.KILLED if failure.killed else WorkerState.FAILED, failure.reason
 
 
 def shortened(text: str, most: int) -> str:

@@ -322,6 +322,7 @@ class Node:
             labels=dict(self.config.labels),
             worker_slots=self.config.worker_slots,
             servers=self.servers.records,
+            server_ends=self.servers.ends,
         )
 
     async def _on_membership(self, lease: Lease | None) -> None:

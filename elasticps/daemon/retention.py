@@ -10,16 +10,20 @@ from elasticps.store import Compare, Delete, Keys
 MOST_AT_ONCE = 16
 """So many are forgotten before the leader looks again whether a job that trains wants something."""
 
+LEAST_KEPT_S = 60.0
+"""Who waits for a job's end asks twice a second, and may have to find another daemon meanwhile."""
 
-def outdated(jobs: Iterable[JobView], kept: int) -> list[JobView]:
+
+def outdated(jobs: Iterable[JobView], kept: int, now_unix: float) -> list[JobView]:
     """The ended jobs beyond the newest ``kept``, those that ended first first, a few at a time.
 
-    They are ordered by ``ended_unix``, ties by key. One that is not cleared yet waits; one whose
-    status cannot be read may not have ended, and counts for nothing.
+    One that ended less than ``LEAST_KEPT_S`` ago is left: who submitted it is to see how. They are
+    ordered by ``ended_unix``, ties by key. One that is not cleared yet waits; one whose status
+    cannot be read may not have ended, and counts for nothing.
     """
     ended = sorted((job for job in jobs if job.ended), key=_age)
     beyond = ended[: max(0, len(ended) - kept)]
-    return [job for job in beyond if job.cleared][:MOST_AT_ONCE]
+    return [job for job in beyond if job.cleared and not _is_new(job, now_unix)][:MOST_AT_ONCE]
 
 
 def clearing(keys: Keys, job: JobView) -> tuple[tuple[Delete, ...], Compare]:
@@ -44,6 +48,12 @@ def _unchanged(keys: Keys, job: JobView) -> Compare:
     Nobody writes the status of a job that has ended.
     """
     return Compare.modified(keys.job_status(job.name), job.status_revision)
+
+
+def _is_new(job: JobView, now_unix: float) -> bool:
+    """Another leader's clock may have been ahead of this one's: what it says is not trusted far."""
+    ended_unix = job.status.ended_unix if job.status else None
+    return ended_unix is not None and abs(now_unix - ended_unix) < LEAST_KEPT_S
 
 
 def _age(job: JobView) -> tuple[float, int]:

@@ -241,7 +241,8 @@ SETTINGS = (
         key="kept_jobs",
         kind=Kind.WHOLE,
         reload=True,
-        help="How many ended jobs are remembered, the newest, while this node leads.",
+        help="How many ended jobs are remembered, the newest, while this node leads; any one for a "
+        "minute.",
     ),
     Setting(
         key="state_dir",

@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from elasticps.core.records import ServerRecord
+from elasticps.core.records import ServerEnd, ServerRecord
 from elasticps.core.restart import RestartPolicy
 from elasticps.daemon.child import ChildSpec, Exit
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.cores import Cores, cores_text
 from elasticps.daemon.supervisor import Supervisor
 from elasticps.errors import ElasticError
+from elasticps.server.doing import was_doing
 from elasticps.wire.address import Address
 from elasticps.wire.control_messages import ServerLoad
 from elasticps.wire.tallies import ServerTally
@@ -30,6 +31,7 @@ STUCK_AFTER_LOOKS = 20
 
 class ShardServerChild:
     """``record`` is the living server's, None between two lives. ``on_change`` is told of both.
+    ``end`` is that of the last life which ended within a plugin.
 
     ``number`` counts the node's servers from 0; ``cores`` are where it may run, None: anywhere;
     ``threads`` how many it computes with.
@@ -47,15 +49,18 @@ class ShardServerChild:
         suffix = f"-{number + 1}" if number else ""
         self.name = f"shard-server{suffix}"
         self._socket = config.runtime_dir / f"data{suffix}.sock"
+        self._doing = config.runtime_dir / f"{self.name}.doing"
         host, port = config.data
         self._tcp = Address.tcp(host, port + number if port else 0)
         self._cores = cores
         self._threads = threads
         self.record: ServerRecord | None = None
         self.load: ServerLoad | None = None
+        self.end: ServerEnd | None = None
         self._first_hello = asyncio.Event()
         self._unable = ""
         self._silent = 0
+        self._is_stuck = False
         self._config = config
         self._control = control
         self._on_change = on_change
@@ -68,6 +73,7 @@ class ShardServerChild:
             "tcp": self._tcp,
             "unix": Address.unix(self._socket),
             "threads": self._threads,
+            "doing": self._doing,
         }
         if self._config.security is not None:
             files = self._config.security.tls
@@ -98,6 +104,7 @@ class ShardServerChild:
 
     def said_hello(self, record: ServerRecord) -> None:
         self.record = record
+        self._is_stuck = False
         self._first_hello.set()
         self._on_change()
 
@@ -116,7 +123,7 @@ class ShardServerChild:
             self._silent = self._silent + 1 if self.record is not None else 0
             if self._silent < STUCK_AFTER_LOOKS:
                 continue
-            self._silent = 0
+            self._silent, self._is_stuck = 0, True
             for child in supervisor.snapshot():
                 if child.name == self.name and child.pid is not None:
                     log.error("the %s says nothing for %d s: killed", self.name, STUCK_AFTER_LOOKS)
@@ -124,6 +131,12 @@ class ShardServerChild:
 
     def gone(self) -> None:
         """Its channel closed: it serves nothing any more, and the cluster is told at once."""
+        within = was_doing(self._doing)
+        if self.record is not None and within:
+            if self._is_stuck:
+                within += f", which had not returned for {STUCK_AFTER_LOOKS} s"
+            log.error("the %s died in %s", self.name, within)
+            self.end = ServerEnd(server=self.record.server, within=within)
         self.record = self.load = None
         self._on_change()
 

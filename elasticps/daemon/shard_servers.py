@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from elasticps.core.records import ServerRecord
+from elasticps.core.records import ServerEnd, ServerRecord
 from elasticps.daemon.config import DaemonConfig
 from elasticps.daemon.cores import numa_nodes, pinned, threads_for
 from elasticps.daemon.shard_server import ShardServerChild
@@ -31,6 +31,11 @@ class ShardServers:
     def records(self) -> tuple[ServerRecord, ...]:
         """Those that live."""
         return tuple(child.record for child in self.children.values() if child.record is not None)
+
+    @property
+    def ends(self) -> tuple[ServerEnd, ...]:
+        """The newest of each that ended within a plugin."""
+        return tuple(child.end for child in self.children.values() if child.end is not None)
 
     def start(self, supervisor: Supervisor, tasks: asyncio.TaskGroup) -> None:
         """Start all, and look after them in ``tasks``."""

@@ -273,9 +273,8 @@ class Workers:
                 slot.not_before = time.monotonic() + decision.after_s
             elif isinstance(decision, GiveUp):
                 slot.gave_up = decision.reason
-                record = msgspec.structs.replace(
-                    record, state=WorkerState.FAILED, reason=f"{exit_.reason}; {decision.reason}"
-                )
+                reason = f"{record.reason}; {decision.reason}"
+                record = msgspec.structs.replace(record, state=WorkerState.FAILED, reason=reason)
         self._bury(life, record)
         await self._supervisor.remove(life.child)
 

@@ -26,6 +26,7 @@ from elasticps.errors import AccessDenied, ElasticError, PeerUnavailable, WireEr
 from elasticps.security.tls import NodeTls, TlsFiles
 from elasticps.server.admission import Admission, Open, Proven, ServerCredentials
 from elasticps.server.compute import ComputeThreads
+from elasticps.server.doing import Doing
 from elasticps.server.makes import made
 from elasticps.server.session import Lease, Session
 from elasticps.server.table import Table
@@ -73,6 +74,7 @@ class ShardServer:
         tasks: asyncio.TaskGroup,
         tls: NodeTls | None = None,
         threads: ComputeThreads | None = None,
+        doing: Doing | None = None,
     ) -> None:
         self.lease = Lease()
         self.stopped = asyncio.Event()
@@ -86,7 +88,7 @@ class ShardServer:
             lambda server: self._addresses.get(server),
             ServerCredentials(tls, cluster, me) if tls else None,
         )
-        self.table = Table(me, tasks, self.peers, self.promises, threads)
+        self.table = Table(me, tasks, self.peers, self.promises, threads, doing)
 
     def on_message(self, conn: Connection, message: Control) -> None:
         match message:
@@ -166,7 +168,8 @@ async def serve(options: argparse.Namespace) -> None:
     threads = ComputeThreads(options.threads)
     try:
         async with asyncio.TaskGroup() as tasks:
-            server = ShardServer(options.cluster, me, tasks, tls, threads)
+            doing = Doing(Path(options.doing) if options.doing else None)
+            server = ShardServer(options.cluster, me, tasks, tls, threads, doing)
             stop_on_signals(server.stopped)
             await _serve(options, me, server, tls)
             raise _Stopped
@@ -248,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="elasticps.server", description=__doc__)
     for name in ("control", "cluster", "node", "tcp", "unix"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("tls-ca", "tls-cert", "tls-key", "cores"):
+    for name in ("tls-ca", "tls-cert", "tls-key", "cores", "doing"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--shared", action="store_true")
     parser.add_argument("--threads", type=int, default=1)

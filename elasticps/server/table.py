@@ -19,6 +19,7 @@ from elasticps.core.replication import Role
 from elasticps.errors import ElasticError
 from elasticps.server.block_rounds import Siblings
 from elasticps.server.compute import ComputeThreads
+from elasticps.server.doing import Doing
 from elasticps.server.finite import SpotCheck
 from elasticps.server.hosted import Hosted
 from elasticps.server.landing import Landing
@@ -82,7 +83,9 @@ class Table:
         peers: ConnectionPool[ServerId],
         outbox: asyncio.Queue[Promises],
         threads: ComputeThreads | None = None,
+        doing: Doing | None = None,
     ) -> None:
+        self._doing = doing or Doing()
         self.tallies = Tallies(peers.traffic)
         self.landing = Landing()
         self._spot_check = SpotCheck()
@@ -161,7 +164,8 @@ class Table:
         parameter = info.model.parameters[piece.parameter]
         in_rounds = info.consistency is Consistency.SYNC and not parameter.at_once
         coded = job.codec if in_rounds and are_coded(job.codec, piece) else None
-        tensor = TensorBlock(piece, parameter, info.model, job.plugin, coded, self.threads)
+        doing = self._doing.of_job(info.name)
+        tensor = TensorBlock(piece, parameter, info.model, job.plugin, coded, self.threads, doing)
         return ParameterBlock(
             info,
             tensor,

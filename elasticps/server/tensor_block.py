@@ -18,6 +18,7 @@ from elasticps.errors import PluginError, WireError
 from elasticps.server.bare_step import bare_step
 from elasticps.server.coded_value import HELD, CodedValue, Difference
 from elasticps.server.compute import ComputeThreads, Share
+from elasticps.server.doing import Doing
 from elasticps.server.gradient_mean import Mean
 from elasticps.server.piecewise import PiecewiseStep, is_piecewise
 from elasticps.wire.messages import StateMeta, TensorMeta
@@ -51,8 +52,10 @@ class TensorBlock:
         plugin: Optimizer,
         values_codec: JobCodec | None = None,
         threads: ComputeThreads | None = None,
+        doing: Doing | None = None,
     ) -> None:
         self.block = block
+        self._what = f"optimizer {model.optimizer} on parameter {parameter.name}, block {block.id}"
         self.group = parameter.group
         flat = model.elementwise and parameter.shape
         self._shape = torch.Size((block.numel,) if flat else parameter.shape)
@@ -63,6 +66,9 @@ class TensorBlock:
         self._options = with_tuples(model.options)
         self._plugin = plugin
         self._optimizer = self._fresh_optimizer()
+        # A stranger's may end this process, or hang in it: so its steps are written down.
+        self._doing = Doing() if doing is None or self.only_reads_gradients else doing
+        self._at = self._doing.sentence(f"step() of {self._what}")
         self._hyper: Hyperparameters = {}
         self._readers: list[weakref.ref[object]] = []
         self._pieces: PiecewiseStep | None = None
@@ -210,11 +216,14 @@ class TensorBlock:
         if gradient is not None:
             self.leave_to_readers()
             self._value.grad = gradient.whole if isinstance(gradient, Mean) else gradient
+            self._doing.begin(self._at)
             try:
                 bare_step(self._optimizer)
-            except Exception as error:  # an optimizer may raise anything; its job alone ends
+            # An optimizer may raise anything; its job alone ends.
+            except (Exception, SystemExit) as error:
                 raise self._failed(error) from error
             finally:
+                self._doing.end()
                 self._value.grad = None
             self._check_value()
         self.code_value()
@@ -224,8 +233,8 @@ class TensorBlock:
         if self._value.shape != self._shape or self._value.dtype != self._kept:
             found = f"{tuple(self._value.shape)} of {dtype_name(self._value.dtype)}"
             raise PluginError(
-                f"step() gave block {self.block.id} another shape or dtype: {found}",
-                where=type(self._optimizer).__name__,
+                f"step() gave it another shape or dtype: {found}",
+                where=self._what,
                 limit=f"{tuple(self._shape)} of {dtype_name(self._kept)}",
             )
 
@@ -264,11 +273,8 @@ class TensorBlock:
         if self._coded is not None:
             self._coded.follow(self._value)
 
-    def _failed(self, error: Exception) -> PluginError:
-        return PluginError(
-            f"step() failed on block {self.block.id}: {type(error).__name__}: {error}",
-            where=type(self._optimizer).__name__,
-        )
+    def _failed(self, error: BaseException) -> PluginError:
+        return PluginError(f"step() failed: {type(error).__name__}: {error}", where=self._what)
 
     def check_options(self, hyper: Hyperparameters) -> None:
         """Raise WireError for an option that the param group in the model does not have, and for

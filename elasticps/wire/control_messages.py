@@ -216,12 +216,16 @@ class Rejected(msgspec.Struct, frozen=True, tag=True):
 
 
 class CheckpointReport(msgspec.Struct, frozen=True):
-    """What became of the newest checkpoint; ``request`` is the newest that was answered."""
+    """What became of the newest checkpoint; ``request`` is the newest that was answered.
+
+    ``waits_for``: why one that was asked for is not begun yet, for a user to read.
+    """
 
     directory: str = ""
     round: Round = Round(0)
     request: int = 0
     error: str = ""
+    waits_for: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):

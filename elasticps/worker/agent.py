@@ -35,6 +35,7 @@ from elasticps.wire.control_messages import (
 from elasticps.wire.pool import addresses_of
 from elasticps.wire.spans import Spans
 from elasticps.wire.transports import ALL
+from elasticps.worker.untrained import check_untrained
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -89,7 +90,8 @@ class Agent:
         """
         self._tell(Describe(model))
         known = await self.until(lambda: self.job.model if self.job else None, None)
-        if known != model:
+        check_untrained(known, model)
+        if not known.alike(model):
             raise UsageError(
                 "this worker's model or optimizer differs from that of the job's first worker",
                 field=_first_difference(known, model),
@@ -200,7 +202,7 @@ def _host_of(servers: Servers) -> str:
 
 def _first_difference(known: Model, model: Model) -> str:
     """Where two models part, for the error that says so."""
-    for field in ("optimizer", "options", "groups", "elementwise", "block_bytes", "untrained"):
+    for field in ("optimizer", "options", "groups", "elementwise", "block_bytes"):
         if getattr(known, field) != getattr(model, field):
             return f"{field}: {getattr(known, field)} there, {getattr(model, field)} here"
     for ours, theirs in zip(model.parameters, known.parameters, strict=False):

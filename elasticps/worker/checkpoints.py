@@ -113,11 +113,16 @@ class Checkpoints:
             self._seen = round_
         if not _is_main(exchange):
             return False
-        if passed and not published:
-            self._tell_late(job, round_)
-        return published and (passed or job.checkpoint_request > self._answering)
+        asked = job.checkpoint_request > self._answering
+        if (passed or asked) and not published:
+            self._tell_late(job, round_, asked=asked)
+        return published and (passed or asked)
 
-    def _tell_late(self, job: JobInfo, round_: Round) -> None:
+    def _tell_late(self, job: JobInfo, round_: Round, *, asked: bool) -> None:
+        if asked:
+            waits_for = f"the next round that strategy {job.strategy} gives to the shards"
+            before = self.report or CheckpointReport()
+            self.report = msgspec.structs.replace(before, waits_for=waits_for)
         if not self._told_late:
             self._told_late = True
             log.warning(
@@ -171,7 +176,9 @@ class Checkpoints:
     def _failed(self, job: JobInfo, error: ElasticError) -> None:
         log.error("job=%s no checkpoint: %s", job.name, error)
         before = self.report or CheckpointReport()
-        self.report = msgspec.structs.replace(before, request=self._answering, error=str(error))
+        self.report = msgspec.structs.replace(
+            before, request=self._answering, error=str(error), waits_for=""
+        )
         reason, _, _ = str(error).partition("\n")
         self.attempts = self.attempts.plus(Attempts(failed=1, error=reason))
 

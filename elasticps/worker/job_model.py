@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ from elasticps.optimizers.by_group import KEY as OPTIMIZER
 from elasticps.optimizers.by_group import NAME as BY_GROUP
 from elasticps.wire.control_messages import JobInfo
 from elasticps.wire.tensors import dtype_name
-from elasticps.worker.parameters import ParamGroup, describe, fingerprint
+from elasticps.worker.parameters import ParamGroup, describe
+from elasticps.worker.untrained import untrained_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +106,7 @@ def job_model(
         options=dict(served.options),
         elementwise=served.elementwise,
         block_bytes=block_bytes,
-        untrained=fingerprint(model, trained),
+        untrained=untrained_of(model, trained),
         at_once=strategy.applied_at_once(list(names.values())),
         masters=_masters(served, names) if master_weights else (),
     )
@@ -133,6 +134,21 @@ def check_frozen(frozen: Mapping[str, torch.Tensor]) -> None:
                 limit="what is trained is known to the servers from the beginning",
                 hint="give run.optimizer all of it, needing a gradient, and a group of its own "
                 "with lr=0.0 to what is to be trained later",
+            )
+
+
+def check_dtypes(served: Iterable[tuple[str, torch.Tensor, torch.dtype]]) -> None:
+    """Raise UsageError where the script has given a parameter another dtype than it had, by
+    ``model.half()``, say: its blocks on the servers are of the old one."""
+    for name, item, dtype in served:
+        if item.dtype is not dtype:
+            raise UsageError(
+                f"parameter {name} is of {dtype_name(item.dtype)} now, and was of"
+                f" {dtype_name(dtype)} at run.optimizer(...)",
+                field=name,
+                limit="the dtype of a parameter stays as it is",
+                hint="convert the model before run.optimizer(...); to compute in another dtype use"
+                " torch.autocast",
             )
 
 

@@ -7,6 +7,7 @@ the daemon shows it once, to whoever watches the job.
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import sys
 import traceback
@@ -21,13 +22,21 @@ from elasticps.errors import CheckpointError, ElasticError
 FAILURE_VARIABLE = "ELASTICPS_FAILURE_FILE"
 FAILED_EXIT_CODE = 1
 PACKAGE = Path(__file__).resolve().parents[1]
+LOADER_ENDED = re.compile(
+    r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)(?P<code> with exit code)?"
+)
+"""As torch says it, of its own accord or when it looks: it has no type for it."""
 
 
 class ScriptFailure(msgspec.Struct, frozen=True):
-    """Why a script ended badly, in one line and in full."""
+    """Why a script ended badly, in one line and in full.
+
+    ``killed``: a process that it needs was, so it ends as if it had been killed itself.
+    """
 
     reason: str
     traceback: str
+    killed: bool = False
 
 
 def main() -> None:
@@ -42,8 +51,27 @@ def main() -> None:
         _record(ScriptFailure(f"the script exited with {error.code!r}", ""))
         sys.exit(FAILED_EXIT_CODE)
     except BaseException as error:  # whatever the script raised is the user's to see
-        _record(ScriptFailure(_reason(error), _formatted(error, script)))
+        killed = killed_loader(error)
+        reason = _reason(killed or error).rstrip()
+        _record(ScriptFailure(reason, _formatted(error, script), killed is not None))
         sys.exit(FAILED_EXIT_CODE)
+
+
+def killed_loader(error: BaseException) -> RuntimeError | None:
+    """What torch says of a DataLoader's process that was killed, if that is behind ``error``.
+
+    It may be raised wherever the script is: torch's handler of SIGCHLD does it. One that ended by
+    itself has done so with an exit code, which is the script's own affair.
+    """
+    told: RuntimeError | None = None
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RuntimeError) and (ended := LOADER_ENDED.match(str(seen))):
+            if ended["code"]:
+                return None
+            told = seen
+        seen = seen.__cause__ or seen.__context__
+    return told
 
 
 def _reason(error: BaseException) -> str:
@@ -74,7 +102,8 @@ def _is_outside(frame: traceback.FrameSummary) -> bool:
 
 def _record(failure: ScriptFailure) -> None:
     path = os.environ.get(FAILURE_VARIABLE)
-    failure = ScriptFailure(_encodable(failure.reason), _encodable(failure.traceback))
+    reason, told = _encodable(failure.reason), _encodable(failure.traceback)
+    failure = ScriptFailure(reason, told, failure.killed)
     if path and path.startswith("/dev/fd/"):
         # A unit's, which has no folder to write to; its daemon looks whether it is whole.
         with Path(path).open("wb") as opened:

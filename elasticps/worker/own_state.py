@@ -99,6 +99,14 @@ class OwnState:
         missing = sorted((here.keys() ^ there.keys()) - known)
         if missing:
             log.warning("tensors that model and checkpoint have not both: %s", listed(missing))
+        others = sorted(
+            name for name in own.frozen.keys() & both if not _same(there[name], own.frozen[name])
+        )
+        if others:
+            log.warning(
+                "frozen parameters have other values in the checkpoint, which are taken: %s",
+                listed([f"{name} {_kind(own.frozen[name])}" for name in others]),
+            )
         with torch.no_grad():
             for name in both:
                 here[name].copy_(there[name])
@@ -215,6 +223,10 @@ def _check_alike(name: str, there: torch.Tensor, here: torch.Tensor, place: Path
             where=str(place),
             field=name,
         )
+
+
+def _same(there: torch.Tensor, here: torch.Tensor) -> bool:
+    return torch.equal(there, here.detach().to(there.device))
 
 
 def _kind(tensor: torch.Tensor) -> str:

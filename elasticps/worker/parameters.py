@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import xxhash
 
 from elasticps.api.pipeline import has_room, is_absent
-from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter, check_model, partition
+from elasticps.core.blocks import (
+    MOST_UNTRAINED,
+    Block,
+    Hyperparameters,
+    Model,
+    Parameter,
+    Untrained,
+    check_model,
+    partition,
+)
 from elasticps.errors import UsageError
 from elasticps.wire.messages import StateMeta, TensorMeta
 from elasticps.wire.tensors import bytes_of, dtype_name
+from elasticps.worker.untrained import fingerprint
 
 ParamGroup = dict[str, Any]
 
@@ -81,7 +90,7 @@ def describe(
     options: Hyperparameters,
     elementwise: bool,
     block_bytes: int,
-    untrained: str = "",
+    untrained: Sequence[Untrained] = (),
     at_once: Collection[str] = (),
     masters: Collection[str] = (),
 ) -> Model:
@@ -116,21 +125,11 @@ def describe(
         groups=tuple(plain(group) for group in groups),
         elementwise=elementwise,
         block_bytes=block_bytes,
-        untrained=untrained,
+        untrained=fingerprint(untrained),
+        untrained_rows=tuple(untrained[:MOST_UNTRAINED]),
     )
     check_model(model)
     return model
-
-
-def fingerprint(model: torch.nn.Module, trained: Sequence[tuple[str, torch.Tensor]]) -> str:
-    """A hash of every parameter and buffer of ``model`` that is not among ``trained``."""
-    served = {id(tensor) for _, tensor in trained}
-    digest = xxhash.xxh3_64()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if id(tensor) not in served:
-            digest.update(name.encode())
-            digest.update(bytes_of(tensor.detach().cpu().contiguous()))
-    return digest.hexdigest()
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:

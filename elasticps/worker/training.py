@@ -26,6 +26,7 @@ from elasticps.worker.job_model import (
     JobModel,
     check_at_once,
     check_clipping,
+    check_dtypes,
     check_frozen,
     check_overlap,
     check_staged,
@@ -83,6 +84,7 @@ class Training:
         self._pace = Pace()
         self._own: OwnState | None = None
         self._frozen: Mapping[str, torch.Tensor] = {}
+        self._served: Sequence[tuple[str, torch.Tensor, torch.dtype]] = ()
         self._left = False
 
     @property
@@ -172,6 +174,7 @@ class Training:
         member = self._join(made, strategy, pipeline, clipping)
         self._recorder.model = whole
         self._frozen = made.frozen
+        self._served = [(name, item, item.dtype) for name, item in made.trained.items()]
         self._own = OwnState(whole, made.trained, lambda: self.turn)
         self.membership.checkpoints.take_own = self._own.take
         if self.job.resume:
@@ -247,6 +250,7 @@ class Training:
         """Carry out one step by the job's strategy."""
         member = self.member
         check_frozen(self._frozen)
+        check_dtypes(self._served)
         if self._overlap is not None:
             self._overlap.check()
         if self.reads_data:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 import elasticps
+from elasticps.checkpoint import remote_ownership
 from elasticps.checkpoint.directory import complete
 from elasticps.checkpoint.ownership import OWNER, Owner
 from elasticps.checkpoint.snapshot import read, write
@@ -92,8 +93,11 @@ async def test_another_jobs_checkpoint_of_the_same_round_is_not_taken_for_ones_o
 
 
 @pytest.fixture(params=["directory", "URL"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """Where checkpoints can be."""
+    monkeypatch.setattr(remote_ownership, "SETTLE_S", 0.05)
     root = str(tmp_path) if request.param == "directory" else f"memory:/{tmp_path}"
     yield root
     STORAGE.remove_tree(place_of(root), ignore_errors=True)

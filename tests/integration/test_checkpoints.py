@@ -238,6 +238,35 @@ async def test_a_block_that_cannot_be_written_costs_the_checkpoint_alone(
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["round-00000004"]
 
 
+async def test_a_user_who_asks_between_publications_is_told_what_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    rig = CheckpointRig(checkpoint_dir=str(tmp_path), strategy="gossip:publish_every=4")
+    loop = asyncio.get_running_loop()
+    told: list[str] = []
+
+    def script(run: elasticps.Run) -> None:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.01)
+        for batch in run.data(dataset(), batch_size=BATCH, epochs=1):
+            if run.round == 1:
+                loop.call_soon_threadsafe(rig.ask, 42)
+                wait_until(lambda: run._job.checkpoint_request == 42)
+            backward(model, batch)
+            optimizer.step()
+            report = run._training.membership.checkpoints.report
+            told.append("" if report is None else report.waits_for)
+
+    async with rig:
+        await as_worker(rig, script)
+        report = rig.progress["w1"].checkpoint
+    assert rounds_in(tmp_path) == [4]
+    waiting = "the next round that strategy gossip:publish_every=4 gives to the shards"
+    assert told[:3] == ["", waiting, waiting]
+    assert report is not None
+    assert (report.round, report.request, report.waits_for) == (4, 42, "")
+
+
 async def test_a_checkpoint_waits_for_the_next_round_that_the_shards_are_given(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,8 +13,10 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 import elasticps
+from elasticps.core.blocks import Model, Parameter
 from elasticps.errors import ElasticError, JobFailed, PluginError, UsageError
 from elasticps.testing.rig import Rig
+from elasticps.worker.untrained import check_untrained, fingerprint, untrained_of
 from tests.support.scripts import (
     BATCH,
     Script,
@@ -158,6 +160,23 @@ async def test_a_batch_that_was_stepped_twice_is_an_error() -> None:
             await as_worker(rig, script)
 
 
+@pytest.mark.parametrize("strategy", ["data-parallel", "local-sgd:h=2"])
+async def test_a_parameter_that_is_given_another_dtype_is_named_with_both(strategy: str) -> None:
+    def script(run: elasticps.Run) -> None:
+        model = network()
+        optimizer = run.optimizer(model, "sgd", lr=0.1)
+        model[2].bfloat16()
+        for item in model.parameters():
+            item.grad = torch.zeros_like(item)
+        optimizer.step()
+
+    async with Rig(strategy=strategy) as rig:
+        with pytest.raises(UsageError) as caught:
+            await as_worker(rig, script)
+    assert caught.value.field == "2.weight"
+    assert "2.weight is of bfloat16 now, and was of float32 at run.opt" in caught.value.what
+
+
 async def test_workers_with_different_models_are_told_where_they_differ() -> None:
     barrier = threading.Barrier(2)
 
@@ -189,7 +208,34 @@ async def test_workers_whose_frozen_values_differ_are_refused() -> None:
 
     async with Rig() as rig:
         (error,) = filter(None, await as_workers(rig, 2, script))
-    assert "untrained" in error.field
+    assert error.field == "untrained"
+    assert "0.weight [2, 2] float32 has other values there than here" in error.what
+
+
+def test_what_differs_of_what_is_not_trained_is_named_with_its_shapes() -> None:
+    def described(*buffers: tuple[str, torch.Tensor]) -> Model:
+        model = network()
+        for name, tensor in buffers:
+            model.register_buffer(name, tensor)
+        rows = untrained_of(model, list(model.named_parameters()))
+        parameter = Parameter(name="p", shape=(1,), dtype="float32")
+        return Model(
+            parameters=(parameter,),
+            optimizer="sgd",
+            groups=({},),
+            untrained=fingerprint(rows),
+            untrained_rows=rows,
+        )
+
+    first = described(("mean", torch.zeros(3)), ("count", torch.tensor(0)))
+    check_untrained(first, described(("mean", torch.zeros(3)), ("count", torch.tensor(0))))
+    for other, told in (
+        (described(("mean", torch.zeros(4))), "mean [3] float32 there, mean [4] float32 here"),
+        (described(("mean", torch.zeros(3))), "count [] int64 there, no more here"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            check_untrained(first, other)
+        assert told in caught.value.what
 
 
 async def test_data_that_differs_from_the_jobs_is_an_error_that_shows_both() -> None:

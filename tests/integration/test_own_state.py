@@ -186,7 +186,9 @@ async def test_an_export_loads_strictly_in_torch_alone(tmp_path: Path) -> None:
     assert_same(begun, model)
 
 
-async def test_frozen_parameters_go_on_as_the_checkpoint_has_them(tmp_path: Path) -> None:
+async def test_frozen_parameters_go_on_as_the_checkpoint_has_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with CheckpointRig(checkpoint_dir=str(tmp_path), checkpoint_every=2) as rig:
         model = await as_worker(rig, lambda run: trained(run, rounds=2))
     async with CheckpointRig(resume=str(tmp_path)) as rig:
@@ -194,6 +196,8 @@ async def test_frozen_parameters_go_on_as_the_checkpoint_has_them(tmp_path: Path
     assert_same(resumed, model)
     assert resumed.beside is resumed.frozen
     assert not resumed.frozen.weight.requires_grad
+    told = "frozen parameters have other values in the checkpoint, which are taken: "
+    assert f"{told}frozen.bias [6] float32, frozen.weight [6, 6] float32" in caplog.text
 
 
 # -- frozen parameters are not copied, and what cannot be in a file is told ------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import fsspec
 import pytest
 from safetensors.torch import load_file
 
-from elasticps.checkpoint import remote
+from elasticps.checkpoint import remote, remote_ownership
 from elasticps.checkpoint.directory import complete, path_of, prune
 from elasticps.checkpoint.draft import Draft, is_draft
 from elasticps.checkpoint.export import export
@@ -168,23 +171,81 @@ def test_a_damaged_newest_one_is_passed_over_and_set_aside(root: Path) -> None:
     assert REMOTE.exists(newest.with_name(f"damaged-{newest.name}"))
 
 
-def test_the_job_that_came_last_has_the_place_and_says_whose_it_was(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, last = (RemoteOwnership(root, Owner(name, name)) for name in ("first", "last"))
-    first.begin(Round(0))
-    first.check()
-    assert not caplog.records
-    last.begin(Round(0))
-    assert f"{root} was job first's: that job gets no more checkpoints into it" in caplog.text
-    last.check()
-    with pytest.raises(CheckpointError, match="job last has its checkpoints here"):
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds takes some hundredths of one."""
+    for name, seconds in (("BEAT", 0.02), ("WATCH", 0.2), ("LOOK", 0.01), ("SETTLE", 0.05)):
+        monkeypatch.setattr(remote_ownership, f"{name}_S", seconds)
+
+
+def claims(root: Path, *names: str) -> list[RemoteOwnership]:
+    return [RemoteOwnership(root, Owner(name, f"job-{name}")) for name in names]
+
+
+def test_a_living_jobs_place_is_refused_to_who_comes_later(root: Path) -> None:
+    first, last = claims(root, "first", "last")
+    with closing(first), closing(last):
+        first.begin(Round(0))
+        with pytest.raises(CheckpointError, match="job job-first has its checkpoints here") as told:
+            last.begin(Round(0))
+        assert told.value.limit == "one job at a time"
         first.check()
-    with pytest.raises(CheckpointError, match="another job named last has its checkpoints here"):
-        RemoteOwnership(root, Owner("of another cluster", "last")).check()
+
+
+@pytest.mark.parametrize("dead", ["not held", "held"])
+def test_an_ended_or_killed_jobs_place_is_the_next_ones(
+    root: Path, dead: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, last = claims(root, "first", "last")
+    first.begin(Round(0))
+    first.close()
+    if dead == "held":
+        first._write(held=True)  # a killed one has let go of nothing
+    last.begin(Round(0))
+    with closing(last):
+        watched = f"{root} is job job-first's: looking for"
+        assert (watched in caplog.text) == (dead == "held")
+        assert f"{root} was job job-first's: that job gets no more checkpoints" in caplog.text
+        last.check()
+        with pytest.raises(CheckpointError, match="job job-last has its checkpoints here"):
+            first.check()
+        other = RemoteOwnership(root, Owner("of another cluster", "job-last"))
+        with pytest.raises(CheckpointError, match="another job named job-last has its"):
+            other.check()
+
+
+def test_of_two_that_begin_at_once_one_is_refused(root: Path) -> None:
+    for number in range(10):
+        place = root / str(number)
+        both, together = claims(place, "one", "other"), threading.Barrier(2)
+
+        def begin(each: RemoteOwnership, together: threading.Barrier = together) -> bool:
+            together.wait()
+            try:
+                each.begin(Round(0))
+            except CheckpointError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            began = list(pool.map(begin, both))
+        assert sorted(began) == [False, True]
+        both[began.index(True)].check()
+        for each in both:
+            each.close()
+
+
+def test_a_job_keeps_its_place_when_its_main_worker_changes(root: Path) -> None:
+    first, second = claims(root, "a", "a")
+    (other,) = claims(root, "b")
+    first.begin(Round(0))
+    first.close()
+    second.check()
+    with closing(second), pytest.raises(CheckpointError, match="job job-a has"):
+        other.begin(Round(0))
     write_round(root, 10)
     with pytest.raises(CheckpointError, match="there is a checkpoint of round 10 here"):
-        first.begin(Round(5))
+        other.begin(Round(5))
 
 
 def test_an_error_of_any_library_is_told_with_the_url(

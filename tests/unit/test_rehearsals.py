@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elasticps.api.plugins import OPTIMIZERS
+from elasticps.api.plugins import DATA_POLICIES, OPTIMIZERS
 from elasticps.core.blocks import Model, Parameter, check_model
 from elasticps.core.ids import JobKey
 from elasticps.core.rehearsal import in_small
@@ -88,11 +88,14 @@ def broken(install: Install, monkeypatch: pytest.MonkeyPatch, body: str) -> Path
         pytest.param("time.sleep(1e6)", "did not end within 3 s", marks=pytest.mark.long),
         pytest.param(
             "p = self.param_groups[0]['params'][0]; p.data = p.data.double()",
-            "attempting to assign a",
+            "step() gave it another shape or dtype: ",
             marks=pytest.mark.long,
         ),
         pytest.param("raise KeyError('x')", "step() failed", marks=pytest.mark.long),
-        ("self.state[self.param_groups[0]['params'][0]]['f'] = open", "cannot move"),
+        (
+            "self.state[self.param_groups[0]['params'][0]]['f'] = open",
+            ": a trial copy of its value and state, as each replica has one: Odd: its state f",
+        ),
     ],
     ids=["exits", "hangs", "dtype", "raises", "state"],
 )
@@ -159,6 +162,18 @@ async def test_codec_or_policy_that_would_harm_a_server_is_refused_with_its_name
     said = (await rehearse(trial, limit_s=3)).reason
     assert reason in said
     assert "plugin odd of acme-odd 1.0 (acme_odd:Odd)" in said
+
+
+async def test_a_policy_that_hangs_is_refused_in_a_moment_for_nothing_slow_is_loaded_for_it(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unloaded = "import sys; assert 'torch' not in sys.modules; time.sleep(1e6)"
+    made = POLICY.replace("BODY", unloaded)
+    site = install("acme-odd", "acme_odd", made, {DATA_POLICIES: {"odd": "acme_odd:Odd"}})
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    said = (await rehearse(data_policy_trial("odd"), limit_s=0.5)).reason
+    assert said.startswith("plugin odd of acme-odd 1.0 (acme_odd:Odd): ")
+    assert said.endswith(": did not end within 0.5 s")
 
 
 async def test_codecs_and_policies_that_work_pass() -> None:

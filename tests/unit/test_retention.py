@@ -7,7 +7,7 @@ import pytest
 from elasticps.core.ids import JobName
 from elasticps.core.records import JobState, JobStatus, ScaleRecord
 from elasticps.daemon.leader import Now, Orphans, Write, decide
-from elasticps.daemon.retention import MOST_AT_ONCE, forgetting
+from elasticps.daemon.retention import LEAST_KEPT_S, MOST_AT_ONCE, forgetting
 from tests.support.contents import Contents
 
 NOW = Now(unix=1_000_000.0, monotonic=0.0)
@@ -71,6 +71,17 @@ def test_each_is_forgotten_with_all_its_keys_by_a_transaction_of_its_own(etcd: E
     etcd.write(second)
     assert not etcd.items
     assert not etcd.view.jobs
+
+
+@pytest.mark.parametrize("ahead_s", [0.0, LEAST_KEPT_S - 1])
+def test_who_waits_for_an_end_has_a_minute_to_see_it_whatever_is_kept(
+    etcd: Ended, ahead_s: float
+) -> None:
+    etcd.ended("seen", NOW.unix - LEAST_KEPT_S)
+    etcd.ended("new", NOW.unix - LEAST_KEPT_S + 1)
+    etcd.ended("ahead", NOW.unix + ahead_s)
+    etcd.ended("far-ahead", NOW.unix + LEAST_KEPT_S)
+    assert etcd.settle(0) == ["ahead", "new"]
 
 
 def test_jobs_that_go_on_are_neither_counted_nor_forgotten(etcd: Ended) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,58 @@ async def test_optimizer_that_would_end_the_shard_servers_ends_its_job_alone(
         ended = await good.finish()
         assert ended.state == "SUCCEEDED"
         assert (ended.verdict.lost, ended.verdict.duplicated) == (0, 0)
+
+
+LATE = """
+    import os, time, torch
+    from elasticps import TorchOptimizer
+
+    class Late(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure=None):
+            type(self).steps += 1
+            if self.steps > 200:  # a rehearsal has fewer
+                self.fail()
+            return super().step(closure)
+
+    class Exits(Late):
+        def fail(self):
+            os._exit(3)
+
+    class Raises(Late):
+        def fail(self):
+            raise OverflowError("no such number")
+
+    class Hangs(Late):
+        def fail(self):
+            time.sleep(1000)
+
+    exits, raises, hangs = TorchOptimizer(Exits), TorchOptimizer(Raises), TorchOptimizer(Hangs)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("raises", r"optimizer raises on parameter \S+, block \d+: step\(\) failed: OverflowError"),
+        (
+            "exits",
+            r"died in step\(\) of optimizer exits on parameter \S+, block \d+ of job train-1,",
+        ),
+        ("hangs", r"died in step\(\) of optimizer hangs on .* which had not returned for 20 s,"),
+    ],
+)
+async def test_optimizer_that_fails_after_its_rehearsal_is_named_with_its_parameter(
+    tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+) -> None:
+    entries = {each: f"acme_late:{each}" for each in ("exits", "raises", "hangs")}
+    site = install("acme-late", "acme_late", LATE, {OPTIMIZERS: entries})
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    async with started(2, tmp_path) as cluster:
+        job = await cluster.train("--optimizer", name, max_workers=2)
+        ended = await job.ended()
+        assert ended.state == "FAILED"
+        assert re.search(told, ended.reason), ended.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 
@@ -125,3 +126,51 @@ if run.round >= 5:
     assert ended.state == "FAILED"
     assert ended.failure is not None
     assert ended.failure.reason == "the script exited with 3"
+
+
+async def test_loader_process_that_is_killed_has_its_worker_started_anew_and_no_sample_lost(
+    shared_cluster: Cluster, script: Script, tmp_path: Path
+) -> None:
+    training = script("""
+        import json, os, signal
+        from pathlib import Path
+        import elasticps
+        import torch
+
+        here = Path(__file__).parent
+
+        class Killed:
+            def __len__(self):
+                return 120
+
+            def __getitem__(self, index):
+                if index == 77:
+                    try:
+                        (here / "killed").touch(exist_ok=False)
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    except FileExistsError:
+                        pass
+                return index
+
+        with elasticps.join() as run:
+            model = torch.nn.Linear(120, 1, bias=False)
+            torch.nn.init.zeros_(model.weight)
+            optimizer = run.optimizer(model, "sgd", lr=12.0)
+            for samples in run.data(Killed(), batch_size=12, epochs=3, num_workers=1):
+                optimizer.zero_grad()
+                (-model.weight[0, samples].mean()).backward()
+                optimizer.step()
+            if run.is_main:
+                (here / "counted").write_text(json.dumps(model.weight[0].tolist()))
+    """)
+    job = await shared_cluster.submit(training, max_workers=1)
+
+    ended = await job.ended()
+
+    assert (ended.state, ended.reason) == ("SUCCEEDED", "all workers finished")
+    assert (tmp_path / "killed").exists()
+    counted = json.loads((tmp_path / "counted").read_text())
+    assert counted == pytest.approx([3.0] * 120, abs=1e-4)
+    logged = shared_cluster.log_of("n1") + shared_cluster.log_of("n2")
+    assert f"job={job.name} " in logged
+    assert "killed: RuntimeError: DataLoader worker (pid" in logged

@@ -72,6 +72,16 @@ def test_where_no_worker_has_told_its_round_none_is_guessed(
     assert "end of round" not in error
 
 
+def test_what_a_strategy_makes_it_wait_for_is_said(api: FakeApi, elasticps: Command) -> None:
+    waiting = "the next round that strategy all-reduce gives to the shards"
+    api.jobs["mnist"]["checkpoint"] = {**WRITTEN, "request": 3, "waits_for": waiting}
+    _, _, error = elasticps("checkpoint", "--timeout", "0.1", "mnist")
+    assert f"round {api.jobs['mnist']['round']}: waiting for {waiting}\n" in error
+    assert f"not written within 0.1 s: it waits for {waiting}" in error
+    _, out, _ = elasticps("status")
+    assert f"mnist: the checkpoint that was asked for waits for {waiting}\n" in out
+
+
 def test_an_unknown_job_is_refused(api: FakeApi, elasticps: Command) -> None:
     code, _, error = elasticps("checkpoint", "mnits")
     assert code == 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from elasticps.core.ids import node_of
+from elasticps.core.ids import ServerId, node_of
 from elasticps.core.plan import PART_BLOCKS
-from elasticps.core.records import JobState, WorkerState
+from elasticps.core.records import JobState, ServerEnd, WorkerState
 from elasticps.daemon.leader import PARTS_A_WRITE, Orphans
 from elasticps.daemon.view import JobView
 from tests.support.contents import BLOCK_BYTES
@@ -200,4 +200,18 @@ def test_blocks_are_lost_at_once_when_their_shard_server_is_known_to_be_dead(
     assert job.status.state is JobState.FAILED
     assert job.status.reason == (
         "4 blocks are lost: the shard server of b died, and no other replica was in sync"
+    )
+
+
+def test_blocks_that_are_lost_to_a_plugin_are_told_with_its_name(etcd: Led, job: JobView) -> None:
+    within = "step() of optimizer odd on parameter p, block 1 of job job"
+    mine = ServerEnd(server=ServerId("b/1"), within=within)
+    earlier = ServerEnd(server=ServerId("b/0"), within="step() of another")
+    etcd.node("b", None, server_ends=(earlier, mine))
+    etcd.settle()
+
+    assert job.status is not None
+    assert job.status.reason == (
+        f"4 blocks are lost: the shard server of b died in {within}, and no other replica was"
+        " in sync"
     )
