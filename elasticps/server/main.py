@@ -168,7 +168,10 @@ async def serve(options: argparse.Namespace) -> None:
         async with asyncio.TaskGroup() as tasks:
             server = ShardServer(options.cluster, me, tasks, tls, threads)
             stop_on_signals(server.stopped)
-            await _serve(options, me, server, tls)
+            try:
+                await _serve(options, me, server, tls)
+            finally:
+                server.table.close()
             raise _Stopped
     except* _Stopped:
         log.info("stopped")
