@@ -154,6 +154,7 @@ class TensorBlock:
 
     def leave_to_readers(self) -> None:
         """To be called before the value changes: who reads it yet keeps the memory as it is."""
+        self.end_step()
         if any(reader() is not None for reader in self._readers):
             self._leave_pieces()
             self._value.data = self._value.clone()

@@ -218,7 +218,7 @@ class Exchange(Standing):
         self.begin(updates)
         pushed = [item for item in self._memory if item.at_once and item.block.parameter in updates]
         try:
-            runs = slices(pushed, _has_none)
+            runs = slices(pushed, _has_none, streamed=self.encoder.sends_gradients)
             taken = await together(self._push_run(run, turn) for run in runs)
         finally:
             self.shared.settle()
@@ -250,7 +250,8 @@ class Exchange(Standing):
         placed = self._updates is None and self.shared.takes_gradients
         if placed not in self._cut:
             is_placed = self.shared.has_place if placed else _has_none
-            self._cut[placed] = slices(self._staged, is_placed)
+            streamed = self.encoder.sends_gradients
+            self._cut[placed] = slices(self._staged, is_placed, streamed=streamed)
         return self._cut[placed]
 
     async def _push_run(self, run: Sequence[BlockMemory], turn: Turn) -> bool:
