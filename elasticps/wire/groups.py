@@ -22,7 +22,7 @@ MAX_PIECES = 1024
 """Few enough that a server turns to others soon."""
 MAX_GROUP_BYTES = 2 << 20
 """Of small blocks, or small ops, in one payload."""
-MAX_LANDED_BYTES = 64 << 20
+MAX_LANDED_BYTES = 160 << 20
 """Of a payload with large blocks in it, which lands in several places."""
 ALIGNMENT = 16
 """Of each piece within the payload, so that it can be read as numbers where it lies."""

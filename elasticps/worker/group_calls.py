@@ -48,8 +48,11 @@ if TYPE_CHECKING:
 SLICE_BYTES = MAX_GROUP_BYTES // 2
 PLACED_BYTES = 128 << 20
 """Of blocks in one frame whose bytes stay where they are: a server turns to others in between."""
-STREAMED_BYTES = MAX_LANDED_BYTES // 2
-"""Of large blocks in one frame whose bytes are sent: others' frames go in between."""
+STREAMED_BYTES = 32 << 20
+"""Of large blocks in one frame whose bytes are sent: what a server does with them it does while the
+next come in."""
+ALONE_BYTES = 128 << 20
+"""The same, where it has nothing to do with them before it has a worker's whole round."""
 
 _FINAL = frozenset({Status.OK, Status.STALE_GENERATION, Status.CONFLICT})
 Settled = list["Reply | None"]
@@ -59,18 +62,18 @@ def slices(
     memory: Sequence[BlockMemory],
     is_placed: Callable[[BlockMemory], bool],
     *,
-    streamed: bool = True,
+    streamed: int = STREAMED_BYTES,
 ) -> list[list[BlockMemory]]:
     """Blocks in runs that a group has room for: the small ones first, and more of the large ones
     where their bytes stay in shared memory (``is_placed``).
 
-    Unless ``streamed`` a large block whose bytes are sent is by itself: it is yet to be coded, say,
-    and is to be on its way before the next.
+    ``streamed``: bytes of large blocks that are sent in a run; with 0 each is by itself: it is yet
+    to be coded, say, and is to be on its way before the next.
 
     Every worker has the blocks in the same order, whatever it knows of the plan and however long
     its runs are: so the lowest that is not answered is under way at each of them.
     """
-    whole = SLICE_BYTES, PLACED_BYTES, STREAMED_BYTES if streamed else 0
+    whole = SLICE_BYTES, PLACED_BYTES, streamed
     runs: list[list[BlockMemory]] = []
     room = [0, 0, 0]
     large = [each for each in memory if each.block.nbytes > SMALL_BYTES]

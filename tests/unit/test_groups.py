@@ -144,7 +144,7 @@ BROKEN: dict[str, tuple[GroupMeta, int, str]] = {
     "a place of its own": (GroupMeta((piece(1),), push=PLACED), 16, "place"),
     "another payload": (GroupMeta((piece(1),), push=PUSH), 8, "payload_length"),
     "a pull with a payload": (GroupMeta((piece(1),), pull=PullMeta()), 16, "payload_length"),
-    "too many bytes": (GroupMeta((piece(1, 65 << 20),), push=PUSH), 65 << 20, "payload_length"),
+    "too many bytes": (GroupMeta((piece(1, 161 << 20),), push=PUSH), 161 << 20, "payload_length"),
 }
 
 
