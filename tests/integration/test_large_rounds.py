@@ -80,6 +80,7 @@ async def test_a_large_block_is_stepped_while_others_are_sent(
             await _step([member], alone, number)
         await _audited([member])
     assert "elasticps-step" in aside
+    assert "elasticps-step" not in [each.name for each in threading.enumerate()]
 
 
 async def test_an_optimizer_that_fails_aside_ends_its_job_and_nothing_else(
