@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from pathlib import Path
 
 from elasticps.checkpoint.disk import Disk
@@ -30,8 +31,8 @@ def draft_path_of(root: Path, number: Round) -> Path:
 
 
 def temporary_path_of(root: Path, number: Round) -> Path:
-    """Where this process makes, or takes apart, the checkpoint of a round."""
-    return root / f".round-{number:08d}.{os.getpid()}.tmp"
+    """Where a checkpoint of a round is made, or taken apart: by whom asks, and nobody else."""
+    return root / f".round-{number:08d}.{secrets.token_hex(4)}.tmp"
 
 
 def complete(root: Path, *, disk: Disk = STORAGE) -> list[tuple[Round, Path]]:

@@ -16,6 +16,7 @@ from elasticps.core.ids import BlockId, ServerId
 from elasticps.core.replica import Commit, Replica, RoundOp, Settled
 from elasticps.core.replication import Replication, Role
 from elasticps.errors import PluginError, WireError
+from elasticps.server.aside import StepsAside
 from elasticps.server.compute import Share
 from elasticps.server.finite import FiniteWatch, SpotCheck
 from elasticps.server.gradient_mean import Mean
@@ -26,7 +27,7 @@ from elasticps.server.saving import Save, Saver
 from elasticps.server.staging import PreparedGradient, Staging
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.wire.control_messages import JobInfo
-from elasticps.wire.frame import FLAG_MEASURE, Status
+from elasticps.wire.frame import FLAG_MEASURE, Kind, Status
 from elasticps.wire.messages import OpMeta
 from elasticps.wire.regions import Mapping as RegionMapping
 from elasticps.wire.tallies import JobCounts
@@ -62,9 +63,12 @@ class BlockRounds(Hosted):
         saver: Saver | None = None,
         in_rounds: bool = True,
         siblings: Siblings | None = None,
+        aside: StepsAside | None = None,
     ) -> None:
         super().__init__(info.job, tensor.block.id, streams, counts)
         self._siblings = siblings
+        self._aside = aside
+        self._awaiting_step: list[Request] = []
         self.pushes = 0
         self.meter = Meter(time.monotonic())
         self._finite = FiniteWatch(info, tensor.block.id, counts, spot_check)
@@ -196,7 +200,10 @@ class BlockRounds(Hosted):
                 each for each in others if isinstance(each, BlockRounds) and each.is_due(commit)
             ]
         if len(together) < 2:
-            self._step_for(asked, *self.take_prepared(commit.scale))
+            aside = self._aside if asked is not None and self._may_step_aside(asked) else None
+            gradient, hyper = self.take_prepared(commit.scale)
+            if aside is None or not self._begin_aside(aside, gradient, hyper):
+                self._step_for(asked, gradient, hyper)
             return
         groups: dict[int, list[tuple[BlockRounds, Due]]] = {}
         for block in together:
@@ -300,6 +307,54 @@ class BlockRounds(Hosted):
                 self._written = asked
 
         return Share(share.pieces, share.work, ended)
+
+    def _may_step_aside(self, asked: Request) -> bool:
+        """Is the step one of a large block for a worker who is sent the value, and of a gradient
+        that is nobody else's memory?"""
+        prepared = self._prepared
+        return (
+            asked.header.kind is Kind.PULL
+            and asked.into is None
+            and not (self._is_small or self._broken)
+            and not (prepared.lent or prepared.loan)
+            and self.tensor.is_piecewise
+        )
+
+    def _begin_aside(
+        self, aside: StepsAside, gradient: torch.Tensor | Mean | None, hyper: Hyperparameters
+    ) -> bool:
+        """Leave the step to ``aside``; False where it is to be made here."""
+        began_ns, round_ = self.spans.begin(), self._replica.round
+        self._written = None
+        share = self.tensor.begin(gradient, hyper, in_one=True)
+        if share is None:
+            return False
+
+        spent_s: list[float] = []
+
+        def work(thread: int, piece: int) -> None:
+            began_s = time.monotonic()
+            share.work(thread, piece)
+            spent_s.append(time.monotonic() - began_s)
+
+        def ended(error: Exception | None) -> None:
+            try:
+                share.ended(error)
+            except PluginError as failure:
+                self.fail(failure)
+            self.spans.end("apply", began_ns, block=self.id, round_=round_)
+            self.count_step(sum(spent_s))
+
+        step = aside.begin(Share(share.pieces, work, ended), self._answer_stepped)
+        self.tensor.leave_to(step)  # and nothing else keeps it: with it goes the gradient's memory
+        return True
+
+    def _answer_stepped(self) -> None:
+        """The step is made: answer whoever waits for the value."""
+        self.tensor.end_step()
+        waiting, self._awaiting_step = self._awaiting_step, []
+        for request in waiting:
+            self._answer_durable(request)
 
     def _step_together(self, group: Sequence[tuple[BlockRounds, Due]]) -> None:
         began_s = time.monotonic()

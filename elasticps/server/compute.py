@@ -39,7 +39,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Shared:
+class Shared:
     """Pieces that are ``left`` to begin, and for each that is done what it raised."""
 
     work: Work
@@ -87,7 +87,7 @@ class ComputeThreads:
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
-        self._queue: SimpleQueue[_Shared | None] = SimpleQueue()
+        self._queue: SimpleQueue[Shared | None] = SimpleQueue()
         self._others: list[threading.Thread] = []
         self._rooms: dict[tuple[int, torch.dtype], torch.Tensor] = {}
         self._crowding = Crowding()
@@ -103,13 +103,13 @@ class ComputeThreads:
 
     def share_out_each(self, shares: Iterable[Share]) -> None:
         """Return when all are done, and told. Each is begun as ``shares`` gives it."""
-        begun: list[tuple[Share, _Shared]] = []
+        begun: list[tuple[Share, Shared]] = []
         helped = self.count > 1 and self._crowding.lets_others_help()
         self._forget_earlier()
         began_s = time.monotonic()
         try:
             for share in shares:
-                shared = _Shared(share.work, iter(range(share.pieces)))
+                shared = Shared(share.work, iter(range(share.pieces)))
                 if helped:  # the caller itself begins with the first piece of all
                     self._call_others(shared, share.pieces - (not begun))
                 begun.append((share, shared))
@@ -117,13 +117,13 @@ class ComputeThreads:
             for _, shared in begun:
                 shared.take_part(0)
             own_s = time.monotonic() - began_s
-            errors = [_first([shared.done.get() for _ in range(s.pieces)]) for s, shared in begun]
+            errors = [first_of([shared.done.get() for _ in range(s.pieces)]) for s, shared in begun]
             if helped and sum(share.pieces for share, _ in begun) > 1:
                 self._crowding.note(own_s, time.monotonic() - began_s - own_s)
             for (share, _), error in zip(begun, errors, strict=True):
                 share.ended(error)
 
-    def _call_others(self, shared: _Shared, most: int) -> None:
+    def _call_others(self, shared: Shared, most: int) -> None:
         if most > 0:
             self._start()
             for _ in self._others[:most]:
@@ -173,5 +173,5 @@ class ComputeThreads:
         self._others.clear()
 
 
-def _first(errors: Sequence[Exception | None]) -> Exception | None:
+def first_of(errors: Sequence[Exception | None]) -> Exception | None:
     return next((error for error in errors if error is not None), None)

@@ -11,7 +11,7 @@ from elasticps.errors import PeerUnavailable
 from elasticps.server.hosted import Request
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
-from elasticps.wire.groups import EMPTY, NOT_YET, GroupMeta, GroupReply, Piece
+from elasticps.wire.groups import EMPTY, NOT_YET, SMALL_BYTES, GroupMeta, GroupReply, Piece
 from elasticps.wire.messages import encode
 
 if TYPE_CHECKING:
@@ -67,8 +67,16 @@ class Group:
         if meta and (self._kind is Kind.PUSH or status is not Status.OK):
             self._metas[index] = meta
         if payload is not None:
-            self._values[index] = payload
+            self._give(index, payload)
         self._end()
+
+    def _give(self, index: int, value: Buffer) -> None:
+        """A large value goes at once, and those after it are made meanwhile."""
+        if memoryview(value).nbytes <= SMALL_BYTES:
+            self._values[index] = value
+            return
+        with contextlib.suppress(PeerUnavailable):
+            self._conn.send(self.header.part(self._requests[index].header.block), payload=value)
 
     def _end(self) -> None:
         """Answer, if it is time: the memory that a pull names is not written to any more."""

@@ -171,7 +171,10 @@ async def serve(options: argparse.Namespace) -> None:
             doing = Doing(Path(options.doing) if options.doing else None)
             server = ShardServer(options.cluster, me, tasks, tls, threads, doing)
             stop_on_signals(server.stopped)
-            await _serve(options, me, server, tls)
+            try:
+                await _serve(options, me, server, tls)
+            finally:
+                server.table.close()
             raise _Stopped
     except* _Stopped:
         log.info("stopped")

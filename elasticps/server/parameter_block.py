@@ -264,6 +264,12 @@ class ParameterBlock(ReplicatedBlock):
         self.counts.pulled_bytes += nbytes
 
     def answer_durable(self, request: Request) -> None:
+        if request.header.kind is Kind.PULL and self.tensor.is_stepping:
+            self._awaiting_step.append(request)
+            return
+        if self._broken and request.header.kind is Kind.PULL:  # since it was found up to date
+            _refuse(request, self._broken)
+            return
         if request.header.kind in (Kind.PULL, Kind.STATE, Kind.STATUS, Kind.SAVE):
             answer = self._answers.pop(request, None)
             request.answer(Status.OK, *(answer or self._answer(request)))

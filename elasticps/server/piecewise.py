@@ -106,6 +106,29 @@ class PiecewiseStep:
 
         return len(self._pieces), step
 
+    @property
+    def is_one_pass(self) -> bool:
+        """Is the step one operation over the value, which is in memory as fast as in cache?"""
+        group = self._optimizer.param_groups[0]
+        return type(self._optimizer) is torch.optim.SGD and not (
+            group["momentum"] or group["weight_decay"] or group["maximize"]
+        )
+
+    def whole(self, gradient: torch.Tensor) -> Work:
+        """The next step as one piece."""
+        group, value = self._optimizer.param_groups[0], self._value
+
+        def step(_: int, __: int) -> None:
+            own = self._stand_in()
+            own.param_groups = [{**group, "params": [value]}]
+            value.grad = gradient
+            try:
+                bare_step(own)
+            finally:
+                value.grad = None
+
+        return step
+
     def _stand_in(self) -> torch.optim.Optimizer:
         """Another optimizer with all that the block's has, whose group may get other parameters:
         a step takes them from there, and other threads make theirs meanwhile."""

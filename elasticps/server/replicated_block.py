@@ -155,6 +155,7 @@ class ReplicatedBlock(BlockRounds):
             self.refuse_waiting()
 
     def refuse_waiting(self) -> None:
+        self._answer_stepped()
         self._answers.clear()
         if self._save is not None:
             self._save.give_up()

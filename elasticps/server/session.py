@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 import torch
@@ -13,6 +14,7 @@ from elasticps.server import following
 from elasticps.server.admission import Admission, Admitted, Open
 from elasticps.server.group import Group
 from elasticps.server.hosted import Hosted, Request
+from elasticps.server.landed import Landed
 from elasticps.server.large_step import step_each
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
@@ -22,7 +24,7 @@ from elasticps.server.tensor_block import MAX_STATE_FACTOR
 from elasticps.server.whole_round import WholeRound
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
-from elasticps.wire.groups import EMPTY, GroupMeta, Piece, check_group, offsets
+from elasticps.wire.groups import EMPTY, MAX_GROUP_BYTES, GroupMeta, Piece, check_group
 from elasticps.wire.messages import (
     HelloMeta,
     Place,
@@ -34,6 +36,7 @@ from elasticps.wire.messages import (
     decode,
     encode,
 )
+from elasticps.wire.parser import Target
 from elasticps.wire.region_socket import RegionSocket
 from elasticps.wire.replicated import OpsMeta, check_ops
 from elasticps.wire.tensors import bytes_of
@@ -96,11 +99,11 @@ class Session:
         self._admission = admission or Open()
         self._admitted: Admitted | None = None
         self._caller = ""
-        self._incoming: torch.Tensor | None = None
+        self._incoming: torch.Tensor | Landed | None = None
         self._regions = SharedRegions(passing)
         self._following = following.Following(table, passing)
 
-    def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
+    def destination(self, conn: Connection, header: Header, meta: bytes) -> Target | None:
         """Memory for a payload that its block can take; a block that is not here drops it."""
         if self._admitted is None:
             raise WireError("a payload before hello", field="kind")
@@ -115,8 +118,7 @@ class Session:
             is_round = header.kind is Kind.ROUND
             group = decode(meta, RoundMeta).push if is_round else decode(meta, GroupMeta)
             check_group(group, header.payload_length)
-            self._incoming = torch.empty(header.payload_length, dtype=torch.uint8)
-            return bytes_of(self._incoming)
+            return self._landing(header, group)
         if header.kind is Kind.OPS:
             check_ops(decode(meta, OpsMeta), header.payload_length)
             self._incoming = torch.empty(header.payload_length, dtype=torch.uint8)
@@ -128,6 +130,19 @@ class Session:
         self._check_length(header, hosted)
         self._incoming = self._table.landing.take(header.payload_length)
         return bytes_of(self._incoming)
+
+    def _landing(self, header: Header, group: GroupMeta) -> Target | None:
+        """Memory for a group's gradients; much of it only where all of its blocks are here."""
+        self._incoming = None
+        if header.payload_length > MAX_GROUP_BYTES:
+            for piece in group.pieces:
+                hosted = self._table.replica(header.job, piece.block)
+                if not isinstance(hosted, ParameterBlock):
+                    return None
+                if piece.nbytes != EMPTY:
+                    hosted.check_push_nbytes(piece.nbytes)
+        self._incoming = Landed(group.pieces, self._table.landing.take)
+        return self._incoming.target
 
     def _check_length(self, header: Header, hosted: Hosted) -> None:
         if not isinstance(hosted, ParameterBlock):
@@ -184,7 +199,7 @@ class Session:
         request: Request,
         meta: bytes,
         payload: memoryview | None,
-        incoming: torch.Tensor | None,
+        incoming: torch.Tensor | Landed | None,
     ) -> None:
         header = request.header
         if self._caller != str(header.worker):
@@ -204,8 +219,10 @@ class Session:
             self._share(request)
             return
         if header.kind in (Kind.GROUP, Kind.ROUND):
+            assert not isinstance(incoming, torch.Tensor)
             self._many(request, meta, incoming)
             return
+        assert not isinstance(incoming, Landed)
         hosted = self._table.replica(header.job, header.block)
         dropped = header.payload_length > 0 and payload is None
         if hosted is None or dropped:
@@ -231,7 +248,7 @@ class Session:
         offer = self._regions.offer(request.connection, sizes)
         request.answer(Status.OK, encode(offer) if offer else b"")
 
-    def _many(self, request: Request, meta: bytes, incoming: torch.Tensor | None) -> None:
+    def _many(self, request: Request, meta: bytes, incoming: Landed | None) -> None:
         """Many blocks' requests in one frame."""
         if request.header.kind is Kind.ROUND:
             self._round(request, decode(meta, RoundMeta), incoming)
@@ -241,7 +258,7 @@ class Session:
         answered = Group(request.connection, request.header, group, request.refused)
         self._begin(answered, group, incoming)
 
-    def _round(self, request: Request, meta: RoundMeta, incoming: torch.Tensor | None) -> None:
+    def _round(self, request: Request, meta: RoundMeta, incoming: Landed | None) -> None:
         check_round(meta, request.header)
         job = request.header.job
 
@@ -252,16 +269,17 @@ class Session:
 
         WholeRound(request, meta, self._begin, ledger).begin(incoming)
 
-    def _begin(self, group: Group, meta: GroupMeta, incoming: torch.Tensor | None) -> None:
+    def _begin(self, group: Group, meta: GroupMeta, incoming: Landed | None) -> None:
         """Make each piece's request as if it had come by itself; they are answered together."""
         header, push, region = group.header, meta.push, meta.region
         if push is not None and region:
             push = msgspec.structs.replace(push, place=Place(region, 0, 0, meta.kept))
+        dropped = push is not None and header.payload_length > 0 and incoming is None
         reads: list[tuple[ParameterBlock, Request]] = []
-        for piece, start in zip(meta.pieces, offsets(meta.pieces), strict=True):
+        for index, piece in enumerate(meta.pieces):
             each = group.request(piece)
             hosted = self._table.replica(header.job, piece.block)
-            if hosted is None:
+            if hosted is None or dropped:
                 each.answer(Status.UNKNOWN)
                 continue
             if not isinstance(hosted, ParameterBlock):
@@ -270,24 +288,30 @@ class Session:
             if refusal is not None:
                 each.answer(refusal)
             elif push is not None:
-                hosted.push(each, push, self._gradient(hosted, piece, start, region, incoming))
+                hosted.push(each, push, self._gradient(hosted, piece, index, region, incoming))
             else:
                 if region:
                     each.into = self._value_at(hosted, Kind.PULL, piece.place_in(region))
                 reads.append((hosted, each))
         if meta.pull is not None:
-            step_each(reads, meta.pull.commit, self._table.threads)
-            for block, read in reads:
-                block.read(read, meta.pull)
+            self._read_each(reads, meta.pull, placed=region > 0)
         group.begun()
+
+    def _read_each(
+        self, reads: Sequence[tuple[ParameterBlock, Request]], pull: PullMeta, *, placed: bool
+    ) -> None:
+        if placed:  # those that are sent are stepped while others are on their way
+            step_each(reads, pull.commit, self._table.threads)
+        for block, read in reads:
+            block.read(read, pull)
 
     def _gradient(
         self,
         block: ParameterBlock,
         piece: Piece,
-        start: int,
+        index: int,
         region: int,
-        incoming: torch.Tensor | None,
+        incoming: Landed | None,
     ) -> torch.Tensor | None:
         if piece.nbytes == EMPTY:
             return None
@@ -296,7 +320,7 @@ class Session:
             return self._regions.gradient(piece.place_in(region), block.pushed_dtype)
         if incoming is None:
             raise WireError("pushes without their gradients", field="payload_length")
-        return incoming[start : start + piece.nbytes]
+        return incoming.gradient(index)
 
     def _block(
         self,

@@ -17,6 +17,7 @@ from elasticps.core.ids import LEDGER, BlockId, JobKey, ServerId
 from elasticps.core.plan import Entry
 from elasticps.core.replication import Role
 from elasticps.errors import ElasticError
+from elasticps.server.aside import StepsAside, has_cores
 from elasticps.server.block_rounds import Siblings
 from elasticps.server.compute import ComputeThreads
 from elasticps.server.doing import Doing
@@ -90,6 +91,7 @@ class Table:
         self.landing = Landing()
         self._spot_check = SpotCheck()
         self.threads = threads or ComputeThreads()
+        self.aside = StepsAside() if has_cores() else None
         self._me = me
         self._outbox = outbox
         self._tasks = tasks
@@ -97,6 +99,11 @@ class Table:
         self._jobs: dict[JobKey, _Job] = {}
         self._stale_promises: set[JobKey] = set()
         self._next_report_s = 0.0
+
+    def close(self) -> None:
+        """End its thread. Idempotent."""
+        if self.aside is not None:
+            self.aside.close()
 
     # -- the daemon's word ----------------------------------------------------------------------
 
@@ -177,6 +184,7 @@ class Table:
             saver=job.saver,
             in_rounds=in_rounds,
             siblings=job.siblings,
+            aside=self.aside,
         )
 
     def alive_workers(self, message: AliveWorkers) -> None:

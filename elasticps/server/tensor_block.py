@@ -15,6 +15,7 @@ from elasticps.api.optimizer import Optimizer
 from elasticps.checkpoint.snapshot import MASTER, VALUE
 from elasticps.core.blocks import Block, Hyperparameters, Model, Parameter
 from elasticps.errors import PluginError, WireError
+from elasticps.server.aside import StepAside
 from elasticps.server.bare_step import bare_step
 from elasticps.server.coded_value import HELD, CodedValue, Difference
 from elasticps.server.compute import ComputeThreads, Share
@@ -61,7 +62,8 @@ class TensorBlock:
         self._shape = torch.Size((block.numel,) if flat else parameter.shape)
         self._dtype = dtype_named(parameter.dtype)
         self._kept = torch.float32 if parameter.master else self._dtype
-        self._value = torch.zeros(self._shape, dtype=self._kept)
+        self._numbers = torch.zeros(self._shape, dtype=self._kept)
+        self._under_way: StepAside | None = None
         self._base = with_tuples(model.groups[parameter.group])
         self._options = with_tuples(model.options)
         self._plugin = plugin
@@ -78,6 +80,28 @@ class TensorBlock:
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         group = {"params": [self._value], **self._base}
         return self._plugin.create([group], self._options)
+
+    @property
+    def _value(self) -> torch.Tensor:
+        """The numbers, with no step under way: whoever is not to meet that asks for them so."""
+        if self._under_way is not None:
+            self.end_step()
+        return self._numbers
+
+    @property
+    def is_stepping(self) -> bool:
+        """Is a step under way beside the event loop?"""
+        return self._under_way is not None
+
+    def leave_to(self, step: StepAside) -> None:
+        """The step that ``begin`` gave is under way beside the event loop."""
+        self._under_way = step
+
+    def end_step(self) -> None:
+        """Return when no step is under way any more."""
+        step, self._under_way = self._under_way, None
+        if step is not None:
+            step.finish()
 
     @property
     def value(self) -> torch.Tensor:
@@ -113,7 +137,7 @@ class TensorBlock:
     @property
     def nbytes_kept(self) -> int:
         """Bytes of the value as it is here, and of a gradient that is to be applied to it."""
-        return self._value.nbytes
+        return self._numbers.nbytes
 
     @property
     def nbytes_held(self) -> int:
@@ -137,6 +161,7 @@ class TensorBlock:
 
     def leave_to_readers(self) -> None:
         """To be called before the value changes: who reads it yet keeps the memory as it is."""
+        self.end_step()
         if any(reader() is not None for reader in self._readers):
             self._leave_pieces()
             self._value.data = self._value.clone()
@@ -174,7 +199,7 @@ class TensorBlock:
 
     def replicated(self, payload: torch.Tensor) -> torch.Tensor:
         """Another replica's bytes (``nbytes_kept``) as a gradient of the value."""
-        return payload.view(self._kept).view(self._value.shape)
+        return payload.view(self._kept).view(self._shape)
 
     def gradient_of(self, flat: torch.Tensor | None) -> torch.Tensor | None:
         """A gradient that was summed in another dtype or shape as one of the value's."""
@@ -189,7 +214,7 @@ class TensorBlock:
     @property
     def is_piecewise(self) -> bool:
         """Is a step made piece by piece, with the options of the last?"""
-        return is_piecewise(self._optimizer, self._value)
+        return is_piecewise(self._optimizer, self._numbers)
 
     @property
     def sums_pieces(self) -> bool:
@@ -243,9 +268,13 @@ class TensorBlock:
         gradient: torch.Tensor | Mean | None,
         hyper: Hyperparameters,
         into: torch.Tensor | None = None,
+        *,
+        in_one: bool = False,
     ) -> Share | None:
         """As ``step``, where that is to be made piece by piece; else None, and the options alone
-        are taken. What the optimizer raises the share's end raises."""
+        are taken. What the optimizer raises the share's end raises. ``in_one``: in one piece, where
+        that takes no longer."""
+        self.end_step()
         self.check_options(hyper)
         self.use(hyper)
         if gradient is None or not self.is_piecewise:
@@ -261,6 +290,8 @@ class TensorBlock:
             pieces.gather()
             self.code_value()
 
+        if in_one and pieces.is_one_pass and not isinstance(gradient, Mean):
+            return Share(1, pieces.whole(gradient), ended)
         return Share(*pieces.share(gradient, into if self.gives_pieces else None), ended)
 
     @property

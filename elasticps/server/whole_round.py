@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
-import torch
 
 from elasticps.core.commands import Answer, Committed
 from elasticps.core.ids import LEDGER
 from elasticps.errors import ElasticError
 from elasticps.server.group import Group
 from elasticps.server.hosted import Request
+from elasticps.server.landed import Landed
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.wire.frame import Header, Kind, Status
 from elasticps.wire.groups import GroupMeta, GroupReply
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Begin = Callable[[Group, GroupMeta, torch.Tensor | None], None]
+Begin = Callable[[Group, GroupMeta, Landed | None], None]
 _answers = msgspec.msgpack.Decoder(Answer)
 
 
@@ -58,7 +58,7 @@ class WholeRound:
         self._next: Callable[[], None] | None = None
         self._is_going_on = False
 
-    def begin(self, incoming: torch.Tensor | None) -> None:
+    def begin(self, incoming: Landed | None) -> None:
         """Raises WireError for what no worker may ask."""
         self._next = lambda: self._group(self._meta.push, self._have_pushed, incoming)
         self._go_on()
@@ -89,7 +89,7 @@ class WholeRound:
         self,
         meta: GroupMeta,
         tell: Callable[[GroupReply, bytes], None],
-        incoming: torch.Tensor | None,
+        incoming: Landed | None,
     ) -> None:
         request = self._request
         part = _Part(request.connection, request.header, meta, request.refused)

@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import BinaryIO, NoReturn
 
-_PROCESS = re.compile(r"\.[0-9]+\.tmp")
+_WRITER = re.compile(r"\.[0-9a-f]+\.tmp")
 """The part of a temporary name that is not the same in a replay."""
 
 
@@ -114,7 +114,7 @@ class Disk:
         if self.cut_at is not None and self.steps >= self.cut_at:
             raise PowerCut
         self.steps += 1
-        self.note(f"{what} {_PROCESS.sub('.tmp', str(path))}")
+        self.note(f"{what} {_WRITER.sub('.tmp', str(path))}")
 
     # -- looking --------------------------------------------------------------------------------
 

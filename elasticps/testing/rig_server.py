@@ -159,6 +159,7 @@ async def serve(
                     tasks.create_task(made.hear_promises(on_promises))
                     started.set_result(made)
                     await made.stopped.wait()
+                server.table.close()
                 await server.peers.aclose()
                 raise _Stopped
         except* _Stopped:

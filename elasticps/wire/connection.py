@@ -1,8 +1,9 @@
 """One connection, the same at both ends: requests, replies and unasked frames over TCP or Unix.
 
-Payload memory is not copied. What goes out is read from the caller's memory, which must not change
-until the reply is here, ``writable()`` has returned, or the connection is lost; a request that
-failed or was cancelled may leave its payload on the way out, so there too await ``writable()``.
+Payload memory is not copied (a list of it is sent as one payload). What goes out is read from the
+caller's memory, which must not change until the reply is here, ``writable()`` has returned, or the
+connection is lost; a request that failed or was cancelled may leave its payload on the way out, so
+there too await ``writable()``.
 What comes in is received straight into the memory that the receiver names.
 """
 
@@ -21,13 +22,15 @@ from elasticps.errors import ElasticError, PeerUnavailable, WireError
 from elasticps.security.tls import Secured, node_of
 from elasticps.wire.address import Address
 from elasticps.wire.frame import FLAG_PAYLOAD_CHECKSUM, MAX_PAYLOAD, Header, checksum, pack
-from elasticps.wire.inflight import InFlight, Pending, Reply
-from elasticps.wire.parser import FrameParser
+from elasticps.wire.inflight import InFlight, Parts, Pending, Reply
+from elasticps.wire.parser import FrameParser, Target
 from elasticps.wire.peer_process import PeerProcess, peer_process
 from elasticps.wire.tallies import Traffic
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    Payload = Buffer | list[Buffer]
 
 UNIX_BUFFER = 4 << 20
 """Bytes asked for each kernel buffer of a Unix socket: up to twice as fast as with the default. TCP
@@ -53,14 +56,17 @@ class Dispatcher(Protocol):
     (see ``Connection.error``), anything else as a bug, through the loop's exception handler.
     """
 
-    def destination(self, conn: Connection, header: Header, meta: bytes) -> memoryview | None:
+    def destination(self, conn: Connection, header: Header, meta: bytes) -> Target | None:
         """Memory for the payload to come, of ``header.payload_length`` bytes; None to drop it."""
         ...
 
     def received(
         self, conn: Connection, header: Header, meta: bytes, payload: memoryview | None
     ) -> None:
-        """One whole frame. Answer it from here or later, but never from ``destination``."""
+        """One whole frame. Answer it from here or later, but never from ``destination``.
+
+        ``payload`` is None for one that was dropped, and for one in several pieces.
+        """
         ...
 
     def closed(self, conn: Connection) -> None:
@@ -98,7 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         self._dispatcher: Dispatcher | None = None
         self._parser = FrameParser(self, max_payload=max_payload)
         self._in_flight = InFlight()
-        self._waiting: dict[Pending, tuple[Header, bytes, Buffer | None]] = {}
+        self._waiting: dict[Pending, tuple[Header, bytes, Payload | None]] = {}
         self._queued: list[bytes] = []
         self._can_write = asyncio.Event()
         self._can_write.set()
@@ -119,9 +125,10 @@ class Connection(asyncio.BufferedProtocol):
         self,
         header: Header,
         meta: bytes = b"",
-        payload: Buffer | None = None,
+        payload: Payload | None = None,
         *,
         into: Buffer | None = None,
+        parts: Parts | None = None,
         max_reply: int = MAX_REPLY,
         timeout_s: float,
     ) -> Reply:
@@ -130,13 +137,16 @@ class Connection(asyncio.BufferedProtocol):
         A reply's payload is received into ``into`` when it has exactly that many bytes, otherwise
         into fresh memory of at most ``max_reply`` bytes. Once this has returned, raised or been
         cancelled, nothing is written to ``into`` any more: a late reply is dropped. Unless it
-        returned, what ``into`` holds has no meaning.
+        returned, what ``into`` holds has no meaning. The same is true of the ``parts`` that may
+        come before the reply.
 
         Raises PeerUnavailable when the connection is lost or no reply came within ``timeout_s``
         (the request may have taken effect), WireError when the reply breaks a limit.
         """
         view = None if into is None else _writable(into)
         pending = Pending(kind=header.kind, into=view, max_reply=max_reply)
+        if parts is not None:
+            pending.parts = parts
         try:
             async with asyncio.timeout(timeout_s):
                 self._check_open()
@@ -156,7 +166,7 @@ class Connection(asyncio.BufferedProtocol):
             if pending.receiving:
                 self._parser.discard_payload()
 
-    def send(self, header: Header, meta: bytes = b"", payload: Buffer | None = None) -> None:
+    def send(self, header: Header, meta: bytes = b"", payload: Payload | None = None) -> None:
         """Send a reply (``header.reply()`` of its request) or an unasked frame, without waiting.
 
         Whoever sends much awaits ``writable`` in between. Raises PeerUnavailable when closed,
@@ -184,34 +194,36 @@ class Connection(asyncio.BufferedProtocol):
             except WireError as error:
                 pending.fail(error)
 
-    def _write(self, header: Header, number: int, meta: bytes, payload: Buffer | None) -> None:
-        view = None if payload is None else _bytes_of(payload)
+    def _write(self, header: Header, number: int, meta: bytes, payload: Payload | None) -> None:
+        views = _views_of(payload)
+        nbytes = sum(map(len, views))
         flags = header.flags & ~FLAG_PAYLOAD_CHECKSUM
         digest = 0
-        if view is not None and self._checksum_payloads:
+        if views and self._checksum_payloads:
             flags |= FLAG_PAYLOAD_CHECKSUM
-            digest = checksum(view)
+            digest = checksum(*views)
         filled = msgspec.structs.replace(
             header,
             flags=flags,
             request=number,
-            payload_length=0 if view is None else len(view),
+            payload_length=nbytes,
             payload_checksum=digest,
         )
         head = pack(filled, meta)
-        self._traffic.sent += len(head) + filled.payload_length
-        if len(head) + filled.payload_length <= COALESCED:
-            self._queue(head if view is None else head + bytes(view))
+        self._traffic.sent += len(head) + nbytes
+        if len(head) + nbytes <= COALESCED:
+            self._queue(b"".join((head, *views)))
             return
         self._flush()
-        if view is None:
+        if not views:
             self._transport.write(head)
         elif self._is_tls:
             self._transport.write(head)
-            for start in range(0, len(view), TLS_PIECE):
-                self._transport.write(view[start : start + TLS_PIECE])
+            for view in views:
+                for start in range(0, len(view), TLS_PIECE):
+                    self._transport.write(view[start : start + TLS_PIECE])
         else:
-            self._transport.writelines((head, view))
+            self._transport.writelines((head, *views))
         self._hold_back()
 
     def _queue(self, frame: bytes) -> None:
@@ -383,7 +395,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # What the parser calls (elasticps.wire.parser.Sink)
 
-    def destination(self, header: Header, meta: bytes) -> memoryview | None:
+    def destination(self, header: Header, meta: bytes) -> Target | None:
         if self._transport.is_closing():
             return None
         if header.is_reply:
@@ -465,6 +477,14 @@ def _configure(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREACHABLE_S)
+
+
+def _views_of(payload: Payload | None) -> list[memoryview]:
+    """A payload's flat bytes, without empty pieces."""
+    if payload is None:
+        return []
+    views = map(_bytes_of, payload) if isinstance(payload, list) else [_bytes_of(payload)]
+    return [view for view in views if view is not None]
 
 
 def _bytes_of(buffer: Buffer) -> memoryview | None:

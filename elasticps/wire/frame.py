@@ -32,7 +32,9 @@ FLAG_EMPTY = 4
 """A push without gradient: the worker counts in the round and adds nothing."""
 FLAG_MEASURE = 8
 """A push whose answer is to say how large the round's mean gradient is."""
-_ALL_FLAGS = FLAG_REPLY | FLAG_PAYLOAD_CHECKSUM | FLAG_EMPTY | FLAG_MEASURE
+FLAG_PART = 16
+"""Of a reply: a value that is there before the others, of ``block``. The answer itself follows."""
+_ALL_FLAGS = FLAG_REPLY | FLAG_PAYLOAD_CHECKSUM | FLAG_EMPTY | FLAG_MEASURE | FLAG_PART
 
 # magic version kind flags status codec request job plan_epoch block meta_length worker seq round
 # payload_length payload_checksum | header_checksum
@@ -132,6 +134,10 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     payload_length: int = 0
     payload_checksum: int = 0
 
+    def part(self, block: BlockId) -> Header:
+        """The header of a frame with one block's value, sent before this request's answer."""
+        return msgspec.structs.replace(self.reply(), flags=FLAG_REPLY | FLAG_PART, block=block)
+
     @property
     def is_reply(self) -> bool:
         return bool(self.flags & FLAG_REPLY)
@@ -149,9 +155,14 @@ class Header(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-def checksum(data: Buffer) -> int:
-    """xxh3_64 of ``data``."""
-    return xxhash.xxh3_64_intdigest(data)
+def checksum(*data: Buffer) -> int:
+    """xxh3_64 of ``data``, one behind the other."""
+    if len(data) == 1:
+        return xxhash.xxh3_64_intdigest(data[0])
+    digest = xxhash.xxh3_64()
+    for each in data:
+        digest.update(each)
+    return digest.intdigest()
 
 
 def pack(header: Header, meta: bytes = b"") -> bytes:

@@ -1,7 +1,8 @@
 """Many blocks in one frame: what a GROUP says of each, where its bytes lie, how it is answered.
 
 It asks what single frames would ask, in this order, and is answered when all of them are; or at
-once where one of them is refused, for what the others wait for may wait for that one.
+once where one of them is refused, for what the others wait for may wait for that one. Large values
+that are sent go before the answer, each in a frame of its own as soon as it is there (FLAG_PART).
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from elasticps.wire.frame import Status
 from elasticps.wire.messages import Place, PullMeta, PushMeta
 
 SMALL_BYTES = 64 * 1024
-"""Blocks up to this size go in groups: of larger ones the bytes are what costs."""
+"""Up to this size a block's bytes cost less than a frame of its own does."""
 MAX_PIECES = 1024
 """Few enough that a server turns to others soon."""
 MAX_GROUP_BYTES = 2 << 20
+"""Of small blocks, or small ops, in one payload."""
+MAX_LANDED_BYTES = 160 << 20
+"""Of a payload with large blocks in it, which lands in several places."""
 ALIGNMENT = 16
 """Of each piece within the payload, so that it can be read as numbers where it lies."""
 EMPTY = -1
@@ -78,11 +82,11 @@ def check_group(group: GroupMeta, payload_length: int) -> None:
     carries = group.push is not None and not group.region
     if payload_length != (payload_size(group.pieces) if carries else 0):
         raise WireError(f"{payload_length} bytes for a group's pieces", field="payload_length")
-    if payload_length > MAX_GROUP_BYTES:
+    if payload_length > MAX_LANDED_BYTES:
         raise WireError(
             f"a group of {payload_length} bytes",
             field="payload_length",
-            limit=f"{MAX_GROUP_BYTES} bytes",
+            limit=f"{MAX_LANDED_BYTES} bytes",
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+from elasticps.core.ids import BlockId
 from elasticps.errors import ElasticError, WireError
-from elasticps.wire.frame import Header, Kind
+from elasticps.wire.frame import FLAG_PART, Header, Kind
 
 _LAST_NUMBER = (1 << 32) - 1
 
@@ -19,6 +21,27 @@ class Reply(msgspec.Struct, frozen=True):
     header: Header
     meta: bytes
     payload: memoryview | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where the values of blocks go that come before a request's answer; ``here`` are whole."""
+
+    into: Mapping[BlockId, memoryview]
+    here: set[BlockId] = field(default_factory=set)
+
+    def destination(self, header: Header) -> memoryview:
+        """Raises WireError for what was not asked for, and for what comes again."""
+        view = None if header.block in self.here else self.into.get(header.block)
+        if view is None:
+            raise WireError(f"a part of block {header.block}, which is not awaited", field="block")
+        if len(view) != header.payload_length:
+            raise WireError(
+                f"a part of {header.payload_length} bytes of block {header.block}",
+                field="payload_length",
+                limit=f"{len(view)} bytes",
+            )
+        return view
 
 
 def _new_future() -> asyncio.Future[Reply]:
@@ -32,13 +55,17 @@ class Pending:
     kind: Kind
     into: memoryview | None
     max_reply: int
+    parts: Parts = field(default_factory=lambda: Parts({}))
     number: int = 0
     receiving: bool = False
     answer: asyncio.Future[Reply] = field(default_factory=_new_future)
 
-    def destination(self, size: int) -> memoryview:
-        """Memory for a reply's payload of ``size`` bytes. Raises WireError beyond max_reply."""
+    def destination(self, header: Header) -> memoryview:
+        """Memory for a reply's payload. Raises WireError beyond max_reply."""
+        size = header.payload_length
         self.receiving = True
+        if header.flags & FLAG_PART:
+            return self.parts.destination(header)
         if self.into is not None and len(self.into) == size:
             return self.into
         if size > self.max_reply:
@@ -81,7 +108,7 @@ class InFlight:
         if pending is None:
             return None
         try:
-            return pending.destination(header.payload_length)
+            return pending.destination(header)
         except WireError as error:
             pending.fail(error)
             raise
@@ -91,8 +118,11 @@ class InFlight:
         pending = self._of(header)
         if pending is None:
             return
-        del self._pending[header.request]
         pending.receiving = False
+        if header.flags & FLAG_PART:
+            pending.parts.here.add(header.block)
+            return
+        del self._pending[header.request]
         if not pending.answer.done():
             pending.answer.set_result(Reply(header, meta, payload))
 

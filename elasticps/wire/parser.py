@@ -7,7 +7,7 @@ through a buffer of ``READ_AHEAD`` bytes, so that one read takes many small fram
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import xxhash
@@ -30,19 +30,24 @@ READ_AHEAD = 32 * 1024
 """Bytes read at a time, and copied, where no payload wants as much: a read costs more than that."""
 
 
+Target = memoryview | Sequence[memoryview]
+"""Memory for a payload: in one piece, or in several that none is empty of."""
+
+
 class Sink(Protocol):
     """Where a parser's frames go. What these methods raise leaves the parser's buffer_updated."""
 
-    def destination(self, header: Header, meta: bytes) -> memoryview | None:
+    def destination(self, header: Header, meta: bytes) -> Target | None:
         """Where the payload shall land; asked once, before any of its bytes is received.
 
-        Returns a writable contiguous memoryview of exactly ``header.payload_length`` bytes, or
-        None to have the payload received and dropped. Not asked for a frame without payload.
+        Returns writable contiguous memoryviews, of exactly ``header.payload_length`` bytes in all,
+        or None to have the payload received and dropped. Not asked for a frame without payload.
         """
         ...
 
     def frame(self, header: Header, meta: bytes, payload: memoryview | None) -> None:
-        """One whole, verified frame. ``payload`` is what ``destination`` gave, None if dropped."""
+        """One whole, verified frame. ``payload`` is what ``destination`` gave; None if dropped, and
+        where it gave several pieces."""
         ...
 
 
@@ -64,6 +69,7 @@ class FrameParser:
         "_meta",
         "_part",
         "_payload",
+        "_rest",
         "_sink",
     )
 
@@ -73,6 +79,7 @@ class FrameParser:
         self._head = memoryview(bytearray(HEADER_SIZE))
         self._ahead = memoryview(bytearray(READ_AHEAD))
         self._payload: memoryview | None = None
+        self._rest: list[memoryview] = []
         self._hash: xxhash.xxh3_64 | None = None
         self._expect_header()
 
@@ -116,9 +123,11 @@ class FrameParser:
 
         The rest of that payload is received and dropped. No effect when none is in transit.
         """
-        if self._payload is not None:
+        if self._payload is not None or self._complete == self._piece_complete:
+            left = len(self._part) - self._filled + sum(map(len, self._rest))
             self._payload = None
-            self._discard(len(self._part) - self._filled)
+            self._rest = []
+            self._discard(left)
 
     def _expect(self, part: memoryview, complete: Callable[[], None]) -> None:
         self._part = part
@@ -152,10 +161,20 @@ class FrameParser:
         payload = self._sink.destination(header, meta)
         if payload is None:
             self._discard(header.payload_length)
-        else:
-            _check_destination(payload, header.payload_length)
+        elif isinstance(payload, memoryview):
+            _check_destination([payload], header.payload_length)
             self._payload = payload
             self._expect(payload, self._finish)
+        else:
+            _check_destination(payload, header.payload_length)
+            self._rest = list(reversed(payload))
+            self._expect(self._rest.pop(), self._piece_complete)
+
+    def _piece_complete(self) -> None:
+        if self._rest:
+            self._expect(self._rest.pop(), self._piece_complete)
+        else:
+            self._finish()
 
     def _discard(self, size: int) -> None:
         self._left = size
@@ -176,8 +195,11 @@ class FrameParser:
         self._sink.frame(header, meta, payload)
 
 
-def _check_destination(payload: memoryview, size: int) -> None:
-    if payload.readonly or not payload.c_contiguous or payload.format != "B":
-        raise ValueError("a payload's destination must be writable contiguous bytes")
-    if payload.ndim != 1 or len(payload) != size:
+def _check_destination(pieces: Sequence[memoryview], size: int) -> None:
+    for each in pieces:
+        if each.readonly or not each.c_contiguous or each.format != "B":
+            raise ValueError("a payload's destination must be writable contiguous bytes")
+        if each.ndim != 1 or not len(each):
+            raise ValueError("a payload's destination must be flat, and not empty")
+    if sum(map(len, pieces)) != size:
         raise ValueError(f"a payload of {size} bytes needs a destination of {size} bytes")

@@ -246,6 +246,12 @@ class Client:
         return reply
 
     @property
+    def has_copies(self) -> bool:
+        """Are the job's blocks, as far as is known, on more servers than one each?"""
+        row = self._agent.row(LEDGER)
+        return row is None or bool(row.in_sync or row.learners)
+
+    @property
     def why_not_share(self) -> str:
         """Why this machine's servers may not be given the worker's memory; empty: they may."""
         welcome = self._agent.welcome

@@ -33,7 +33,7 @@ from elasticps.worker.block_calls import Targets, together
 from elasticps.worker.client import HELD_TIMEOUT_S, Call, Client
 from elasticps.worker.clipping import Clipping
 from elasticps.worker.early_pushes import EarlyPushes
-from elasticps.worker.group_calls import slices
+from elasticps.worker.group_calls import ALONE_BYTES, STREAMED_BYTES, slices
 from elasticps.worker.parameters import BlockMemory
 from elasticps.worker.standing import Standing, unexpected
 
@@ -62,7 +62,7 @@ class Exchange(Standing):
         self._keeps = False
         self._called_together = info.backup_workers > 0
         self._staged = [each for each in memory if not (self._in_rounds and each.at_once)]
-        self._cut: dict[bool, list[list[BlockMemory]]] = {}
+        self._cut: dict[tuple[bool, int], list[list[BlockMemory]]] = {}
         self._metas: dict[tuple[object, ...], bytes] = {}
         self._seq = Seq(0)
         self._updates: Targets | None = None
@@ -218,7 +218,7 @@ class Exchange(Standing):
         self.begin(updates)
         pushed = [item for item in self._memory if item.at_once and item.block.parameter in updates]
         try:
-            runs = slices(pushed, _has_none)
+            runs = slices(pushed, _has_none, streamed=self._streamed)
             taken = await together(self._push_run(run, turn) for run in runs)
         finally:
             self.shared.settle()
@@ -248,10 +248,20 @@ class Exchange(Standing):
     def _runs(self) -> list[list[BlockMemory]]:
         """Blocks that are pushed together."""
         placed = self._updates is None and self.shared.takes_gradients
-        if placed not in self._cut:
+        key = placed, self._streamed
+        if key not in self._cut:
             is_placed = self.shared.has_place if placed else _has_none
-            self._cut[placed] = slices(self._staged, is_placed)
-        return self._cut[placed]
+            self._cut[key] = slices(self._staged, is_placed, streamed=self._streamed)
+        return self._cut[key]
+
+    @property
+    def _streamed(self) -> int:
+        """Bytes of large blocks that are sent together: all of them, where nothing is summed with
+        others' and handed on to copies meanwhile."""
+        if not self.encoder.sends_gradients:
+            return 0
+        alone = self.turn is not None and self.turn.pushers == 1 and not self._client.has_copies
+        return ALONE_BYTES if alone else STREAMED_BYTES
 
     async def _push_run(self, run: Sequence[BlockMemory], turn: Turn) -> bool:
         """Push blocks together, but for those that have left already."""

@@ -1,5 +1,4 @@
-"""A worker's requests of many blocks, in one frame for all that a server leads: small ones, and
-those whose bytes stay in shared memory.
+"""A worker's requests of many blocks, in one frame for all that a server leads.
 
 This is the quick way and not the sure one: what it does not settle (a block that has moved, a
 server that is gone, a group that one refusal ended) is for the caller to ask block by block, with
@@ -23,6 +22,7 @@ from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
 from elasticps.wire.groups import (
     EMPTY,
     MAX_GROUP_BYTES,
+    MAX_LANDED_BYTES,
     MAX_PIECES,
     NOT_YET,
     SMALL_BYTES,
@@ -32,7 +32,7 @@ from elasticps.wire.groups import (
     aligned,
     payload_size,
 )
-from elasticps.wire.inflight import Reply
+from elasticps.wire.inflight import Parts, Reply
 from elasticps.wire.messages import PullMeta, PushMeta, RefusalMeta, decode, encode
 from elasticps.wire.pool import ConnectionPool
 from elasticps.wire.transports import SHM, UNIX
@@ -41,40 +41,52 @@ from elasticps.worker.parameters import BlockMemory
 from elasticps.worker.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from elasticps.worker.client import Call
 
 SLICE_BYTES = MAX_GROUP_BYTES // 2
 PLACED_BYTES = 128 << 20
 """Of blocks in one frame whose bytes stay where they are: a server turns to others in between."""
+STREAMED_BYTES = 32 << 20
+"""Of large blocks in one frame whose bytes are sent: what a server does with them it does while the
+next come in."""
+ALONE_BYTES = 128 << 20
+"""The same, where it has nothing to do with them before it has a worker's whole round."""
 
 _FINAL = frozenset({Status.OK, Status.STALE_GENERATION, Status.CONFLICT})
 Settled = list["Reply | None"]
 
 
 def slices(
-    memory: Sequence[BlockMemory], is_placed: Callable[[BlockMemory], bool]
+    memory: Sequence[BlockMemory],
+    is_placed: Callable[[BlockMemory], bool],
+    *,
+    streamed: int = STREAMED_BYTES,
 ) -> list[list[BlockMemory]]:
-    """Blocks in runs that a group has room for: the small ones first, each large one by itself,
-    but for those whose bytes stay in shared memory (``is_placed``).
+    """Blocks in runs that a group has room for: the small ones first, and more of the large ones
+    where their bytes stay in shared memory (``is_placed``).
+
+    ``streamed``: bytes of large blocks that are sent in a run; with 0 each is by itself: it is yet
+    to be coded, say, and is to be on its way before the next.
 
     Every worker has the blocks in the same order, whatever it knows of the plan and however long
     its runs are: so the lowest that is not answered is under way at each of them.
     """
+    whole = SLICE_BYTES, PLACED_BYTES, streamed
     runs: list[list[BlockMemory]] = []
-    room, placed = 0, 0
+    room = [0, 0, 0]
     large = [each for each in memory if each.block.nbytes > SMALL_BYTES]
     for each in [*(each for each in memory if each.block.nbytes <= SMALL_BYTES), *large]:
         nbytes = each.block.nbytes
-        is_small = nbytes <= SMALL_BYTES
-        if not is_small and not is_placed(each):
-            runs.append([each])
-            room = placed = 0
-            continue
-        if nbytes > (room if is_small else placed) or len(runs[-1]) == MAX_PIECES:
+        way = 0 if nbytes <= SMALL_BYTES else 1 if is_placed(each) else 2
+        if nbytes > room[way] or len(runs[-1]) == MAX_PIECES:
             runs.append([])
-            room, placed = SLICE_BYTES, PLACED_BYTES
+            room = list(whole)
         runs[-1].append(each)
-        room, placed = room - nbytes * is_small, placed - nbytes * (not is_small)
+        room[way] -= nbytes
+        if room[way] < 0:  # it is by itself
+            room = [0, 0, 0]
     return runs
 
 
@@ -116,12 +128,27 @@ class GroupCalls:
 
         All must be under way at a time: another worker may have other groups, and wait for these.
         """
-        groups: list[Group] = []
-        for key, members in self._groups(calls).items():
-            if len(members) > 1:
-                groups.append(Group(key, members))
+        groups = [
+            Group(key, part)
+            for key, members in self._groups(calls).items()
+            for part in self._parts(key, members)
+            if len(part) > 1
+        ]
         known = {member.index for group in groups for member in group.members}
         return groups, [index for index in range(len(calls)) if index not in known]
+
+    def _parts(self, key: _Key, members: list[Member]) -> Iterator[list[Member]]:
+        """A group in such parts as can be sent, where its bytes do not stay where they are."""
+        part: list[Member] = []
+        room = STREAMED_BYTES + SLICE_BYTES
+        for each in members:
+            nbytes = 0 if key[3] and self._is_near(key[0]) else aligned(each.piece.nbytes)
+            if part and nbytes > room:
+                yield part
+                part, room = [], STREAMED_BYTES + SLICE_BYTES
+            part.append(each)
+            room -= nbytes
+        yield part
 
     def is_asking(self, block: BlockId) -> bool:
         """Is a server being asked for the block now?"""
@@ -172,8 +199,6 @@ class GroupCalls:
                 nbytes = len(call.into)
             offset = 0 if place is None else place.offset
             region, kept = (0, False) if place is None else (place.region, place.kept)
-            if nbytes > SMALL_BYTES and not (region and self._is_near(row.primary)):
-                continue
             key = row.primary, call.meta, call.flags & ~FLAG_EMPTY, region, kept
             member = Member(index, call, Piece(call.block, row.epoch, nbytes, offset))
             groups.setdefault(key, []).append(member)
@@ -231,15 +256,16 @@ class GroupCalls:
     ) -> None:
         if not fits_payload(members):
             return
-        payload = b"".join(padded(members)) if members[0].call.kind is Kind.PUSH else b""
+        parts = parts_of(members)
         reply = await connection.request(
             header,
             encode(meta_of(key, members, region=0)),
-            payload or None,
+            payload_of(members),
+            parts=parts,
             max_reply=sum(each.piece.nbytes for each in members if each.call.into is not None),
             timeout_s=members[0].call.timeout_s,
         )
-        take(_said(reply), reply.payload, key[0], members, settled)
+        take(_said(reply), reply.payload, parts, key[0], members, settled)
 
     async def _by_places(
         self,
@@ -297,15 +323,29 @@ def meta_of(key: _Key, members: Sequence[Member], *, region: int) -> GroupMeta:
 
 def fits_payload(members: Sequence[Member]) -> bool:
     """Can the bytes be sent in one frame?"""
-    return payload_size([each.piece for each in members]) <= MAX_GROUP_BYTES
+    return payload_size([each.piece for each in members]) <= MAX_LANDED_BYTES
 
 
-def padded(members: Sequence[Member]) -> Iterator[bytes | memoryview]:
+def payload_of(members: Sequence[Member]) -> list[Buffer]:
+    """What is sent of each, aligned: not copied, where it is much."""
+    padded: list[Buffer] = []
     for each in members:
         payload = each.call.payload
         if payload is not None:
-            yield payload
-            yield bytes(aligned(len(payload)) - len(payload))
+            padded += [payload, bytes(aligned(len(payload)) - len(payload))]
+    is_much = payload_size([each.piece for each in members]) > MAX_GROUP_BYTES
+    return padded if is_much else [b"".join(padded)]
+
+
+def parts_of(members: Sequence[Member]) -> Parts:
+    """Where the large values go, which come before the answer."""
+    return Parts(
+        {
+            each.call.block: each.call.into
+            for each in members
+            if each.call.into is not None and len(each.call.into) > SMALL_BYTES
+        }
+    )
 
 
 def _said(reply: Reply) -> GroupReply | None:
@@ -315,6 +355,7 @@ def _said(reply: Reply) -> GroupReply | None:
 def take(
     said: GroupReply | None,
     values: memoryview | None,
+    parts: Parts,
     primary: ServerId,
     members: Sequence[Member],
     settled: Settled,
@@ -323,7 +364,12 @@ def take(
     values, start = values or memoryview(b""), 0
     for each, status in _settle(said, primary, members, settled):
         into = each.call.into
-        if status is Status.OK and into is not None:
+        if status is not Status.OK or into is None:
+            continue
+        if each.call.block in parts.into:
+            if each.call.block not in parts.here:
+                raise WireError("a group's answer before its values", field="statuses")
+        else:
             if start + len(into) > len(values):
                 raise WireError("a group's values are too short", field="payload_length")
             into[:] = values[start : start + len(into)]

@@ -16,7 +16,7 @@ from elasticps.core.ids import LEDGER
 from elasticps.errors import JobFailed, PeerUnavailable
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import Header, Kind, Status
-from elasticps.wire.inflight import Reply
+from elasticps.wire.inflight import Parts, Reply
 from elasticps.wire.messages import decode, encode
 from elasticps.wire.transports import SHM
 from elasticps.wire.whole_rounds import RoundMeta, RoundReply
@@ -27,12 +27,15 @@ from elasticps.worker.group_calls import (
     abandon,
     fits_payload,
     meta_of,
-    padded,
+    parts_of,
+    payload_of,
     take,
 )
 from elasticps.worker.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from elasticps.worker.client import Call
 
 _answers = msgspec.msgpack.Decoder(Answer)
@@ -91,15 +94,16 @@ class RoundCalls:
                 parts = zip((push, pull), ways.places, strict=True)
                 if not all(by_places or fits_payload(part.members) for part, by_places in parts):
                     return None
-                payload = b"" if ways.places[0] else b"".join(padded(push.members))
+                payload = [] if ways.places[0] else payload_of(push.members)
+                values = Parts({}) if ways.places[1] else parts_of(pull.members)
                 meta = RoundMeta(
                     meta_of(push.key, push.members, region=push.key[3] if ways.places[0] else 0),
                     vote,
                     ledger.epoch,
                     meta_of(pull.key, pull.members, region=pull.key[3] if ways.places[1] else 0),
                 )
-                reply = await _requested(conn, header, encode(meta), payload, ways, shared)
-                told = self._taken(reply, conn, ways, shared)
+                reply = await _requested(conn, header, encode(meta), payload, values, ways, shared)
+                told = self._taken(reply, values, conn, ways, shared)
         except (TimeoutError, PeerUnavailable):
             return _nothing(push, pull)
         via = SHM if near else str(conn.where.transport)
@@ -108,7 +112,12 @@ class RoundCalls:
         return told
 
     def _taken(
-        self, reply: Reply, connection: Connection, ways: _Ways, shared: SharedMemory | None
+        self,
+        reply: Reply,
+        values: Parts,
+        connection: Connection,
+        ways: _Ways,
+        shared: SharedMemory | None,
     ) -> Told:
         told = _nothing(ways.push, ways.pull)
         if reply.header.status is not Status.OK:
@@ -124,7 +133,7 @@ class RoundCalls:
                 assert shared is not None
                 self._groups.take_by_places(shared, connection, of_it, group, settled)
             else:
-                take(of_it, reply.payload, group.key[0], group.members, settled)
+                take(of_it, reply.payload, values, group.key[0], group.members, settled)
         return told
 
 
@@ -136,7 +145,8 @@ async def _requested(
     connection: Connection,
     header: Header,
     meta: bytes,
-    payload: bytes,
+    payload: list[Buffer],
+    values: Parts,
     ways: _Ways,
     shared: SharedMemory | None,
 ) -> Reply:
@@ -149,7 +159,8 @@ async def _requested(
         return await connection.request(
             header,
             meta,
-            payload or None,
+            payload,
+            parts=values,
             max_reply=sum(each.piece.nbytes for each in ways.pull.members),
             timeout_s=ways.push.members[0].call.timeout_s,
         )

@@ -153,7 +153,7 @@ def test_a_well_formed_lie_is_refused_or_waited_for(
         *(b"EPS1", 1, kind, flags, status, 0, 0, 0, 0, 3, len(meta), 0, 0, 0, length, digest),
     )
     stream = fixed + struct.pack("<Q", checksum(fixed + meta)) + meta + payload
-    known = kind in set(Kind) and flags < 16 and status <= 7
+    known = kind in set(Kind) and flags < 32 and status <= 7
     empty = length == 0 or not flags & FLAG_EMPTY
     whole = length == len(payload) and (digest == checksum(payload) or not flags & 2)
     tray = Tray()
@@ -306,3 +306,67 @@ def test_sink_error_leaves_the_parser_through_buffer_updated() -> None:
 
     with pytest.raises(WireError, match="not now"):
         feed(FrameParser(Refuses()), Frame(1, b"", b"data").encoded(), itertools.repeat(99))
+
+
+class InPieces(Tray):
+    """Gives memory in pieces of these sizes, over and over."""
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        super().__init__()
+        self._sizes = itertools.cycle(sizes)
+        self.pieces: list[memoryview] = []
+
+    def destination(self, header: Header, meta: bytes) -> list[memoryview]:  # type: ignore[override]
+        self.pieces, left = [], header.payload_length
+        while left:
+            size = min(left, next(self._sizes))
+            self.pieces.append(memoryview(bytearray(size)))
+            left -= size
+        return self.pieces
+
+    def frame(self, header: Header, meta: bytes, payload: memoryview | None) -> None:
+        assert payload is None
+        self.frames.append(Frame(header.block, meta, b"".join(self.pieces) or None))
+        self.pieces = []
+
+
+@EXAMPLES
+@given(
+    frames=FRAMES,
+    sizes=SIZES,
+    pieces=st.lists(st.integers(1, 3 * READ_AHEAD), min_size=1, max_size=4),
+)
+def test_a_payload_in_several_pieces_is_the_same_however_it_is_sliced(
+    frames: list[Frame], sizes: list[int], pieces: list[int]
+) -> None:
+    tray = InPieces(max(each, 50) for each in pieces)
+    parser = FrameParser(tray)
+    feed(parser, b"".join(f.encoded() for f in frames), itertools.cycle([*sizes, 4096]))
+    assert tray.frames == frames
+    assert parser.between_frames
+
+
+@pytest.mark.parametrize("sent", [0, 1, 40_000, 99_999])
+def test_a_payload_in_several_pieces_that_is_discarded_is_not_written_to_any_more(
+    sent: int,
+) -> None:
+    tray = InPieces([40_000])
+    parser = FrameParser(tray)
+    frame = Frame(1, b"", bytes([1]) * 100_000)
+    head, rest = frame.encoded()[:HEADER_SIZE], frame.encoded()[HEADER_SIZE:]
+    feed(parser, head + rest[:sent], itertools.repeat(10_000))
+    pieces, tray.pieces = tray.pieces, []
+    parser.discard_payload()
+    feed(parser, rest[sent:] + Frame(2, b"m", None).encoded(), itertools.repeat(10_000))
+    assert sum(map(sum, pieces)) == sent
+    assert [each.block for each in tray.frames] == [1, 2]
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (2, 3), (4, 0)])
+def test_pieces_that_are_not_the_payload_are_a_bug(sizes: tuple[int, ...]) -> None:
+    class Wrong(Tray):
+        def destination(self, header: Header, meta: bytes) -> list[memoryview]:  # type: ignore[override]
+            return [memoryview(bytearray(size)) for size in sizes]
+
+    with pytest.raises(ValueError, match="destination"):
+        feed(FrameParser(Wrong()), Frame(1, b"", b"data").encoded(), itertools.repeat(99))

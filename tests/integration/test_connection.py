@@ -7,12 +7,13 @@ import gc
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import uvloop
 
 from elasticps.core.ids import BlockId
-from elasticps.errors import PeerUnavailable
+from elasticps.errors import PeerUnavailable, WireError
 from elasticps.wire import connection
 from elasticps.wire.address import Address
 from elasticps.wire.connection import Connection, connect
@@ -22,7 +23,9 @@ from elasticps.wire.frame import (
     Header,
     Kind,
     pack,
+    unpack,
 )
+from elasticps.wire.inflight import Parts
 from elasticps.wire.listener import listen
 from tests.support.wire import (
     PATIENCE_S,
@@ -405,3 +408,77 @@ async def test_cancelled_request_does_not_take_the_next_replys_payload_with_it()
             await peer.send(reply_b[-5:])
             await tasks[1]
     assert into[1] == b"b" * 10
+
+
+@on_both_loops_without_leaks
+async def test_a_payload_of_many_pieces_is_one_payload(address: Address) -> None:
+    echo, pieces = Echo(), [pattern(BIG), b"", pattern(100, 1), pattern(BIG // 2, 2)]
+    into = bytearray(sum(map(len, pieces)))
+    async with linked(echo, address) as (_server, conn):
+        await conn.request(PUSH, b"meta", [*pieces], into=into, timeout_s=PATIENCE_S)
+        small = await conn.request(PUSH, b"meta", [b"a", b"", b"bc"], timeout_s=PATIENCE_S)
+    assert into == b"".join(pieces)
+    assert small.payload == b"abc"
+
+
+@on_both_loops_without_leaks
+async def test_values_that_come_before_the_answer_land_where_they_were_asked_for(
+    address: Address,
+) -> None:
+    class Serving(Inbox):
+        def received(
+            self, conn: Connection, header: Header, meta: bytes, payload: memoryview | None
+        ) -> None:
+            for block in (2, 1):
+                conn.send(header.part(BlockId(block)), payload=pattern(BIG, block))
+            conn.send(header.reply(), b"said", b"rest")
+
+    blocks = {BlockId(block): memoryview(bytearray(BIG)) for block in (1, 2)}
+    parts = Parts(blocks)
+    async with linked(Serving(), address) as (_server, conn):
+        reply = await conn.request(PULL, parts=parts, timeout_s=PATIENCE_S)
+    assert (reply.meta, reply.payload) == (b"said", b"rest")
+    assert parts.here == {1, 2}
+    assert all(view == pattern(BIG, block) for block, view in blocks.items())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "nbytes"), [((3,), 100), ((1, 1), 100), ((1,), 99)], ids=["other", "again", "size"]
+)
+@on_both_loops_without_leaks
+async def test_a_value_that_was_not_asked_for_ends_the_connection(
+    blocks: tuple[int, ...], nbytes: int
+) -> None:
+    class Serving(Inbox):
+        def received(
+            self, conn: Connection, header: Header, meta: bytes, payload: memoryview | None
+        ) -> None:
+            for block in blocks:
+                conn.send(header.part(BlockId(block)), payload=bytes(nbytes))
+            conn.send(header.reply())
+
+    parts = Parts({BlockId(1): memoryview(bytearray(100))})
+    async with linked(Serving(), ANY_PORT) as (_server, conn):
+        with pytest.raises(WireError, match="part of"):
+            await conn.request(PULL, parts=parts, timeout_s=PATIENCE_S)
+        assert conn.closed
+
+
+@on_both_loops_without_leaks
+async def test_a_value_in_transit_is_never_written_after_its_request_ended() -> None:
+    into = memoryview(bytearray(100_000))
+    async with raw_link() as (peer, conn):
+        parts = Parts({BlockId(1): into})
+        task = asyncio.create_task(conn.request(PULL, parts=parts, timeout_s=PATIENCE_S))
+        asked = unpack(await peer.receive(HEADER_SIZE), max_payload=0)
+        part = msgspec.structs.replace(asked.part(BlockId(1)), payload_length=len(into))
+        await peer.send(pack(part) + b"a" * 50_000)
+        await eventually(lambda: into[49_999] == ord("a"))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        again = asyncio.create_task(conn.request(PULL, timeout_s=PATIENCE_S))
+        await peer.send(b"b" * 50_000 + reply_to(await peer.receive(HEADER_SIZE), b"fine"))
+        assert (await again).payload == b"fine"
+    assert into.tobytes() == b"a" * 50_000 + bytes(50_000)
+    assert not parts.here

@@ -11,8 +11,9 @@ import torch
 from elasticps.core.ids import BlockId, Generation, PlanEpoch
 from elasticps.errors import WireError
 from elasticps.server.group import Group
+from elasticps.server.landed import Landed
 from elasticps.wire.connection import Connection
-from elasticps.wire.frame import Header, Kind, Status
+from elasticps.wire.frame import FLAG_PART, Header, Kind, Status
 from elasticps.wire.groups import (
     EMPTY,
     MAX_PIECES,
@@ -36,8 +37,13 @@ class Answered:
 
     def __init__(self) -> None:
         self.frames: list[tuple[GroupReply, bytes | None]] = []
+        self.parts: list[tuple[int, int]] = []
 
-    def send(self, header: Header, meta: bytes, payload: bytes | None) -> None:
+    def send(self, header: Header, meta: bytes = b"", payload: bytes | None = None) -> None:
+        if header.flags & FLAG_PART:
+            assert payload is not None
+            self.parts.append((header.block, len(payload)))
+            return
         self.frames.append((decode(meta, GroupReply), payload))
 
 
@@ -79,6 +85,49 @@ def test_what_a_group_did_not_wait_for_is_not_written_to_the_workers_memory() ->
     assert waiting.into is None
 
 
+def test_large_values_go_before_the_answer_as_soon_as_they_are_there() -> None:
+    pieces = (piece(1, 100_000), piece(2), piece(3, 200_000))
+    conn, group = group_of(GroupMeta(pieces, pull=PullMeta()))
+    first, small, last = (group.request(each) for each in pieces)
+    group.begun()
+    last.answer(Status.OK, b"", bytes(200_000))
+    small.answer(Status.OK, b"", b"22222222")
+    assert conn.parts == [(3, 200_000)]
+    assert not conn.frames
+    first.answer(Status.OK, b"", bytes(100_000))
+    assert conn.parts == [(3, 200_000), (1, 100_000)]
+    assert conn.frames == [(GroupReply(bytes(3)), b"22222222")]
+
+
+def test_no_value_follows_the_answer_that_a_refusal_has_made() -> None:
+    pieces = (piece(1, 100_000), piece(2, 100_000))
+    conn, group = group_of(GroupMeta(pieces, pull=PullMeta()))
+    waiting, refused = (group.request(each) for each in pieces)
+    refused.answer(Status.FENCED)
+    group.begun()
+    waiting.answer(Status.OK, b"", bytes(100_000))
+    assert len(conn.frames) == 1
+    assert not conn.parts
+
+
+def test_gradients_land_one_after_the_other_and_large_ones_by_themselves() -> None:
+    pieces = [piece(1, 4), piece(2, EMPTY), piece(3, 17), piece(4, 100_001), piece(5, 8)]
+    taken: list[int] = []
+
+    def take(nbytes: int) -> torch.Tensor:
+        taken.append(nbytes)
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+    landed = Landed(pieces, take)
+    assert taken == [48, 100_016, 16]
+    for number, view in enumerate(landed.target):
+        view[:] = bytes(index % 250 + number for index in range(len(view)))
+    assert landed.gradient(0).tolist() == [0, 1, 2, 3]
+    assert landed.gradient(2)[0] == 16
+    assert landed.gradient(3).numel() == 100_001
+    assert landed.gradient(4).tolist() == list(range(2, 10))
+
+
 def test_pieces_lie_aligned_one_after_the_other() -> None:
     pieces = [piece(1, 4), piece(2, EMPTY), piece(3, 16), piece(4, 17)]
     assert list(offsets(pieces)) == [0, 16, 16, 32]
@@ -95,7 +144,7 @@ BROKEN: dict[str, tuple[GroupMeta, int, str]] = {
     "a place of its own": (GroupMeta((piece(1),), push=PLACED), 16, "place"),
     "another payload": (GroupMeta((piece(1),), push=PUSH), 8, "payload_length"),
     "a pull with a payload": (GroupMeta((piece(1),), pull=PullMeta()), 16, "payload_length"),
-    "too many bytes": (GroupMeta((piece(1, 4 << 20),), push=PUSH), 4 << 20, "payload_length"),
+    "too many bytes": (GroupMeta((piece(1, 161 << 20),), push=PUSH), 161 << 20, "payload_length"),
 }
 
 
