@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from elasticps.checkpoint.directory import check_unused, complete, newest, prune
 from elasticps.checkpoint.disk import OS_DISK
+from elasticps.checkpoint.draft import Draft
 from elasticps.checkpoint.snapshot import Snapshot, read, write
 from elasticps.core.ids import Round
 from elasticps.errors import CheckpointError
@@ -244,3 +245,12 @@ def test_damaged_checkpoints_of_later_rounds_are_to_be_moved_away(tmp_path: Path
         assert str(tmp_path / f"round-000000{number}") in hint
         (tmp_path / f"round-000000{number}").rename(tmp_path / f"damaged-{number}")
     check_unused(tmp_path, Round(9))
+
+
+def test_two_main_workers_never_make_a_round_in_one_place(tmp_path: Path) -> None:
+    old, new = Draft(tmp_path, Round(4)), Draft(tmp_path, Round(4))
+    old.begin()
+    new.begin()
+    old.drop()
+    assert new.directory.is_dir()
+    assert not old.directory.exists()
