@@ -161,11 +161,15 @@ class BlockRounds(Hosted):
     def _may_stay_apart(self) -> bool:
         """Does nobody need the mean before it is applied?"""
         return (
-            self.tensor.sums_pieces
-            and not self._is_small
+            (self.tensor.sums_pieces or self._is_joint)
             and not self.replication.peers
             and not any(each.header.flags & FLAG_MEASURE for each in self._staging.held.values())
         )
+
+    @property
+    def _is_joint(self) -> bool:
+        """Is this a small block that is stepped with others?"""
+        return self._is_small and is_joint(self.tensor)
 
     def _count_void(self) -> None:
         """What is prepared here will not be applied: its workers push again, those that live."""
@@ -201,7 +205,7 @@ class BlockRounds(Hosted):
         groups: dict[int, list[tuple[BlockRounds, Due]]] = {}
         for block in together:
             gradient, hyper = block.take_prepared(commit.scale)
-            if gradient is None or isinstance(gradient, Mean):
+            if gradient is None:
                 block.step(gradient, hyper)
             else:
                 due = Due(block.tensor, gradient, hyper)
@@ -212,11 +216,10 @@ class BlockRounds(Hosted):
     def is_due(self, commit: Commit) -> bool:
         """Is this a small block whose prepared round ``commit`` lets it apply with others?"""
         return (
-            self._is_small
+            self._is_joint
             and not self._broken
             and not self._is_held(commit)
             and self._replica.settle(commit) is Settled.APPLY
-            and is_joint(self.tensor)
         )
 
     def _is_held(self, commit: Commit) -> bool:
@@ -278,7 +281,7 @@ class BlockRounds(Hosted):
     def begin_step(self, commit: Commit, asked: Request) -> Share | None:
         """The step of a large block whose prepared round ``commit`` lets it apply, for threads to
         share out with others'; None where it is not so. ``asked`` as in ``_apply``."""
-        if self._is_small or self._broken or self._is_held(commit) or not self.tensor.is_piecewise:
+        if self._broken or self._is_held(commit) or not self.tensor.is_piecewise or self._is_joint:
             return None
         if self._replica.settle(commit) is not Settled.APPLY:
             return None
@@ -305,7 +308,7 @@ class BlockRounds(Hosted):
         began_s = time.monotonic()
         began_ns = self.spans.begin()
         try:
-            step_together([due for _, due in group])
+            step_together([due for _, due in group], self.tensor.threads)
             self.spans.end("apply", began_ns, block=self.id, round_=self._replica.round)
             spent_s = (time.monotonic() - began_s) / len(group)
             for block, _ in group:

@@ -4,12 +4,13 @@ A block's own optimizer costs far more than the arithmetic on a few numbers. Blo
 group whose options are equal are stepped by one optimizer that stands in for theirs: it works on
 their values and their states, which stay where they are. Each number comes out as from the block's
 own optimizer, bit for bit: the kernels for lists take the same operations in the same order (but
-for half precision, which they round elsewhere: such blocks are stepped one by one).
+for half precision, which they round elsewhere: such blocks are stepped one by one). Lists are
+short enough for a core's cache, and shared out to the server's threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,12 +18,14 @@ import torch
 
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import PluginError
+from elasticps.server.compute import ComputeThreads
+from elasticps.server.gradient_mean import Mean
 from elasticps.server.tensor_block import TensorBlock
 
-SMALL_BYTES = 64 * 1024
+SMALL_BYTES = 512 * 1024
 """Blocks up to this size are stepped together: of larger ones the arithmetic is what costs."""
-JOINT_BYTES = 4 * 1024 * 1024
-"""Of values in one step: its temporary tensors are as large."""
+JOINT_BYTES = 1024 * 1024
+"""Of values in one list: its temporary tensors are as large."""
 
 EXACT = frozenset({torch.float32, torch.float64})
 
@@ -46,7 +49,7 @@ class Due:
     """A block's step that is to be made."""
 
     block: TensorBlock
-    gradient: torch.Tensor
+    gradient: torch.Tensor | Mean
     hyper: Hyperparameters
 
 
@@ -56,29 +59,40 @@ def is_joint(block: TensorBlock) -> bool:
     return (
         block.nbytes <= SMALL_BYTES
         and block.dtype in EXACT
+        and block.gives_pieces  # coding a value is work for a block by itself
         and type(block.optimizer) in JOINT
         and options.get("foreach") is None
-        and not any(options.get(key) for key in ("fused", "capturable", "differentiable"))
+        and not any(options.get(key) for key in ("capturable", "differentiable"))
     )
 
 
-def step_together(due: Sequence[Due]) -> None:
+def step_together(due: Sequence[Due], threads: ComputeThreads) -> None:
     """One step of each block, all of one param group and ``is_joint``.
 
     Raises PluginError where the optimizer fails: the values have no meaning then.
     """
-    for _, run in groupby(due, key=lambda item: item.hyper):
-        steps = list(run)
-        per_step = max(1, JOINT_BYTES // max(item.block.nbytes for item in steps))
-        for first in range(0, len(steps), per_step):
-            _step(steps[first : first + per_step])
-
-
-def _step(due: Sequence[Due]) -> None:
     for item in due:
         item.block.use(item.hyper)
         item.block.leave_to_readers()
-        item.block.value.grad = item.gradient
+    lists = list(_lists(due))
+    threads.share_out(len(lists), lambda _, number: _step(lists[number]))
+
+
+def _lists(due: Sequence[Due]) -> Iterator[list[Due]]:
+    """Neighbours whose options are equal, up to so many bytes."""
+    for _, run in groupby(due, key=lambda item: item.hyper):
+        steps: list[Due] = []
+        nbytes = 0
+        for item in run:
+            if steps and nbytes + item.block.nbytes > JOINT_BYTES:
+                yield steps
+                steps, nbytes = [], 0
+            steps.append(item)
+            nbytes += item.block.nbytes
+        yield steps
+
+
+def _step(due: Sequence[Due]) -> None:
     values = [item.block.value for item in due]
     joint = due[0].block.stand_in(values)
     states = joint.state
@@ -86,6 +100,8 @@ def _step(due: Sequence[Due]) -> None:
         own = item.block.optimizer.state
         if own:
             states[item.block.value] = own[item.block.value]
+        given = item.gradient
+        item.block.value.grad = given.whole if isinstance(given, Mean) else given
     try:
         joint.step()
     except Exception as error:  # as in a step of one block
@@ -99,4 +115,3 @@ def _step(due: Sequence[Due]) -> None:
             item.block.value.grad = None
     for item in due:
         item.block.optimizer.state[item.block.value] = states[item.block.value]
-        item.block.code_value()

@@ -56,6 +56,15 @@ def is_piecewise(optimizer: torch.optim.Optimizer, value: torch.Tensor) -> bool:
     )
 
 
+def alike(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Another with all that this one has, whose group may get other parameters: a step takes them
+    from there, and other threads make theirs meanwhile."""
+    kind = type(optimizer)
+    made = kind.__new__(kind)
+    vars(made).update(vars(optimizer))
+    return made
+
+
 class PiecewiseStep:
     """The pieces of one value, and of its optimizer's state as it was when this was made.
 
@@ -90,7 +99,7 @@ class PiecewiseStep:
 
         def step(thread: int, number: int) -> None:
             piece, where = self._pieces[number]
-            own = self._stand_in()
+            own = alike(self._optimizer)
             own.param_groups = [{**group, "params": [piece]}]
             if isinstance(gradient, Mean):
                 room = self._threads.room(thread, piece.numel(), gradient.dtype)
@@ -104,14 +113,6 @@ class PiecewiseStep:
                 copy_bytes(target[stretch], value[stretch])
 
         return len(self._pieces), step
-
-    def _stand_in(self) -> torch.optim.Optimizer:
-        """Another optimizer with all that the block's has, whose group may get other parameters:
-        a step takes them from there, and other threads make theirs meanwhile."""
-        kind = type(self._optimizer)
-        made = kind.__new__(kind)
-        vars(made).update(vars(self._optimizer))
-        return made
 
     def gather(self) -> None:
         """What the optimizer has put into other memory goes back to where the block's state is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from elasticps.errors import PluginError, WireError
 from elasticps.server.coded_value import HELD, CodedValue, Difference
 from elasticps.server.compute import ComputeThreads, Share
 from elasticps.server.gradient_mean import Mean
-from elasticps.server.piecewise import PiecewiseStep, is_piecewise
+from elasticps.server.piecewise import PiecewiseStep, alike, is_piecewise
 from elasticps.wire.messages import StateMeta, TensorMeta
 from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
 
@@ -65,7 +66,7 @@ class TensorBlock:
         self._hyper: Hyperparameters = {}
         self._readers: list[weakref.ref[object]] = []
         self._pieces: PiecewiseStep | None = None
-        self._threads = threads or ComputeThreads()
+        self.threads = threads or ComputeThreads()
         self._coded = CodedValue(self._value, self._dtype, values_codec) if values_codec else None
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
@@ -89,10 +90,13 @@ class TensorBlock:
         return group
 
     def stand_in(self, values: list[torch.Tensor]) -> torch.optim.Optimizer:
-        """An optimizer with this one's options over several blocks' values, by torch's kernels
-        for lists of tensors."""
-        options = {key: item for key, item in self.options_in_use.items() if key != "params"}
-        return self._plugin.create([{**options, "params": values, "foreach": True}], self._options)
+        """An optimizer with this one's options over several blocks' values and without a state, by
+        torch's kernels for lists of tensors."""
+        options = {"foreach": True} if not self.options_in_use.get("fused") else {}
+        made = alike(self._optimizer)
+        made.param_groups = [{**self.options_in_use, **options, "params": values}]
+        made.state = defaultdict(dict)
+        return made
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,7 +150,7 @@ class TensorBlock:
         if read.dtype != self._dtype:
             target.view(self._dtype).copy_(read.view(-1))
         else:  # as bytes: the processor copies them without reading what was in the target
-            self._threads.copy(bytes_of(target), bytes_of(read))
+            self.threads.copy(bytes_of(target), bytes_of(read))
 
     def difference_from(self, holds: int | None) -> Difference | None:
         """What a worker with the value of digest ``holds`` lacks; None: only all of it helps."""
@@ -204,7 +208,7 @@ class TensorBlock:
         """
         share = self.begin(gradient, hyper, into)
         if share is not None:
-            self._threads.share_out_each([share])
+            self.threads.share_out_each([share])
             return into is not None and self.gives_pieces
         if gradient is not None:
             self.leave_to_readers()
@@ -242,7 +246,7 @@ class TensorBlock:
             return None
         self.leave_to_readers()
         if self._pieces is None:
-            self._pieces = PiecewiseStep(self._value, self._optimizer, self._threads)
+            self._pieces = PiecewiseStep(self._value, self._optimizer, self.threads)
         pieces = self._pieces
 
         def ended(error: Exception | None) -> None:

@@ -9,15 +9,15 @@ import torch
 
 from elasticps.core.ids import LEDGER
 from elasticps.server.gradient_mean import Mean
+from elasticps.server.joint_step import SMALL_BYTES
 from elasticps.testing.members import Blueprint, LocalRun, Member, together
 from elasticps.testing.rig import Rig
 from elasticps.testing.waiting import eventually
-from elasticps.wire.groups import SMALL_BYTES
 
 LARGE = Blueprint(
-    shapes=((50_000,), (7, 9), (60_000,), ()),
+    shapes=((400_000,), (7, 9), (500_000,), ()),
     options={"lr": 0.5, "momentum": 0.9},
-    block_bytes=120_000,
+    block_bytes=800_000,
 )
 
 
