@@ -42,10 +42,13 @@ class Mean:
     def piece(self, where: slice | EllipsisType, room: torch.Tensor) -> torch.Tensor:
         """The mean there, in ``room``: as many elements of the dtype that is summed in."""
         (first, weight), *others = self.parts
-        if first.dtype == room.dtype:
-            torch.mul(first[where], weight, out=room)
-        else:
+        if first.dtype != room.dtype:
             room.copy_(first[where]).mul_(weight)
+        elif weight == 1.0 and others:  # the same numbers by one pass less
+            (second, its_weight), *others = others
+            torch.add(first[where], second[where], alpha=its_weight, out=room)
+        else:
+            torch.mul(first[where], weight, out=room)
         for gradient, its_weight in others:
             room.add_(gradient[where], alpha=its_weight)
         room.div_(self.total)

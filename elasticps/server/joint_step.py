@@ -18,9 +18,10 @@ import torch
 
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import PluginError
-from elasticps.server.compute import ComputeThreads
+from elasticps.server.compute import ComputeThreads, Share, raised
 from elasticps.server.gradient_mean import Mean
 from elasticps.server.tensor_block import TensorBlock
+from elasticps.wire.tensors import bytes_of, copy_bytes
 
 SMALL_BYTES = 512 * 1024
 """Blocks up to this size are stepped together: of larger ones the arithmetic is what costs."""
@@ -46,11 +47,12 @@ JOINT: frozenset[type[torch.optim.Optimizer]] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A block's step that is to be made."""
+    """A block's step that is to be made; ``into`` get the bytes of the value."""
 
     block: TensorBlock
     gradient: torch.Tensor | Mean
     hyper: Hyperparameters
+    into: Sequence[torch.Tensor] = ()
 
 
 def is_joint(block: TensorBlock) -> bool:
@@ -71,11 +73,16 @@ def step_together(due: Sequence[Due], threads: ComputeThreads) -> None:
 
     Raises PluginError where the optimizer fails: the values have no meaning then.
     """
+    threads.share_out_each([share_of(due)])
+
+
+def share_of(due: Sequence[Due]) -> Share:
+    """The same, for threads to share out."""
     for item in due:
         item.block.use(item.hyper)
         item.block.leave_to_readers()
     lists = list(_lists(due))
-    threads.share_out(len(lists), lambda _, number: _step(lists[number]))
+    return Share(len(lists), lambda _, number: _step(lists[number]), raised)
 
 
 def _lists(due: Sequence[Due]) -> Iterator[list[Due]]:
@@ -115,3 +122,5 @@ def _step(due: Sequence[Due]) -> None:
             item.block.value.grad = None
     for item in due:
         item.block.optimizer.state[item.block.value] = states[item.block.value]
+        for target in item.into:
+            copy_bytes(bytes_of(target), bytes_of(item.block.value))

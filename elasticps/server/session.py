@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import msgspec
 import torch
@@ -13,13 +14,13 @@ from elasticps.server import following
 from elasticps.server.admission import Admission, Admitted, Open
 from elasticps.server.group import Group
 from elasticps.server.hosted import Hosted, Request
-from elasticps.server.large_step import step_each
+from elasticps.server.joint_pulls import Pulls, step_for
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.shared import SharedRegions
 from elasticps.server.table import Table
 from elasticps.server.tensor_block import MAX_STATE_FACTOR
-from elasticps.server.whole_round import WholeRound
+from elasticps.server.whole_round import Parts, WholeRound
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
 from elasticps.wire.groups import EMPTY, GroupMeta, Piece, check_group, offsets
@@ -239,7 +240,12 @@ class Session:
         group = decode(meta, GroupMeta)
         check_group(group, request.header.payload_length)
         answered = Group(request.connection, request.header, group, request.refused)
-        self._begin(answered, group, incoming)
+        if group.push is not None:
+            self._push_each(answered, group, incoming)
+            return
+        pulls = self._pulls(answered, group)
+        step_for([pulls], self._table.threads)
+        pulls.answer()
 
     def _round(self, request: Request, meta: RoundMeta, incoming: torch.Tensor | None) -> None:
         check_round(meta, request.header)
@@ -250,17 +256,38 @@ class Session:
             hosted = self._table.replica(job, LEDGER) if serves else None
             return hosted if isinstance(hosted, LedgerHost) else None
 
-        WholeRound(request, meta, self._begin, ledger).begin(incoming)
+        parts = Parts(self._push_each, self._pulls, ledger, self._table.pulls)
+        WholeRound(request, meta, parts).start(incoming)
 
-    def _begin(self, group: Group, meta: GroupMeta, incoming: torch.Tensor | None) -> None:
-        """Make each piece's request as if it had come by itself; they are answered together."""
-        header, push, region = group.header, meta.push, meta.region
-        if push is not None and region:
+    def _push_each(self, group: Group, meta: GroupMeta, incoming: torch.Tensor | None) -> None:
+        """Make each piece's push as if it had come by itself; they are answered together."""
+        push, region = meta.push, meta.region
+        assert push is not None
+        if region:
             push = msgspec.structs.replace(push, place=Place(region, 0, 0, meta.kept))
+        for piece, start, block, each in self._served(group, meta):
+            gradient = self._gradient(block, piece, start, region, incoming)
+            block.push(each, push, gradient)
+        group.begun()
+
+    def _pulls(self, group: Group, meta: GroupMeta) -> Pulls:
+        """Each piece's pull as if it had come by itself, yet to be made."""
+        assert meta.pull is not None
         reads: list[tuple[ParameterBlock, Request]] = []
+        for piece, _, block, each in self._served(group, meta):
+            if meta.region:
+                each.into = self._value_at(block, Kind.PULL, piece.place_in(meta.region))
+            reads.append((block, each))
+        return Pulls(group, reads, meta.pull)
+
+    def _served(
+        self, group: Group, meta: GroupMeta
+    ) -> Iterator[tuple[Piece, int, ParameterBlock, Request]]:
+        """Each piece that is not refused here and now: where its bytes begin in a payload, its
+        block, and its request."""
         for piece, start in zip(meta.pieces, offsets(meta.pieces), strict=True):
             each = group.request(piece)
-            hosted = self._table.replica(header.job, piece.block)
+            hosted = self._table.replica(group.header.job, piece.block)
             if hosted is None:
                 each.answer(Status.UNKNOWN)
                 continue
@@ -269,17 +296,8 @@ class Session:
             refusal = hosted.refusal(each.header)
             if refusal is not None:
                 each.answer(refusal)
-            elif push is not None:
-                hosted.push(each, push, self._gradient(hosted, piece, start, region, incoming))
             else:
-                if region:
-                    each.into = self._value_at(hosted, Kind.PULL, piece.place_in(region))
-                reads.append((hosted, each))
-        if meta.pull is not None:
-            step_each(reads, meta.pull.commit, self._table.threads)
-            for block, read in reads:
-                block.read(read, meta.pull)
-        group.begun()
+                yield piece, start, hosted, each
 
     def _gradient(
         self,

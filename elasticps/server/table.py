@@ -21,6 +21,7 @@ from elasticps.server.block_rounds import Siblings
 from elasticps.server.compute import ComputeThreads
 from elasticps.server.finite import SpotCheck
 from elasticps.server.hosted import Hosted
+from elasticps.server.joint_pulls import JointPulls
 from elasticps.server.landing import Landing
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.load_count import LoadCount
@@ -87,6 +88,7 @@ class Table:
         self.landing = Landing()
         self._spot_check = SpotCheck()
         self.threads = threads or ComputeThreads()
+        self.pulls = JointPulls(self.threads)
         self._me = me
         self._outbox = outbox
         self._tasks = tasks

@@ -197,7 +197,7 @@ class TensorBlock:
         self,
         gradient: torch.Tensor | Mean | None,
         hyper: Hyperparameters,
-        into: torch.Tensor | None = None,
+        into: Sequence[torch.Tensor] = (),
     ) -> bool:
         """One optimizer step; ``hyper`` is what differs from the group's options in the model.
 
@@ -209,7 +209,7 @@ class TensorBlock:
         share = self.begin(gradient, hyper, into)
         if share is not None:
             self.threads.share_out_each([share])
-            return into is not None and self.gives_pieces
+            return bool(into) and self.gives_pieces
         if gradient is not None:
             self.leave_to_readers()
             self._value.grad = gradient.whole if isinstance(gradient, Mean) else gradient
@@ -236,7 +236,7 @@ class TensorBlock:
         self,
         gradient: torch.Tensor | Mean | None,
         hyper: Hyperparameters,
-        into: torch.Tensor | None = None,
+        into: Sequence[torch.Tensor] = (),
     ) -> Share | None:
         """As ``step``, where that is to be made piece by piece; else None, and the options alone
         are taken. What the optimizer raises the share's end raises."""
@@ -255,7 +255,7 @@ class TensorBlock:
             pieces.gather()
             self.code_value()
 
-        return Share(*pieces.share(gradient, into if self.gives_pieces else None), ended)
+        return Share(*pieces.share(gradient, into if self.gives_pieces else ()), ended)
 
     @property
     def gives_pieces(self) -> bool:
