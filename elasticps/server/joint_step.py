@@ -19,9 +19,8 @@ import torch
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import PluginError
 from elasticps.server.compute import ComputeThreads, Share, raised
-from elasticps.server.gradient_mean import Mean
+from elasticps.server.gradient_mean import Mean, wholes
 from elasticps.server.tensor_block import TensorBlock
-from elasticps.wire.tensors import bytes_of, copy_bytes
 
 SMALL_BYTES = 512 * 1024
 """Blocks up to this size are stepped together: of larger ones the arithmetic is what costs."""
@@ -64,7 +63,8 @@ def is_joint(block: TensorBlock) -> bool:
         and block.gives_pieces  # coding a value is work for a block by itself
         and type(block.optimizer) in JOINT
         and options.get("foreach") is None
-        and not any(options.get(key) for key in ("capturable", "differentiable"))
+        and not options.get("capturable")
+        and not options.get("differentiable")
     )
 
 
@@ -107,8 +107,8 @@ def _step(due: Sequence[Due]) -> None:
         own = item.block.optimizer.state
         if own:
             states[item.block.value] = own[item.block.value]
-        given = item.gradient
-        item.block.value.grad = given.whole if isinstance(given, Mean) else given
+    for item, gradient in zip(due, _gradients(due), strict=True):
+        item.block.value.grad = gradient
     try:
         joint.step()
     except Exception as error:  # as in a step of one block
@@ -122,5 +122,23 @@ def _step(due: Sequence[Due]) -> None:
             item.block.value.grad = None
     for item in due:
         item.block.optimizer.state[item.block.value] = states[item.block.value]
-        for target in item.into:
-            copy_bytes(bytes_of(target), bytes_of(item.block.value))
+    targets = [target for item in due for target in item.into]
+    if targets:
+        values = [value.detach().reshape(-1).view(torch.uint8) for value in values]
+        sources = [value for item, value in zip(due, values, strict=True) for _ in item.into]
+        torch._foreach_copy_(targets, sources)
+
+
+def _gradients(due: Sequence[Due]) -> Iterator[torch.Tensor]:
+    """Each one's, summed; those of the same workers, as most are, together."""
+    for _, run in groupby(due, key=lambda item: _weights(item.gradient)):
+        given = [item.gradient for item in run]
+        means = [each for each in given if isinstance(each, Mean)]
+        if len(means) > 1:
+            yield from wholes(means)
+        else:
+            yield from (each.whole if isinstance(each, Mean) else each for each in given)
+
+
+def _weights(gradient: torch.Tensor | Mean) -> tuple[object, ...] | None:
+    return gradient.weights if isinstance(gradient, Mean) else None

@@ -14,7 +14,7 @@ from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import partition
 from elasticps.server.compute import ComputeThreads
-from elasticps.server.gradient_mean import Mean
+from elasticps.server.gradient_mean import Mean, wholes
 from elasticps.server.joint_step import (
     JOINT,
     JOINT_BYTES,
@@ -102,6 +102,20 @@ def test_a_joint_step_is_each_blocks_own_to_the_bit(
         pairs = zip(joint, grads, strict=True)
         step_together([Due(block, grad.clone(), hyper) for block, grad in pairs], threads)
         assert [each.dump() for each in joint] == [each.dump() for each in alone]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 2.5, 3.0), (0.5, 1.0)])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_sums_that_are_made_together_are_each_to_the_bit(
+    weights: tuple[float, ...], scale: float
+) -> None:
+    random = torch.Generator().manual_seed(4)
+    means = [
+        Mean([(torch.randn(n, generator=random), each) for each in weights], 4.5, scale)
+        for n in (3, 1025, 40_001)
+    ]
+    together = wholes(means)
+    assert all(torch.equal(one, each.whole) for one, each in zip(together, means, strict=True))
 
 
 @pytest.mark.parametrize("options", [{"lr": 1e-2}, {"lr": 1e-2, "fused": True}])
