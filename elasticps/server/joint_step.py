@@ -81,6 +81,7 @@ def share_of(due: Sequence[Due]) -> Share:
     for item in due:
         item.block.use(item.hyper)
         item.block.leave_to_readers()
+        item.block.leave_pieces()
     lists = list(_lists(due))
     return Share(len(lists), lambda _, number: _step(lists[number]), raised)
 
@@ -107,9 +108,9 @@ def _step(due: Sequence[Due]) -> None:
         own = item.block.optimizer.state
         if own:
             states[item.block.value] = own[item.block.value]
-    for item, gradient in zip(due, _gradients(due), strict=True):
-        item.block.value.grad = gradient
     try:
+        for item, gradient in zip(due, _gradients(due), strict=True):
+            item.block.value.grad = gradient
         joint.step()
     except Exception as error:  # as in a step of one block
         raise PluginError(

@@ -135,11 +135,12 @@ class TensorBlock:
     def leave_to_readers(self) -> None:
         """To be called before the value changes: who reads it yet keeps the memory as it is."""
         if any(reader() is not None for reader in self._readers):
-            self._leave_pieces()
+            self.leave_pieces()
             self._value.data = self._value.clone()
         self._readers.clear()
 
-    def _leave_pieces(self) -> None:
+    def leave_pieces(self) -> None:
+        """To be called before a step that is not made of them: they count their own steps."""
         if self._pieces is not None:
             self._pieces.close()
             self._pieces = None
@@ -335,7 +336,7 @@ class TensorBlock:
         self.check_options(meta.hyper)
         self.leave_to_readers()
         self._value.copy_(value.view(self._value.shape))
-        self._leave_pieces()
+        self.leave_pieces()
         # A state may hold less than the one it replaces, and nothing of that one may stay.
         self._optimizer = self._fresh_optimizer()
         self.use(meta.hyper)

@@ -136,6 +136,25 @@ def test_lists_of_unsummed_gradients_are_stepped_as_each_sum_alone(
         assert [each.dump() for each in joint] == [each.dump() for each in alone]
 
 
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_block_that_is_stepped_now_in_a_list_and_now_by_itself_counts_each_step_once(
+    name: str, options: dict[str, Any]
+) -> None:
+    alone, mixed = (blocks_of(name, options, torch.float32, LARGER) for _ in range(2))
+    random = torch.Generator().manual_seed(5)
+    for is_joint_now in (False, True, False, True, True, False):
+        grads = [torch.randn(each.value.shape, generator=random) for each in alone]
+        for block, grad in zip(alone, grads, strict=True):
+            block.step(grad.clone(), {})
+        if is_joint_now:
+            pairs = zip(mixed, grads, strict=True)
+            step_together([Due(block, grad, {}) for block, grad in pairs], ComputeThreads())
+        else:
+            for block, grad in zip(mixed, grads, strict=True):
+                block.step(grad, {})
+        assert [each.dump() for each in mixed] == [each.dump() for each in alone]
+
+
 def test_only_small_blocks_of_torchs_own_optimizers_are_stepped_together() -> None:
     tried = {type(blocks_of(*case, torch.float32)[0].optimizer) for case in CASES}
     assert tried == JOINT
