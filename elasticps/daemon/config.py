@@ -96,7 +96,7 @@ class DaemonConfig:
     takes any free one. Off loopback both need ``security``, or ``allow_insecure_network``.
     ``weight`` is this node's share of the blocks beside the others' (1.0), however many
     ``shard_servers`` it runs; the second listens one port above ``data``, and so on. Each computes
-    with ``threads_per_server``, None: with its share of half of the cores, up to a few.
+    with ``threads_per_server``, None: with its share of the cores, up to a few.
     ``worker_slots`` is how many workers of one job it runs. ``lease_ttl_s`` is in whole seconds, as
     etcd counts; after ``drain_timeout_s`` a stopping daemon leaves although it still holds blocks;
     as leader it gives a job up when blocks have had no living replica for ``lost_after_s``, and

@@ -35,9 +35,9 @@ def servers_for(nodes: Collection[Cores]) -> int:
 
 
 def threads_for(servers: int, nodes: Collection[Cores]) -> int:
-    """How many threads each of ``servers`` computes with: its share of half of the cores, up to a
-    few. The other half is what workers have by default."""
-    return max(1, min(MAX_THREADS, sum(map(len, nodes)) // 2 // servers))
+    """How many threads each of ``servers`` computes with: its share of the cores, up to a few.
+    Workers that are in a round together wait while it does."""
+    return max(1, min(MAX_THREADS, sum(map(len, nodes)) // servers))
 
 
 def pinned(servers: int, nodes: list[Cores]) -> list[Cores | None]:

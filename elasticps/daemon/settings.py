@@ -203,7 +203,7 @@ SETTINGS = (
     Setting(
         key="threads_per_server",
         kind=Kind.WHOLE,
-        default_text="half of the cores over shard_servers, at most 4",
+        default_text="the cores over shard_servers, at most 4",
         help="Threads that a shard server computes with; they sleep until there is a round.",
     ),
     Setting(

@@ -22,14 +22,8 @@ def bare_step(optimizer: torch.optim.Optimizer) -> None:
         _bare(type(optimizer))(optimizer)
 
 
-_BARE: dict[type[torch.optim.Optimizer], Callable[[torch.optim.Optimizer], Any]] = {}
-
-
 def _bare(kind: type[torch.optim.Optimizer]) -> Callable[[torch.optim.Optimizer], Any]:
     """The ``step`` of torch's own as its class has it; that of others may be wrapped otherwise."""
-    known = _BARE.get(kind)
-    if known is None:
-        step = kind.step
-        is_wrapped = kind.__module__.startswith("torch.optim.") and getattr(step, "hooked", False)
-        known = _BARE[kind] = getattr(step, "__wrapped__", step) if is_wrapped else step
-    return known
+    step = kind.step
+    is_wrapped = kind.__module__.startswith("torch.optim.") and getattr(step, "hooked", False)
+    return getattr(step, "__wrapped__", step) if is_wrapped else step

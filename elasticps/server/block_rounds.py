@@ -85,7 +85,7 @@ class BlockRounds(Hosted):
         self._prepared = PreparedGradient(None, {})
         self._borrowed: dict[int, RegionMapping] = {}
         self._answers: dict[Request, tuple[bytes, Buffer | None]] = {}
-        self._written: Request | None = None
+        self._written: Sequence[Request] = ()
         self._broken = ""
         self._first_push_ns = 0
         self._saver = saver
@@ -128,7 +128,7 @@ class BlockRounds(Hosted):
         while (settled := self._replica.settle(commit)) not in (Settled.DONE, Settled.MISSING):
             assert commit is not None
             if settled is Settled.APPLY:
-                self._apply(commit, asked)
+                self._apply(commit, [asked])
             elif settled is Settled.SKIP:
                 self._skip(commit)
             else:
@@ -165,11 +165,15 @@ class BlockRounds(Hosted):
     def _may_stay_apart(self) -> bool:
         """Does nobody need the mean before it is applied?"""
         return (
-            self.tensor.sums_pieces
-            and not self._is_small
+            (self.tensor.sums_pieces or self._is_joint)
             and not self.replication.peers
             and not any(each.header.flags & FLAG_MEASURE for each in self._staging.held.values())
         )
+
+    @property
+    def _is_joint(self) -> bool:
+        """Is this a small block that is stepped with others?"""
+        return self._is_small and is_joint(self.tensor)
 
     def _count_void(self) -> None:
         """What is prepared here will not be applied: its workers push again, those that live."""
@@ -186,11 +190,11 @@ class BlockRounds(Hosted):
             meta = OpMeta(version=version, op=op, hyper=prepared.hyper, commit=base)
             self._streams.publish(self, meta, payload_of(prepared.gradient), prepared.loan)
 
-    def _apply(self, commit: Commit, asked: Request | None = None) -> None:
+    def _apply(self, commit: Commit, asked: Sequence[Request] = ()) -> None:
         """Apply the prepared round; a small block's small siblings take theirs in the same step.
 
-        What a commit proves it proves of every block, whichever hears of it first. ``asked``: the
-        request with the proof, whose place gets the value as it is made.
+        What a commit proves it proves of every block, whichever hears of it first. ``asked``:
+        requests with the proof, whose places get the value as it is made.
         """
         together = [self] if self.is_due(commit) else []
         if together and self._siblings is not None and self._siblings.swept != commit:
@@ -200,7 +204,7 @@ class BlockRounds(Hosted):
                 each for each in others if isinstance(each, BlockRounds) and each.is_due(commit)
             ]
         if len(together) < 2:
-            aside = self._aside if asked is not None and self._may_step_aside(asked) else None
+            aside = self._aside if all(map(self._may_step_aside, asked)) and asked else None
             gradient, hyper = self.take_prepared(commit.scale)
             if aside is None or not self._begin_aside(aside, gradient, hyper):
                 self._step_for(asked, gradient, hyper)
@@ -208,7 +212,7 @@ class BlockRounds(Hosted):
         groups: dict[int, list[tuple[BlockRounds, Due]]] = {}
         for block in together:
             gradient, hyper = block.take_prepared(commit.scale)
-            if gradient is None or isinstance(gradient, Mean):
+            if gradient is None:
                 block.step(gradient, hyper)
             else:
                 due = Due(block.tensor, gradient, hyper)
@@ -219,11 +223,10 @@ class BlockRounds(Hosted):
     def is_due(self, commit: Commit) -> bool:
         """Is this a small block whose prepared round ``commit`` lets it apply with others?"""
         return (
-            self._is_small
+            self._is_joint
             and not self._broken
             and not self._is_held(commit)
             and self._replica.settle(commit) is Settled.APPLY
-            and is_joint(self.tensor)
         )
 
     def _is_held(self, commit: Commit) -> bool:
@@ -253,26 +256,23 @@ class BlockRounds(Hosted):
 
     def _step_for(
         self,
-        asked: Request | None,
+        asked: Sequence[Request],
         gradient: torch.Tensor | Mean | None,
         hyper: Hyperparameters,
     ) -> None:
-        into = None
-        if asked is not None and not asked.connection.closed:
-            into = asked.into
-        if self.step(gradient, hyper, into):
-            self._written = asked
+        if self.step(gradient, hyper, _targets(asked)):
+            self.has_written(asked)
 
     def step(
         self,
         gradient: torch.Tensor | Mean | None,
         hyper: Hyperparameters,
-        into: torch.Tensor | None = None,
+        into: Sequence[torch.Tensor] = (),
     ) -> bool:
         """One step; returns whether the value has been written to ``into`` as well."""
         began_s = time.monotonic()
         began_ns = self.spans.begin()
-        self._written = None
+        self._written = ()
         try:
             written = self.tensor.step(gradient, hyper, into)
             self.spans.end("apply", began_ns, block=self.id, round_=self._replica.round)
@@ -282,16 +282,16 @@ class BlockRounds(Hosted):
             return False
         return written
 
-    def begin_step(self, commit: Commit, asked: Request) -> Share | None:
+    def begin_step(self, commit: Commit, asked: Sequence[Request]) -> Share | None:
         """The step of a large block whose prepared round ``commit`` lets it apply, for threads to
         share out with others'; None where it is not so. ``asked`` as in ``_apply``."""
-        if self._is_small or self._broken or self._is_held(commit) or not self.tensor.is_piecewise:
+        if self._broken or self._is_held(commit) or not self.tensor.is_piecewise or self._is_joint:
             return None
         if self._replica.settle(commit) is not Settled.APPLY:
             return None
         gradient, hyper = self.take_prepared(commit.scale)
-        self._written = None
-        into = None if asked.connection.closed else asked.into
+        self._written = ()
+        into = _targets(asked)
         share = self.tensor.begin(gradient, hyper, into)
         if share is None:  # no worker had a gradient, or the options are others now
             self._step_for(asked, gradient, hyper)
@@ -303,8 +303,8 @@ class BlockRounds(Hosted):
             except PluginError as failure:
                 self.fail(failure)
                 return
-            if into is not None and self.tensor.gives_pieces:
-                self._written = asked
+            if self.tensor.gives_pieces:
+                self.has_written(asked)
 
         return Share(share.pieces, share.work, ended)
 
@@ -325,7 +325,7 @@ class BlockRounds(Hosted):
     ) -> bool:
         """Leave the step to ``aside``; False where it is to be made here."""
         began_ns, round_ = self.spans.begin(), self._replica.round
-        self._written = None
+        self._written = ()
         share = self.tensor.begin(gradient, hyper, in_one=True)
         if share is None:
             return False
@@ -356,11 +356,25 @@ class BlockRounds(Hosted):
         for request in waiting:
             self._answer_durable(request)
 
+    def begin_joint_step(self, commit: Commit, asked: Sequence[Request]) -> Due | None:
+        """The step of a block that ``is_due``, to be made with others'; None where no worker had a
+        gradient. ``asked`` as in ``_apply``."""
+        gradient, hyper = self.take_prepared(commit.scale)
+        self._written = ()
+        if gradient is None:
+            self.step(gradient, hyper)
+            return None
+        return Due(self.tensor, gradient, hyper, _targets(asked))
+
+    def has_written(self, asked: Sequence[Request]) -> None:
+        """Their places have the value as it is now."""
+        self._written = [each for each in asked if each.into is not None]
+
     def _step_together(self, group: Sequence[tuple[BlockRounds, Due]]) -> None:
         began_s = time.monotonic()
         began_ns = self.spans.begin()
         try:
-            step_together([due for _, due in group])
+            step_together([due for _, due in group], self.tensor.threads)
             self.spans.end("apply", began_ns, block=self.id, round_=self._replica.round)
             spent_s = (time.monotonic() - began_s) / len(group)
             for block, _ in group:
@@ -377,6 +391,11 @@ class BlockRounds(Hosted):
     def fail(self, error: PluginError) -> None:
         log.error("job=%s block=%s is broken", self.job, self.id, exc_info=error)
         self._broken = str(error)
+
+
+def _targets(asked: Sequence[Request]) -> list[torch.Tensor]:
+    """Where a value can be written to: a worker that is gone may have given it to others."""
+    return [each.into for each in asked if each.into is not None and not each.connection.closed]
 
 
 def payload_of(gradient: torch.Tensor | None) -> memoryview | None:

@@ -38,6 +38,12 @@ class Share:
     ended: Callable[[Exception | None], None]
 
 
+def raised(error: Exception | None) -> None:
+    """The end of a share whose error is for whoever shares it out."""
+    if error is not None:
+        raise error
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared:
     """Pieces that are ``left`` to begin, and for each that is done what it raised."""
@@ -94,12 +100,7 @@ class ComputeThreads:
 
     def share_out(self, pieces: int, work: Work) -> None:
         """Return when ``work`` has been done on each of so many pieces; raises what one raised."""
-
-        def ended(error: Exception | None) -> None:
-            if error is not None:
-                raise error
-
-        self.share_out_each([Share(pieces, work, ended)])
+        self.share_out_each([Share(pieces, work, raised)])
 
     def share_out_each(self, shares: Iterable[Share]) -> None:
         """Return when all are done, and told. Each is begun as ``shares`` gives it."""

@@ -4,12 +4,13 @@ A block's own optimizer costs far more than the arithmetic on a few numbers. Blo
 group whose options are equal are stepped by one optimizer that stands in for theirs: it works on
 their values and their states, which stay where they are. Each number comes out as from the block's
 own optimizer, bit for bit: the kernels for lists take the same operations in the same order (but
-for half precision, which they round elsewhere: such blocks are stepped one by one).
+for half precision, which they round elsewhere: such blocks are stepped one by one). Lists are
+short enough for a core's cache, and shared out to the server's threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -18,12 +19,14 @@ import torch
 from elasticps.core.blocks import Hyperparameters
 from elasticps.errors import PluginError
 from elasticps.server.bare_step import bare_step
+from elasticps.server.compute import ComputeThreads, Share, raised
+from elasticps.server.gradient_mean import Mean, wholes
 from elasticps.server.tensor_block import TensorBlock
 
-SMALL_BYTES = 64 * 1024
+SMALL_BYTES = 512 * 1024
 """Blocks up to this size are stepped together: of larger ones the arithmetic is what costs."""
-JOINT_BYTES = 4 * 1024 * 1024
-"""Of values in one step: its temporary tensors are as large."""
+JOINT_BYTES = 1024 * 1024
+"""Of values in one list: its temporary tensors are as large."""
 
 EXACT = frozenset({torch.float32, torch.float64})
 
@@ -44,11 +47,12 @@ JOINT: frozenset[type[torch.optim.Optimizer]] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A block's step that is to be made."""
+    """A block's step that is to be made; ``into`` get the bytes of the value."""
 
     block: TensorBlock
-    gradient: torch.Tensor
+    gradient: torch.Tensor | Mean
     hyper: Hyperparameters
+    into: Sequence[torch.Tensor] = ()
 
 
 def is_joint(block: TensorBlock) -> bool:
@@ -57,29 +61,47 @@ def is_joint(block: TensorBlock) -> bool:
     return (
         block.nbytes <= SMALL_BYTES
         and block.dtype in EXACT
+        and block.gives_pieces  # coding a value is work for a block by itself
         and type(block.optimizer) in JOINT
         and options.get("foreach") is None
-        and not any(options.get(key) for key in ("fused", "capturable", "differentiable"))
+        and not options.get("capturable")
+        and not options.get("differentiable")
     )
 
 
-def step_together(due: Sequence[Due]) -> None:
+def step_together(due: Sequence[Due], threads: ComputeThreads) -> None:
     """One step of each block, all of one param group and ``is_joint``.
 
     Raises PluginError where the optimizer fails: the values have no meaning then.
     """
-    for _, run in groupby(due, key=lambda item: item.hyper):
-        steps = list(run)
-        per_step = max(1, JOINT_BYTES // max(item.block.nbytes for item in steps))
-        for first in range(0, len(steps), per_step):
-            _step(steps[first : first + per_step])
+    threads.share_out_each([share_of(due)])
 
 
-def _step(due: Sequence[Due]) -> None:
+def share_of(due: Sequence[Due]) -> Share:
+    """The same, for threads to share out."""
     for item in due:
         item.block.use(item.hyper)
         item.block.leave_to_readers()
-        item.block.value.grad = item.gradient
+        item.block.leave_pieces()
+    lists = list(_lists(due))
+    return Share(len(lists), lambda _, number: _step(lists[number]), raised)
+
+
+def _lists(due: Sequence[Due]) -> Iterator[list[Due]]:
+    """Neighbours whose options are equal, up to so many bytes."""
+    for _, run in groupby(due, key=lambda item: item.hyper):
+        steps: list[Due] = []
+        nbytes = 0
+        for item in run:
+            if steps and nbytes + item.block.nbytes > JOINT_BYTES:
+                yield steps
+                steps, nbytes = [], 0
+            steps.append(item)
+            nbytes += item.block.nbytes
+        yield steps
+
+
+def _step(due: Sequence[Due]) -> None:
     values = [item.block.value for item in due]
     joint = due[0].block.stand_in(values)
     states = joint.state
@@ -88,6 +110,8 @@ def _step(due: Sequence[Due]) -> None:
         if own:
             states[item.block.value] = own[item.block.value]
     try:
+        for item, gradient in zip(due, _gradients(due), strict=True):
+            item.block.value.grad = gradient
         bare_step(joint)
     except Exception as error:  # as in a step of one block
         raise PluginError(
@@ -100,4 +124,23 @@ def _step(due: Sequence[Due]) -> None:
             item.block.value.grad = None
     for item in due:
         item.block.optimizer.state[item.block.value] = states[item.block.value]
-        item.block.code_value()
+    targets = [target for item in due for target in item.into]
+    if targets:
+        values = [value.detach().reshape(-1).view(torch.uint8) for value in values]
+        sources = [value for item, value in zip(due, values, strict=True) for _ in item.into]
+        torch._foreach_copy_(targets, sources)
+
+
+def _gradients(due: Sequence[Due]) -> Iterator[torch.Tensor]:
+    """Each one's, summed; those of the same workers, as most are, together."""
+    for _, run in groupby(due, key=lambda item: _weights(item.gradient)):
+        given = [item.gradient for item in run]
+        means = [each for each in given if isinstance(each, Mean)]
+        if len(means) > 1:
+            yield from wholes(means)
+        else:
+            yield from (each.whole if isinstance(each, Mean) else each for each in given)
+
+
+def _weights(gradient: torch.Tensor | Mean) -> tuple[object, ...] | None:
+    return gradient.weights if isinstance(gradient, Mean) else None

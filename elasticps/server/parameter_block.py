@@ -249,7 +249,7 @@ class ParameterBlock(ReplicatedBlock):
                 if request.into is None:
                     return encode(meta), self.tensor.value_bytes()
                 # A worker that is gone may have given it to others.
-                if self._written is not request and not request.connection.closed:
+                if request not in self._written and not request.connection.closed:
                     self.tensor.write_value(request.into)
                 return encode(meta), None
             case Kind.STATE:

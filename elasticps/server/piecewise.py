@@ -9,6 +9,7 @@ at a time: so the number of threads makes no difference either.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,6 +58,15 @@ def is_piecewise(optimizer: torch.optim.Optimizer, value: torch.Tensor) -> bool:
     )
 
 
+def alike(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Another with all that this one has, whose group may get other parameters: a step takes them
+    from there, and other threads make theirs meanwhile."""
+    kind = type(optimizer)
+    made = kind.__new__(kind)
+    vars(made).update(vars(optimizer))
+    return made
+
+
 class PiecewiseStep:
     """The pieces of one value, and of its optimizer's state as it was when this was made.
 
@@ -80,18 +90,21 @@ class PiecewiseStep:
                     key: _part_of(item, value, where) for key, item in whole.items()
                 }
 
-    def share(self, gradient: torch.Tensor | Mean, into: torch.Tensor | None) -> tuple[int, Work]:
+    def share(
+        self, gradient: torch.Tensor | Mean, into: Sequence[torch.Tensor]
+    ) -> tuple[int, Work]:
         """The pieces of the next step, for threads to share out; then call ``gather``.
 
-        ``gradient`` is only read; ``into`` gets the bytes of each piece of the value as it is made.
+        ``gradient`` is only read; each of ``into`` gets the bytes of a piece of the value as it is
+        made.
         Where a piece raises what the optimizer raises, value and state have no meaning any more.
         """
         group, width = self._optimizer.param_groups[0], self._value.element_size()
-        value, target = bytes_of(self._value), None if into is None else bytes_of(into)
+        value, targets = bytes_of(self._value), [bytes_of(target) for target in into]
 
         def step(thread: int, number: int) -> None:
             piece, where = self._pieces[number]
-            own = self._stand_in()
+            own = alike(self._optimizer)
             own.param_groups = [{**group, "params": [piece]}]
             if isinstance(gradient, Mean):
                 room = self._threads.room(thread, piece.numel(), gradient.dtype)
@@ -100,8 +113,8 @@ class PiecewiseStep:
                 piece.grad = gradient[where]
             bare_step(own)
             piece.grad = None
-            if target is not None:
-                stretch = slice(where.start * width, where.stop * width)
+            stretch = slice(where.start * width, where.stop * width)
+            for target in targets:
                 copy_bytes(target[stretch], value[stretch])
 
         return len(self._pieces), step

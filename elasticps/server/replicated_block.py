@@ -60,7 +60,7 @@ class ReplicatedBlock(BlockRounds):
             memoryview(bytearray(payload[end:])), prepared.hyper if prepared else {}
         )
         self.tensor.load(meta.state, payload[:end])
-        self._written = None
+        self._written = ()
         self._broken = ""
         replica = self._replica
         replica.drop_staged()

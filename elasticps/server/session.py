@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import msgspec
 import torch
@@ -14,14 +14,14 @@ from elasticps.server import following
 from elasticps.server.admission import Admission, Admitted, Open
 from elasticps.server.group import Group
 from elasticps.server.hosted import Hosted, Request
+from elasticps.server.joint_pulls import Pulls, step_for
 from elasticps.server.landed import Landed
-from elasticps.server.large_step import step_each
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.parameter_block import ParameterBlock
 from elasticps.server.shared import SharedRegions
 from elasticps.server.table import Table
 from elasticps.server.tensor_block import MAX_STATE_FACTOR
-from elasticps.server.whole_round import WholeRound
+from elasticps.server.whole_round import Parts, WholeRound
 from elasticps.wire.connection import Connection
 from elasticps.wire.frame import FLAG_EMPTY, Header, Kind, Status
 from elasticps.wire.groups import EMPTY, MAX_GROUP_BYTES, GroupMeta, Piece, check_group
@@ -256,7 +256,12 @@ class Session:
         group = decode(meta, GroupMeta)
         check_group(group, request.header.payload_length)
         answered = Group(request.connection, request.header, group, request.refused)
-        self._begin(answered, group, incoming)
+        if group.push is not None:
+            self._push_each(answered, group, incoming)
+            return
+        pulls = self._pulls(answered, group)
+        step_for([pulls], self._table.threads)
+        pulls.answer()
 
     def _round(self, request: Request, meta: RoundMeta, incoming: Landed | None) -> None:
         check_round(meta, request.header)
@@ -267,18 +272,37 @@ class Session:
             hosted = self._table.replica(job, LEDGER) if serves else None
             return hosted if isinstance(hosted, LedgerHost) else None
 
-        WholeRound(request, meta, self._begin, ledger).begin(incoming)
+        parts = Parts(self._push_each, self._pulls, ledger, self._table.pulls)
+        WholeRound(request, meta, parts).start(incoming)
 
-    def _begin(self, group: Group, meta: GroupMeta, incoming: Landed | None) -> None:
-        """Make each piece's request as if it had come by itself; they are answered together."""
-        header, push, region = group.header, meta.push, meta.region
-        if push is not None and region:
+    def _push_each(self, group: Group, meta: GroupMeta, incoming: Landed | None) -> None:
+        """Make each piece's push as if it had come by itself; they are answered together."""
+        push, region = meta.push, meta.region
+        assert push is not None
+        if region:
             push = msgspec.structs.replace(push, place=Place(region, 0, 0, meta.kept))
-        dropped = push is not None and header.payload_length > 0 and incoming is None
+        dropped = group.header.payload_length > 0 and incoming is None
+        for index, piece, block, each in self._served(group, meta, dropped=dropped):
+            block.push(each, push, self._gradient(block, piece, index, region, incoming))
+        group.begun()
+
+    def _pulls(self, group: Group, meta: GroupMeta) -> Pulls:
+        """Each piece's pull as if it had come by itself, yet to be made."""
+        assert meta.pull is not None
         reads: list[tuple[ParameterBlock, Request]] = []
+        for _, piece, block, each in self._served(group, meta):
+            if meta.region:
+                each.into = self._value_at(block, Kind.PULL, piece.place_in(meta.region))
+            reads.append((block, each))
+        return Pulls(group, reads, meta.pull)
+
+    def _served(
+        self, group: Group, meta: GroupMeta, *, dropped: bool = False
+    ) -> Iterator[tuple[int, Piece, ParameterBlock, Request]]:
+        """Each piece that is not refused here and now: its number, its block and its request."""
         for index, piece in enumerate(meta.pieces):
             each = group.request(piece)
-            hosted = self._table.replica(header.job, piece.block)
+            hosted = self._table.replica(group.header.job, piece.block)
             if hosted is None or dropped:
                 each.answer(Status.UNKNOWN)
                 continue
@@ -287,23 +311,8 @@ class Session:
             refusal = hosted.refusal(each.header)
             if refusal is not None:
                 each.answer(refusal)
-            elif push is not None:
-                hosted.push(each, push, self._gradient(hosted, piece, index, region, incoming))
             else:
-                if region:
-                    each.into = self._value_at(hosted, Kind.PULL, piece.place_in(region))
-                reads.append((hosted, each))
-        if meta.pull is not None:
-            self._read_each(reads, meta.pull, placed=region > 0)
-        group.begun()
-
-    def _read_each(
-        self, reads: Sequence[tuple[ParameterBlock, Request]], pull: PullMeta, *, placed: bool
-    ) -> None:
-        if placed:  # those that are sent are stepped while others are on their way
-            step_each(reads, pull.commit, self._table.threads)
-        for block, read in reads:
-            block.read(read, pull)
+                yield index, piece, hosted, each
 
     def _gradient(
         self,

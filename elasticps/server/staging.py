@@ -157,6 +157,8 @@ def mean(
     total = sum(item.weight for item in staged)
     given = [item for item in staged if item.gradient is not None]
     parts = [(item.gradient, item.weight) for item in given if item.gradient is not None]
+    if len({item.weight for item in staged}) == 1:  # nothing is to be multiplied then
+        parts, total = [(gradient, 1.0) for gradient, _ in parts], float(len(staged))
     if not parts:
         return None
     first, weight = parts[0]

@@ -23,6 +23,7 @@ from elasticps.server.compute import ComputeThreads
 from elasticps.server.doing import Doing
 from elasticps.server.finite import SpotCheck
 from elasticps.server.hosted import Hosted
+from elasticps.server.joint_pulls import JointPulls
 from elasticps.server.landing import Landing
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.server.load_count import LoadCount
@@ -92,6 +93,7 @@ class Table:
         self._spot_check = SpotCheck()
         self.threads = threads or ComputeThreads()
         self.aside = StepsAside() if has_cores() else None
+        self.pulls = JointPulls(self.threads)
         self._me = me
         self._outbox = outbox
         self._tasks = tasks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from elasticps.server.coded_value import HELD, CodedValue, Difference
 from elasticps.server.compute import ComputeThreads, Share
 from elasticps.server.doing import Doing
 from elasticps.server.gradient_mean import Mean
-from elasticps.server.piecewise import PiecewiseStep, is_piecewise
+from elasticps.server.piecewise import PiecewiseStep, alike, is_piecewise
 from elasticps.wire.messages import StateMeta, TensorMeta
 from elasticps.wire.tensors import bytes_of, dtype_name, dtype_named
 
@@ -74,7 +75,7 @@ class TensorBlock:
         self._hyper: Hyperparameters = {}
         self._readers: list[weakref.ref[object]] = []
         self._pieces: PiecewiseStep | None = None
-        self._threads = threads or ComputeThreads()
+        self.threads = threads or ComputeThreads()
         self._coded = CodedValue(self._value, self._dtype, values_codec) if values_codec else None
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
@@ -120,10 +121,13 @@ class TensorBlock:
         return group
 
     def stand_in(self, values: list[torch.Tensor]) -> torch.optim.Optimizer:
-        """An optimizer with this one's options over several blocks' values, by torch's kernels
-        for lists of tensors."""
-        options = {key: item for key, item in self.options_in_use.items() if key != "params"}
-        return self._plugin.create([{**options, "params": values, "foreach": True}], self._options)
+        """An optimizer with this one's options over several blocks' values and without a state, by
+        torch's kernels for lists of tensors."""
+        options = {"foreach": True} if not self.options_in_use.get("fused") else {}
+        made = alike(self._optimizer)
+        made.param_groups = [{**self.options_in_use, **options, "params": values}]
+        made.state = defaultdict(dict)
+        return made
 
     @property
     def dtype(self) -> torch.dtype:
@@ -163,11 +167,12 @@ class TensorBlock:
         """To be called before the value changes: who reads it yet keeps the memory as it is."""
         self.end_step()
         if any(reader() is not None for reader in self._readers):
-            self._leave_pieces()
+            self.leave_pieces()
             self._value.data = self._value.clone()
         self._readers.clear()
 
-    def _leave_pieces(self) -> None:
+    def leave_pieces(self) -> None:
+        """To be called before a step that is not made of them: they count their own steps."""
         if self._pieces is not None:
             self._pieces.close()
             self._pieces = None
@@ -178,7 +183,7 @@ class TensorBlock:
         if read.dtype != self._dtype:
             target.view(self._dtype).copy_(read.view(-1))
         else:  # as bytes: the processor copies them without reading what was in the target
-            self._threads.copy(bytes_of(target), bytes_of(read))
+            self.threads.copy(bytes_of(target), bytes_of(read))
 
     def difference_from(self, holds: int | None) -> Difference | None:
         """What a worker with the value of digest ``holds`` lacks; None: only all of it helps."""
@@ -225,7 +230,7 @@ class TensorBlock:
         self,
         gradient: torch.Tensor | Mean | None,
         hyper: Hyperparameters,
-        into: torch.Tensor | None = None,
+        into: Sequence[torch.Tensor] = (),
     ) -> bool:
         """One optimizer step; ``hyper`` is what differs from the group's options in the model.
 
@@ -236,8 +241,8 @@ class TensorBlock:
         """
         share = self.begin(gradient, hyper, into)
         if share is not None:
-            self._threads.share_out_each([share])
-            return into is not None and self.gives_pieces
+            self.threads.share_out_each([share])
+            return bool(into) and self.gives_pieces
         if gradient is not None:
             self.leave_to_readers()
             self._value.grad = gradient.whole if isinstance(gradient, Mean) else gradient
@@ -267,7 +272,7 @@ class TensorBlock:
         self,
         gradient: torch.Tensor | Mean | None,
         hyper: Hyperparameters,
-        into: torch.Tensor | None = None,
+        into: Sequence[torch.Tensor] = (),
         *,
         in_one: bool = False,
     ) -> Share | None:
@@ -281,7 +286,7 @@ class TensorBlock:
             return None
         self.leave_to_readers()
         if self._pieces is None:
-            self._pieces = PiecewiseStep(self._value, self._optimizer, self._threads)
+            self._pieces = PiecewiseStep(self._value, self._optimizer, self.threads)
         pieces = self._pieces
 
         def ended(error: Exception | None) -> None:
@@ -292,7 +297,7 @@ class TensorBlock:
 
         if in_one and pieces.is_one_pass and not isinstance(gradient, Mean):
             return Share(1, pieces.whole(gradient), ended)
-        return Share(*pieces.share(gradient, into if self.gives_pieces else None), ended)
+        return Share(*pieces.share(gradient, into if self.gives_pieces else ()), ended)
 
     @property
     def gives_pieces(self) -> bool:
@@ -369,7 +374,7 @@ class TensorBlock:
         self.check_options(meta.hyper)
         self.leave_to_readers()
         self._value.copy_(value.view(self._value.shape))
-        self._leave_pieces()
+        self.leave_pieces()
         # A state may hold less than the one it replaces, and nothing of that one may stay.
         self._optimizer = self._fresh_optimizer()
         self.use(meta.hyper)

@@ -19,6 +19,7 @@ from elasticps.core.ids import LEDGER
 from elasticps.errors import ElasticError
 from elasticps.server.group import Group
 from elasticps.server.hosted import Request
+from elasticps.server.joint_pulls import JointPulls, Pulls
 from elasticps.server.landed import Landed
 from elasticps.server.ledger_host import LedgerHost
 from elasticps.wire.frame import Header, Kind, Status
@@ -31,36 +32,44 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Begin = Callable[[Group, GroupMeta, Landed | None], None]
 _answers = msgspec.msgpack.Decoder(Answer)
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a round's parts are done by.
+
+    ``push`` makes a group's pushes, ``pulls`` says what of a group can be pulled here, ``ledger``
+    is where votes go, None for nowhere.
+    """
+
+    push: Callable[[Group, GroupMeta, Landed | None], None]
+    pulls: Callable[[Group, GroupMeta], Pulls]
+    ledger: Callable[[], LedgerHost | None]
+    joint_pulls: JointPulls
+
+
 class WholeRound:
-    """``begin_group`` makes a group's requests; ``ledger`` is where votes go, None for nowhere.
+    """A ``joint_pulls.Puller``, once its vote has been granted.
 
     What is granted at once goes on at once. Else it goes on by itself, in a turn of the loop that
     is nobody else's: who grants it late is in the middle of something, and another's connection.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        meta: RoundMeta,
-        begin_group: Begin,
-        ledger: Callable[[], LedgerHost | None],
-    ) -> None:
+    def __init__(self, request: Request, meta: RoundMeta, parts: Parts) -> None:
         self._request = request
         self._meta = meta
-        self._begin_group = begin_group
-        self._ledger = ledger
+        self._parts = parts
         self._pushed = self._pulled = GroupReply(b"")
+        self._proof = PullMeta()
         self._answer = b""
         self._next: Callable[[], None] | None = None
         self._is_going_on = False
 
-    def begin(self, incoming: Landed | None) -> None:
+    def start(self, incoming: Landed | None) -> None:
         """Raises WireError for what no worker may ask."""
-        self._next = lambda: self._group(self._meta.push, self._have_pushed, incoming)
+        group = self._group(self._meta.push, self._have_pushed)
+        self._next = lambda: self._parts.push(group, self._meta.push, incoming)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -77,31 +86,28 @@ class WholeRound:
             asyncio.get_running_loop().call_soon(self._go_on_late)
 
     def _go_on_late(self) -> None:
-        if self._request.connection.closed:  # its worker asks again, part by part
-            return
+        if not self._request.connection.closed:  # else its worker asks again, part by part
+            self._guarded(self._go_on)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
         try:
-            self._go_on()
+            act()
         except ElasticError:
             log.exception("worker %s breaks a limit", self._request.header.worker)
             self._request.connection.abort()
 
-    def _group(
-        self,
-        meta: GroupMeta,
-        tell: Callable[[GroupReply, bytes], None],
-        incoming: Landed | None,
-    ) -> None:
+    def _group(self, meta: GroupMeta, tell: Callable[[GroupReply, bytes], None]) -> _Part:
         request = self._request
         part = _Part(request.connection, request.header, meta, request.refused)
         part.tell = tell
-        self._begin_group(part, meta, incoming)
+        return part
 
     def _have_pushed(self, said: GroupReply, _: bytes) -> None:
         self._pushed = said
         self._then(self._end if any(said.statuses) else self._vote)
 
     def _vote(self) -> None:
-        ledger, asked = self._ledger(), self._request.header
+        ledger, asked = self._parts.ledger(), self._request.header
         header = Header(
             Kind.LEDGER,
             job=asked.job,
@@ -123,11 +129,28 @@ class WholeRound:
 
     def _pull(self) -> None:
         answer: Answer = _answers.decode(self._answer)
-        if not isinstance(answer, Committed) or self._ledger() is None:
+        if not isinstance(answer, Committed):
             self._end()
             return
-        proof = PullMeta(answer.commit, answer.floor)
-        self._group(msgspec.structs.replace(self._meta.pull, pull=proof), self._have_pulled, None)
+        self._proof = PullMeta(answer.commit, answer.floor)
+        self._parts.joint_pulls.add(self._request.header.job, answer.commit, self)
+
+    def begin(self) -> Pulls | None:
+        """A turn of the loop later: the server may not lead the job any more."""
+        if self._request.connection.closed:
+            return None
+        if self._parts.ledger() is None:
+            self._end()
+            return None
+        meta = msgspec.structs.replace(self._meta.pull, pull=self._proof)
+        begun: list[Pulls] = []
+        group = self._group(meta, self._have_pulled)
+        self._guarded(lambda: begun.append(self._parts.pulls(group, meta)))
+        return begun[0] if begun else None
+
+    def end(self, pulls: Pulls) -> None:
+        self._next = pulls.answer
+        self._go_on_late()
 
     def _have_pulled(self, said: GroupReply, values: bytes) -> None:
         self._pulled = said

@@ -13,15 +13,16 @@ from elasticps.errors import JobFailed
 from elasticps.server.aside import StepAside
 from elasticps.server.gradient_mean import Mean
 from elasticps.server.group import Group as PartGroup
+from elasticps.server.joint_step import SMALL_BYTES
+from elasticps.server.tensor_block import TensorBlock
 from elasticps.testing.members import Blueprint, LocalRun, Member, together
 from elasticps.testing.rig import Rig
 from elasticps.testing.waiting import eventually
-from elasticps.wire.groups import SMALL_BYTES
 
 LARGE = Blueprint(
-    shapes=((50_000,), (7, 9), (60_000,), ()),
+    shapes=((400_000,), (7, 9), (500_000,), ()),
     options={"lr": 0.5, "momentum": 0.9},
-    block_bytes=120_000,
+    block_bytes=800_000,
 )
 
 
@@ -113,8 +114,29 @@ async def test_a_mean_of_large_gradients_is_summed_nowhere_but_where_it_is_appli
         members = await rig.workers(2, LARGE)
         alone = LocalRun(LARGE)
         await _step(members, alone, 0)
-    assert summed
-    assert max(each.parts[0][0].nbytes for each in summed) <= SMALL_BYTES
+    assert not summed
+    assert max(each.nbytes for each in LARGE.random(0)) > SMALL_BYTES
+
+
+async def test_a_rounds_values_are_given_to_all_its_workers_as_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied: list[int] = []
+    write = TensorBlock.write_value
+
+    def noted(block: TensorBlock, target: torch.Tensor) -> None:
+        copied.append(block.nbytes)
+        write(block, target)
+
+    monkeypatch.setattr(TensorBlock, "write_value", noted)
+    async with Rig(1, start_workers=2) as rig:
+        members = await rig.workers(2, LARGE)
+        alone = LocalRun(LARGE)
+        for step in range(3):
+            copied.clear()
+            await _step(members, alone, step)
+        assert not copied, "a value was read once more to be copied"
+        await _audited(members)
 
 
 async def test_a_worker_that_dies_while_another_waits_leaves_it_its_large_blocks_whole() -> None:

@@ -10,10 +10,10 @@ from elasticps.api.job_codec import JobCodec, load_codec
 from elasticps.core.blocks import partition
 from elasticps.errors import PluginError, UsageError
 from elasticps.server.coded_value import HELD, CodedValue
-from elasticps.server.joint_step import SMALL_BYTES
+from elasticps.server.joint_step import is_joint
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.testing.members import Blueprint
-from elasticps.wire.coded_values import LEAST_BYTES, add, are_coded, digest_of
+from elasticps.wire.coded_values import add, are_coded, digest_of
 from elasticps.wire.tensors import bytes_of
 
 NUMEL, CHUNK = 20_000, 256
@@ -111,8 +111,16 @@ def test_replica_that_follows_and_one_from_a_snapshot_hold_the_same_bits() -> No
     assert primary.nbytes_held > 2 * block.nbytes
 
 
-def test_block_that_is_stepped_with_others_is_too_small_for_its_values_to_be_coded() -> None:
-    assert SMALL_BYTES <= LEAST_BYTES
+def test_block_whose_values_are_coded_is_stepped_by_itself() -> None:
+    blueprint = Blueprint(shapes=((NUMEL,),), options={"lr": 0.1}, block_bytes=1 << 20)
+    model = blueprint.model
+    (block,) = partition(model)
+    plain, coded = (
+        TensorBlock(block, model.parameters[0], model, blueprint.plugin, codec)
+        for codec in (None, int8())
+    )
+    assert is_joint(plain)
+    assert not is_joint(coded)
 
 
 class Plain(Codec):

@@ -65,15 +65,16 @@ def test_auto_is_a_server_for_each_numa_node_and_for_each_eight_cores(
     ("servers", "nodes", "threads"),
     [
         (1, [cores(0, 1)], 1),
-        (1, [cores(0, 2)], 1),
-        (1, [cores(0, 4)], 2),
-        (2, [cores(0, 4)], 1),
+        (1, [cores(0, 2)], 2),
+        (1, [cores(0, 4)], 4),
+        (2, [cores(0, 4)], 2),
         (3, [cores(0, 4)], 1),
+        (5, [cores(0, 4)], 1),
         (2, [cores(0, 8), cores(8, 8)], 4),
         (1, [cores(0, 64)], MAX_THREADS),
     ],
 )
-def test_a_server_computes_with_its_share_of_half_of_the_cores_up_to_a_few(
+def test_a_server_computes_with_its_share_of_the_cores_up_to_a_few(
     servers: int, nodes: list[frozenset[int]], threads: int
 ) -> None:
     assert threads_for(servers, nodes) == threads

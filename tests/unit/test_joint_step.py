@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -11,11 +13,22 @@ from torch import nn
 from elasticps.api.optimizer import Optimizer
 from elasticps.api.plugins import OPTIMIZERS, load
 from elasticps.core.blocks import partition
-from elasticps.server.joint_step import JOINT, SMALL_BYTES, Due, is_joint, step_together
+from elasticps.server.compute import ComputeThreads
+from elasticps.server.gradient_mean import Mean, wholes
+from elasticps.server.joint_step import (
+    JOINT,
+    JOINT_BYTES,
+    SMALL_BYTES,
+    Due,
+    is_joint,
+    step_together,
+)
 from elasticps.server.tensor_block import TensorBlock
 from elasticps.worker.parameters import describe
 
 SHAPES = ((3,), (17,), (), (64,), (5, 7), (1025,))
+LARGER = ((100, 401), (127, 999), (64,), (129, 1001), (130,))
+"""Together they make more than one list."""
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {"lr": 0.1}),
     ("sgd", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
@@ -24,6 +37,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("adam", {"lr": 1e-2, "amsgrad": True}),
     ("adamw", {"lr": 1e-2}),
     ("adamw", {"lr": 1e-2, "amsgrad": True, "maximize": True}),
+    ("adamw", {"lr": 1e-2, "fused": True}),
+    ("adam", {"lr": 1e-2, "amsgrad": True, "fused": True}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "fused": True}),
+    ("adagrad", {"lr": 1e-2, "fused": True}),
     ("adagrad", {"lr": 1e-2, "lr_decay": 0.1, "weight_decay": 0.01}),
     ("rmsprop", {"lr": 1e-2, "momentum": 0.9, "centered": True}),
     ("rmsprop", {"lr": 1e-2, "weight_decay": 0.1}),
@@ -33,9 +50,20 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def blocks_of(name: str, options: dict[str, Any], dtype: torch.dtype) -> list[TensorBlock]:
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[ComputeThreads]:
+    with closing(ComputeThreads(request.param)) as made:
+        yield made
+
+
+def blocks_of(
+    name: str,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    shapes: tuple[tuple[int, ...], ...] = SHAPES,
+) -> list[TensorBlock]:
     plugin = load(OPTIMIZERS, name, Optimizer)  # type: ignore[type-abstract]
-    parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in SHAPES]
+    parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
     local = plugin.create([{"params": parameters}], options)
     model = describe(
         [(f"p{index}", each) for index, each in enumerate(parameters)],
@@ -43,7 +71,7 @@ def blocks_of(name: str, options: dict[str, Any], dtype: torch.dtype) -> list[Te
         optimizer=name,
         options=options,
         elementwise=plugin.elementwise,
-        block_bytes=4096,
+        block_bytes=SMALL_BYTES if shapes is LARGER else 4096,
     )
     made = [
         TensorBlock(block, model.parameters[block.parameter], model, plugin)
@@ -58,7 +86,7 @@ def blocks_of(name: str, options: dict[str, Any], dtype: torch.dtype) -> list[Te
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_joint_step_is_each_blocks_own_to_the_bit(
-    name: str, options: dict[str, Any], dtype: torch.dtype
+    name: str, options: dict[str, Any], dtype: torch.dtype, threads: ComputeThreads
 ) -> None:
     alone, joint = blocks_of(name, options, dtype), blocks_of(name, options, dtype)
     assert all(is_joint(each) for each in joint)
@@ -72,8 +100,59 @@ def test_a_joint_step_is_each_blocks_own_to_the_bit(
         for block, grad in zip(alone, grads, strict=True):
             block.step(grad.clone(), hyper)
         pairs = zip(joint, grads, strict=True)
-        step_together([Due(block, grad.clone(), hyper) for block, grad in pairs])
+        step_together([Due(block, grad.clone(), hyper) for block, grad in pairs], threads)
         assert [each.dump() for each in joint] == [each.dump() for each in alone]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 2.5, 3.0), (0.5, 1.0)])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_sums_that_are_made_together_are_each_to_the_bit(
+    weights: tuple[float, ...], scale: float
+) -> None:
+    random = torch.Generator().manual_seed(4)
+    means = [
+        Mean([(torch.randn(n, generator=random), each) for each in weights], 4.5, scale)
+        for n in (3, 1025, 40_001)
+    ]
+    together = wholes(means)
+    assert all(torch.equal(one, each.whole) for one, each in zip(together, means, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"lr": 1e-2}, {"lr": 1e-2, "fused": True}])
+def test_lists_of_unsummed_gradients_are_stepped_as_each_sum_alone(
+    options: dict[str, Any], threads: ComputeThreads
+) -> None:
+    alone, joint = (blocks_of("adamw", options, torch.float32, LARGER) for _ in range(2))
+    assert sum(each.nbytes for each in joint) > JOINT_BYTES
+    random = torch.Generator().manual_seed(3)
+    for _ in range(3):
+        due: list[Due] = []
+        for one, other in zip(alone, joint, strict=True):
+            parts = [(torch.randn(one.value.shape, generator=random), 1.0 + n) for n in range(2)]
+            mean = Mean(parts, 3.0, scale=0.5)
+            one.step(mean.whole.clone(), {})
+            due.append(Due(other, mean, {}))
+        step_together(due, threads)
+        assert [each.dump() for each in joint] == [each.dump() for each in alone]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_block_that_is_stepped_now_in_a_list_and_now_by_itself_counts_each_step_once(
+    name: str, options: dict[str, Any]
+) -> None:
+    alone, mixed = (blocks_of(name, options, torch.float32, LARGER) for _ in range(2))
+    random = torch.Generator().manual_seed(5)
+    for is_joint_now in (False, True, False, True, True, False):
+        grads = [torch.randn(each.value.shape, generator=random) for each in alone]
+        for block, grad in zip(alone, grads, strict=True):
+            block.step(grad.clone(), {})
+        if is_joint_now:
+            pairs = zip(mixed, grads, strict=True)
+            step_together([Due(block, grad, {}) for block, grad in pairs], ComputeThreads())
+        else:
+            for block, grad in zip(mixed, grads, strict=True):
+                block.step(grad, {})
+        assert [each.dump() for each in mixed] == [each.dump() for each in alone]
 
 
 def test_only_small_blocks_of_torchs_own_optimizers_are_stepped_together() -> None:
@@ -97,7 +176,7 @@ def test_a_value_that_is_being_sent_stays_as_it_is(how: str) -> None:
         if how == "alone":
             block.step(grad, {})
         elif how == "together":
-            step_together([Due(block, grad, {})])
+            step_together([Due(block, grad, {})], ComputeThreads())
         else:
             meta, payload = block.dump()
             block.load(meta, memoryview(bytes(len(payload))))

@@ -91,7 +91,7 @@ def test_a_step_in_pieces_is_that_of_the_whole_to_the_bit(
         parameter.grad = values(10 + step)
         local.step()
         into = torch.empty(made.nbytes, dtype=torch.uint8)  # for which pieces are best
-        assert made.step(values(10 + step), {"lr": 0.01 * (step + 1)}, into)
+        assert made.step(values(10 + step), {"lr": 0.01 * (step + 1)}, [into])
     assert bytes(reader) == before
     assert torch.equal(made.value, parameter.detach())
     state, own = local.state[parameter], made.optimizer.state.get(made.value, {})
@@ -149,7 +149,7 @@ def test_gradients_that_are_summed_where_they_are_applied_give_the_bits_of_their
     parameter.grad = whole.mul(scale) if scale != 1.0 else whole
     local.step()
     into = torch.zeros(made.nbytes, dtype=torch.uint8)
-    assert made.step(Mean(parts, 4.5, scale), {}, into)
+    assert made.step(Mean(parts, 4.5, scale), {}, [into])
     assert torch.equal(made.value, parameter.detach())
     assert bytes_of(into) == bytes_of(made.value)
     made.write_value(into.fill_(0))
