@@ -122,10 +122,10 @@ class Listener:
 
     async def __aexit__(self, *_: object) -> None:
         self._closing = True
-        self._server.close()
         if self._next_look is not None:
             self._next_look.cancel()
         try:
+            await self._accept_no_more()
             async with asyncio.TaskGroup() as group:
                 for conn in self.connections:
                     group.create_task(conn.aclose())
@@ -133,6 +133,17 @@ class Listener:
         finally:
             if self.address.transport == "unix":
                 remove_socket(self.address.path, self._inode)
+
+    async def _accept_no_more(self) -> None:
+        """What has been accepted reaches its protocol first: of a server that closes in between
+        asyncio forgets it, open (python/cpython#109564)."""
+        loop = asyncio.get_running_loop()
+        try:
+            for sock in self._server.sockets:
+                loop.remove_reader(sock.fileno())
+            await asyncio.sleep(0)
+        finally:
+            self._server.close()
 
     def _protocol(self) -> Connection:
         return Connection(

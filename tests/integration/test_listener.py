@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import stat
 from pathlib import Path
@@ -276,3 +277,17 @@ async def test_bytes_that_arrive_after_an_error_change_nothing() -> None:
         stream.write(b"x" * 88 + pack(Header(kind=Kind.PUSH)) * 100)
         await eventually(lambda: inbox.closed_count == 1)
     assert (server.wire_errors, inbox.frames) == (1, [])
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_who_comes_while_a_listener_ends_is_not_left_with_nobody(
+    turns: int, path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE_S)
+        async with listen(Address.unix(path), lambda _: None):
+            client.connect(str(path))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.to_thread(client.recv, 1) == b""
