@@ -241,7 +241,12 @@ def test_user_code_runs_in_a_unit_of_its_own_and_says_why_it_failed(service: Ser
     assert len(began) == 1
     service.machine.until(began[0], "ActiveState", "inactive")
     left = service.machine.run("ls", "-A", "/run/elasticps").split()
-    assert set(left) == {"control.sock", "data.sock", "data.sock.mem"}
+    assert set(left) == {
+        "control.sock",
+        "data.sock",
+        "data.sock.mem",
+        "shard-server.doing",
+    }
 
 
 def test_worker_has_a_user_that_is_not_the_daemons_and_is_limited(service: Service) -> None:

@@ -89,7 +89,7 @@ def test_every_kind_and_status_travels(kind: Kind, status: Status) -> None:
         (broken(4, "<B", 2), "version", "1"),
         (broken(5, "<B", 0), "kind", f"1 to {max(Kind)}"),
         (broken(5, "<B", max(Kind) + 1), "kind", f"1 to {max(Kind)}"),
-        (broken(6, "<H", 16), "flags", "0xf"),
+        (broken(6, "<H", 32), "flags", "0x1f"),
         (broken(8, "<H", 9), "status", "0 to 7"),
         (broken(36, "<I", MAX_META + 1), "meta_length", f"{MAX_META} bytes"),
         (broken(64, "<Q", 2**63), "payload_length", f"{MAX_PAYLOAD} bytes"),
