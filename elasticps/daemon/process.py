@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -99,6 +100,8 @@ class ProcessGroup:
             self._process.wait(timeout=KILL_WAIT_S)
         except subprocess.TimeoutExpired:
             logger.warning("process %d has not ended %g s after SIGKILL", self.pid, KILL_WAIT_S)
+            # It is reaped when it does: on a busy machine much memory takes long to be given back.
+            threading.Thread(target=self._process.wait, name="reap", daemon=True).start()
         os.close(self._pidfd)
         self._pidfd = -1
         for pipe in (self._process.stdout, self._process.stderr):

@@ -285,3 +285,10 @@ async def test_task_cancelled_before_its_first_step_leaves_no_process(tmp_path):
         task.cancel()
     await until(lambda: child.pid is None)
     assert not runs(pid)
+
+
+async def test_a_process_that_takes_long_to_die_is_reaped_when_it_does(monkeypatch):
+    monkeypatch.setattr(process, "KILL_WAIT_S", 0.0)
+    group = process.ProcessGroup.spawn(("sleep", "1000"), os.environ, None)
+    group.close()
+    await until(lambda: group._process.returncode == -signal.SIGKILL)
