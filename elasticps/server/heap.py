@@ -1,22 +1,20 @@
-"""Memory of blocks that are gone goes back to the system, and leaves no holes in the heap."""
+"""What one thread of a server frees another can take: there is one heap for all of them."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
-M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 """glibc's ``malloc.h``."""
-OWN_PAGES_BYTES = 1 << 20
-"""An allocation of this size or more has pages of its own."""
 
 
-def give_large_their_own_pages() -> None:
+def share_one_heap() -> None:
     """For this process. Left alone where its environment says otherwise, or there is no glibc.
 
-    By itself glibc takes what was freed once as a sign to take the next from the heap, up to
-    32 MiB: a server then keeps a fifth more than its blocks, in holes between them.
+    By itself glibc gives each thread a heap, and each keeps up to twice the largest tensor that was
+    freed in it: a server then has a fifth more than its blocks.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        mallopt(M_MMAP_THRESHOLD, OWN_PAGES_BYTES)
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(M_ARENA_MAX, 1)

@@ -27,7 +27,7 @@ from elasticps.security.tls import NodeTls, TlsFiles
 from elasticps.server.admission import Admission, Open, Proven, ServerCredentials
 from elasticps.server.compute import ComputeThreads
 from elasticps.server.doing import Doing
-from elasticps.server.heap import give_large_their_own_pages
+from elasticps.server.heap import share_one_heap
 from elasticps.server.makes import made
 from elasticps.server.session import Lease, Session
 from elasticps.server.table import Table
@@ -264,7 +264,7 @@ def main() -> None:
     if options.cores:  # before memory is taken, which then is near
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     leave_compiler_unloaded()
-    give_large_their_own_pages()
+    share_one_heap()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     # A kernel runs on the thread that calls it: ComputeThreads says how many there are.
     torch.set_num_threads(1)

@@ -1,39 +1,40 @@
-"""What a shard server frees is the system's again."""
+"""A shard server's threads share a heap, unless its environment says otherwise.
+
+What that saves is what ``python -m benchmarks memory`` prints.
+"""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from types import SimpleNamespace
 
-SCRIPT = """
-import sys, torch
-from pathlib import Path
-from elasticps.server.heap import give_large_their_own_pages
+import pytest
 
-def held():
-    rows = Path("/proc/self/status").read_text().splitlines()
-    return next(int(row.split()[1]) << 10 for row in rows if row.startswith("RssAnon:"))
-
-if sys.argv[1] == "own":
-    give_large_their_own_pages()
-torch.ones(2 << 20)  # freed at once: glibc takes the next of this size from the heap
-before = held()
-blocks = [(torch.ones(1 << 20), torch.ones(8 << 10)) for _ in range(30)]
-peak = held() - before
-small = [each for _, each in blocks]
-del blocks
-print((held() - before) / peak)
-"""
+from elasticps.server import heap
 
 
-def left(which: str) -> float:
-    """The part of the memory of blocks that is kept when they are gone, and others stay."""
-    ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, which], capture_output=True, text=True, check=True
-    )
-    return float(ran.stdout)
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What a libc of the test's own is asked for."""
+    asked: list[tuple[int, int]] = []
+    libc = SimpleNamespace(mallopt=lambda *wanted: asked.append(wanted))
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: libc)
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    return asked
 
 
-def test_large_blocks_leave_no_holes() -> None:
-    assert left("own") < 0.1
-    assert left("glibc's way") > 0.5, "glibc does it by itself now"
+def test_there_is_one_heap(asked: list[tuple[int, int]]) -> None:
+    heap.share_one_heap()
+    assert asked == [(heap.M_ARENA_MAX, 1)]
+
+
+def test_an_operator_who_says_otherwise_is_obeyed(
+    asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    heap.share_one_heap()
+    assert asked == []
+
+
+def test_a_libc_without_the_call_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: SimpleNamespace())
+    heap.share_one_heap()
